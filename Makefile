@@ -1,0 +1,42 @@
+# Everything a newcomer needs: `make run` (the first study) and `make test`. Each sets up .venv on its own.
+PYTHON ?= python3
+RUNS   ?= runs
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint tables tiny clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed ## create .venv and install rlsparse with its test and lint tools
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rlsparse needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh .ci/apt-install python3-venv
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q 'uv>=0.9,<1'
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+run: setup ## the first study: four algorithms x three seeds on the embedded model, then the table
+	@$(BIN)/python -m rlsparse.run -m algorithm=sgrpo,tspmo,grpo,rgra seed=0,1,2 runs_dir=$(RUNS); status=$$?; \
+	  $(BIN)/python -m rlsparse.results --runs $(RUNS) --experiment default --show && exit $$status
+
+test: setup ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tables: setup ## the tables of every experiment under runs/ and of every committed study under experiments/
+	$(BIN)/python -m rlsparse.results --runs $(RUNS) --studies experiments
+
+tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/models/make_tiny.sh)
+	sh rlsparse/models/make_tiny.sh $(BIN)/python
+
+clean: ## remove .venv and the caches, never a run
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
