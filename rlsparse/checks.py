@@ -1,0 +1,260 @@
+"""Combinations of keys that no type can refuse, found before any model loads. No torch."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlsparse.config import (
+    AdvantageConfig,
+    BudgetConfig,
+    ClippedRatioConfig,
+    ClippingConfig,
+    Config,
+    ConfigError,
+    GeneratedTaskConfig,
+    GroupZscoreConfig,
+    HubTaskConfig,
+    LoraConfig,
+    RandomConfig,
+    RolloutConfig,
+    StochasticConfig,
+    TokenSamplerConfig,
+    TrackerConfig,
+    WandbConfig,
+    WarmStartConfig,
+)
+
+GROUP_BASELINES = ("group_zscore", "group_mean", "leave_one_out", "prefix_tree")
+# group -> value of its name -> the schema that its yaml declares; a name alone cannot change the keys beside it
+SCHEMA_OF: dict[str, dict[str, type]] = {
+    "advantage": {
+        "group_zscore": GroupZscoreConfig,
+        "group_mean": AdvantageConfig,
+        "leave_one_out": AdvantageConfig,
+        "raw_reward": AdvantageConfig,
+        "prefix_tree": AdvantageConfig,
+    },
+    "token_sampler": {
+        "full": TokenSamplerConfig,
+        "stochastic": StochasticConfig,
+        "prefix_tree": TokenSamplerConfig,
+        "random": RandomConfig,
+        "first": BudgetConfig,
+        "high_entropy": BudgetConfig,
+    },
+    "clipping": {
+        "clipped_ratio": ClippedRatioConfig,
+        "ratio": ClippingConfig,
+        "log_prob": ClippingConfig,
+        "prob": ClippingConfig,
+    },
+    "adapter": {"lora": LoraConfig},
+    "task": {
+        "multiplication": GeneratedTaskConfig,
+        "word_problems": GeneratedTaskConfig,
+        "arithmetic": GeneratedTaskConfig,
+        "svamp": HubTaskConfig,
+        "gsm8k": HubTaskConfig,
+    },
+    "rollout": {"plain": RolloutConfig},
+    "tracker": {"none": TrackerConfig, "wandb": WandbConfig},
+}
+CHOICES = {
+    "train.schedule": ("constant", "linear", "cosine"),
+    "objective.aggregation": ("sequence_mean", "token_mean", "prompt_mean", "constant"),
+    "task.answer_format": ("hash", "boxed", "answer_is", "last_number"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "tracker.mode": ("auto", "online", "offline"),
+}
+AT_LEAST_ONE = (
+    "lora_rank",
+    "threads",
+    "train.steps",
+    "train.prompts_per_step",
+    "train.group_size",
+    "train.updates_per_rollout",
+    "train.microbatch",
+    "rollout.max_new_tokens",
+    "eval.every",
+    "eval.max_rows",
+    "eval.samples",
+    "eval.batch_rows",
+    "task.train_rows",
+    "task.test_rows",
+    "token_sampler.budget",
+    "warm_start.epochs",
+    "warm_start.batch_size",
+)
+AT_LEAST_ZERO = (
+    "kl.beta",
+    "objective.l2",
+    "advantage.epsilon",
+    "clipping.epsilon_high",
+    "token_sampler.always_first",
+    "train.lr",
+    "train.warmup_steps",
+    "train.weight_decay",
+    "train.max_grad_norm",
+    "rollout.top_k",
+    "tracker.samples",
+    "warm_start.lr",
+    "warm_start.weight_decay",
+    "warm_start.max_grad_norm",
+)
+ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "task.verifier_time_limit")
+# key -> lowest, highest, whether the lowest itself is allowed
+BETWEEN: dict[str, tuple[float, float, bool]] = {
+    "rollout.top_p": (0, 1, False),
+    "token_sampler.probability": (0, 1, False),
+    "clipping.epsilon_low": (0, 1, True),
+    "warm_start.warmup": (0, 1, True),
+    "warm_start.noise.direct": (0, 1, True),
+    "warm_start.noise.direct_wrong": (0, 1, True),
+    "warm_start.noise.slip": (0, 1, True),
+}
+FINITE = ("task.reward.correct", "task.reward.wrong", "task.reward.format")
+
+
+def check(config: Config) -> None:
+    """Refuse a run's config that cannot mean what it says.
+
+    Raises:
+        ConfigError: with all that is wrong, a line each: key, value and remedy.
+    """
+    _refuse([*_value_problems(config), *_task_problems(config), *_run_problems(config)])
+
+
+def check_warm_start(config: WarmStartConfig) -> None:
+    """The same for a warm start.
+
+    Raises:
+        ConfigError: with all that is wrong, a line each: key, value and remedy.
+    """
+    _refuse([*_value_problems(config), *_task_problems(config)])
+
+
+def check_writable(key: str, path: str) -> None:
+    """Make a folder and refuse one that cannot be written.
+
+    Raises:
+        ConfigError: it is a file, lies under one, or this user may not write there.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={path}: cannot be written ({error.strerror}); give a folder that you may write"
+        ) from error
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _get(config: Config | WarmStartConfig, key: str) -> Any:
+    """The value of a dotted key; None where this config has no such key."""
+    node: Any = config
+    for part in key.split("."):
+        node = getattr(node, part, None)
+    return node
+
+
+def _value_problems(config: Config | WarmStartConfig) -> Iterator[str]:
+    """What is wrong with a value whatever the others are."""
+    for group, schemas in SCHEMA_OF.items():
+        key = f"{group}.surrogate" if group == "clipping" else f"{group}.name"
+        name, node = _get(config, key), _get(config, group)
+        if node is None:
+            continue
+        if name not in schemas:
+            yield f"{key}={name}: choose one of {', '.join(schemas)}"
+        elif type(node) is not schemas[name]:
+            yield f"{key}={name}: the other keys of {group} are another option's; choose {group}= as a whole"
+    for key, allowed in CHOICES.items():
+        if _get(config, key) not in (*allowed, None):
+            yield f"{key}={_get(config, key)}: choose one of {', '.join(allowed)}"
+    for key in (*AT_LEAST_ONE, *AT_LEAST_ZERO, *ABOVE_ZERO, *BETWEEN, *FINITE):
+        value = _get(config, key)
+        if value is not None and not math.isfinite(value):
+            yield f"{key}={value}: must be a finite number"
+        elif value is not None and (remedy := _out_of_range(key, value)):
+            yield f"{key}={value}: must be {remedy}"
+
+
+def _out_of_range(key: str, value: float) -> str | None:
+    """What the value must be, where it is not."""
+    if key in AT_LEAST_ONE and value < 1:
+        return "at least 1"
+    if key in AT_LEAST_ZERO and value < 0:
+        return "0 or more"
+    if key in ABOVE_ZERO and value <= 0:
+        return "above 0"
+    if key in BETWEEN:
+        low, high, closed = BETWEEN[key]
+        if not (low <= value <= high if closed else low < value <= high):
+            return f"in {'[' if closed else '('}{low}, {high}]"
+    return None
+
+
+def _task_problems(config: Config | WarmStartConfig) -> Iterator[str]:
+    if "{question}" not in config.task.prompt:
+        yield f"task.prompt={config.task.prompt!r}: must contain {{question}}"
+    if any(k < 1 for k in config.eval.pass_at):
+        yield f"eval.pass_at={config.eval.pass_at}: each k must be at least 1"
+
+
+def _run_problems(config: Config) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w.-]*", config.experiment.name):
+        yield f"experiment.name={config.experiment.name}: it names a folder; use letters, digits, '_', '-' and '.'"
+    yield from _adapter_problems(config)
+    yield from _credit_problems(config)
+    sampler = config.token_sampler
+    if isinstance(sampler, StochasticConfig) and sampler.budget < sampler.always_first:
+        yield (
+            f"token_sampler.budget={sampler.budget}: the first token_sampler.always_first={sampler.always_first} "
+            "tokens count too, so it must be at least that"
+        )
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    layers, modules = config.adapter.layers, config.adapter.target_modules
+    if layers not in ("all", "last_third") and not _is_list_of(int, layers):
+        yield f"adapter.layers={layers}: give all, last_third, or a list of layer numbers such as [8,9]"
+    if modules != "all-linear" and not _is_list_of(str, modules):
+        yield f"adapter.target_modules={modules}: give all-linear, or a list of names such as [q_proj,v_proj]"
+
+
+def _is_list_of(kind: type, value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+
+
+def _credit_problems(config: Config) -> Iterator[str]:
+    if config.train.group_size == 1 and config.advantage.name in GROUP_BASELINES:
+        yield (
+            f"train.group_size=1: advantage={config.advantage.name} compares completions of one prompt; "
+            "take a group of at least 2, or advantage=raw_reward"
+        )
+    if config.advantage.name == "prefix_tree":
+        if config.clipping.surrogate == "clipped_ratio":
+            yield (
+                "clipping=on: advantage=prefix_tree (T-SPMO) weighs each distinct transition's probability, which "
+                "is not clipped; take clipping=prob"
+            )
+        if config.token_sampler.name != "prefix_tree":
+            yield (
+                f"token_sampler={config.token_sampler.name}: advantage=prefix_tree (T-SPMO) names each distinct "
+                "transition once; take token_sampler=prefix_tree"
+            )
+    elif config.token_sampler.name == "prefix_tree":
+        yield (
+            f"advantage={config.advantage.name}: token_sampler=prefix_tree picks the branch points that "
+            "advantage=prefix_tree values; take both or neither"
+        )

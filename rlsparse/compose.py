@@ -1,0 +1,105 @@
+"""From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from rlsparse.config import (
+    AdvantageConfig,
+    BudgetConfig,
+    ClippedRatioConfig,
+    ClippingConfig,
+    Config,
+    ConfigError,
+    EvalConfig,
+    GeneratedTaskConfig,
+    GroupZscoreConfig,
+    HubTaskConfig,
+    KLConfig,
+    LoraConfig,
+    ModelConfig,
+    NegativeFeedbackConfig,
+    ObjectiveConfig,
+    RandomConfig,
+    RolloutConfig,
+    ScratchConfig,
+    StochasticConfig,
+    SupervisedConfig,
+    TokenSamplerConfig,
+    TrackerConfig,
+    TrainConfig,
+    WandbConfig,
+    WarmStartConfig,
+)
+
+# group -> schema name -> dataclass; an option's yaml names its schema in its defaults list.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "advantage": {"plain": AdvantageConfig, "group_zscore": GroupZscoreConfig},
+    "negative_feedback": {"plain": NegativeFeedbackConfig},
+    "token_sampler": {
+        "plain": TokenSamplerConfig,
+        "stochastic": StochasticConfig,
+        "budget": BudgetConfig,
+        "random": RandomConfig,
+    },
+    "clipping": {"plain": ClippingConfig, "clipped_ratio": ClippedRatioConfig},
+    "kl": {"plain": KLConfig},
+    "objective": {"plain": ObjectiveConfig},
+    "adapter": {"lora": LoraConfig},
+    "model": {"plain": ModelConfig, "scratch": ScratchConfig},
+    "task": {"generated": GeneratedTaskConfig, "hub": HubTaskConfig},
+    "rollout": {"plain": RolloutConfig},
+    "train": {"plain": TrainConfig},
+    "eval": {"plain": EvalConfig},
+    "tracker": {"plain": TrackerConfig, "wandb": WandbConfig},
+    "warm_start": {"plain": SupervisedConfig},
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra. They lie in ``<group>/schema``, so that they are not offered as options."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=Config)
+    store.store(name="warm_start_schema", node=WarmStartConfig)
+    for group, schemas in SCHEMAS.items():
+        for name, node in schemas.items():
+            store.store(group=f"{group}/schema", name=name, node=node, package=group)
+
+
+def config_dir() -> str:
+    """The folder of yaml files: ``conf/`` of the checkout, or the copy that a wheel carries."""
+    inside = Path(__file__).parent / "conf"
+    return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+def run_config(config: DictConfig) -> Any:
+    """A composed config as its dataclass (``Config`` or ``WarmStartConfig``), Hydra's own node left out.
+
+    Raises:
+        ConfigError: a key without a value, an interpolation that leads nowhere, or a key (``+key=…``) that is in no
+            schema.
+    """
+    ours = config.copy()
+    with open_dict(ours):
+        ours.pop("hydra", None)
+    try:
+        plain = OmegaConf.to_object(ours)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {error}") from error
+    _refuse_unknown_keys(plain, OmegaConf.to_container(ours), "")
+    return plain
+
+
+def _refuse_unknown_keys(node: Any, container: Any, prefix: str) -> None:
+    if not is_dataclass(node):
+        return
+    known = {field.name for field in fields(node)}
+    for key in container:
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}: no such key; here there are {', '.join(sorted(known))}")
+    for key in known:
+        _refuse_unknown_keys(getattr(node, key), container[key], f"{prefix}{key}.")
