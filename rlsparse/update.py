@@ -1,0 +1,144 @@
+"""The optimizer step: microbatches of the rows that have something to teach, forward, loss, backward, AdamW."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlsparse.batch import NonFiniteError, ScoredBatch
+from rlsparse.config import Config, TrainConfig
+from rlsparse.objective import token_loss
+from rlsparse.policy import Policy, token_log_probs
+
+# share of the peak learning rate, by the share of the steps after warm-up that are done
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """Means over the step's updates, by their documented names without prefix."""
+
+    updates: int = 0
+    loss: float = 0.0
+    kl: float = 0.0
+    frac_clipped: float = 0.0
+    grad_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Rows that go through the model together.
+
+    Attributes:
+        rows: (b,) row numbers into the rollout.
+        width: completion columns that are needed: up to the last selected token of these rows.
+    """
+
+    rows: Tensor
+    width: int
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of a training step, counted from 1: linear warm-up, then constant, linear or cosine to 0.
+
+    A function of the step alone: a step without update moves it too, and nothing about it needs saving.
+    """
+    if step <= config.warmup_steps:
+        return config.lr * step / (config.warmup_steps + 1)
+    done = (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * SCHEDULES[config.schedule](done)
+
+
+def microbatches(scales: Tensor, size: int) -> list[Microbatch]:
+    """The rows with a token to teach, in pieces of ``size``; all others cost nothing.
+
+    Args:
+        scales: (B, T).
+    """
+    rows = (scales != 0).any(dim=1).nonzero().squeeze(1)
+    return [
+        Microbatch(rows=piece, width=int((scales[piece] != 0).any(dim=0).nonzero().max()) + 1)
+        for piece in rows.split(size)
+        if len(piece)
+    ]
+
+
+def update(
+    policy: Policy, optimizer: torch.optim.Optimizer, batch: ScoredBatch, lr: float, config: Config
+) -> UpdateMetrics:
+    """Take ``train.updates_per_rollout`` optimizer steps on one rollout batch; none where no token can teach.
+
+    Raises:
+        NonFiniteError: before the step that would have spoiled the parameters.
+    """
+    (group,) = optimizer.param_groups
+    group["lr"] = lr
+    parameters = group["params"]
+    pieces = microbatches(batch.scales, config.train.microbatch)
+    if not pieces:
+        return UpdateMetrics()
+    reference = _reference_log_probs(policy, batch, pieces, config)
+    old: list[Tensor] = []  # log-probs of the first pass: π_old, on the same code path as π
+    loss = kl = clipped = grad_norm = 0.0
+    tokens = 0
+    for _ in range(config.train.updates_per_rollout):
+        optimizer.zero_grad()
+        for i, piece in enumerate(pieces):
+            log_probs = token_log_probs(policy, batch.rollout, piece.rows, piece.width, config.rollout.temperature)
+            if len(old) == i:
+                old.append(log_probs.detach())
+            part = token_loss(
+                log_probs,
+                old[i],
+                reference[i],
+                batch.advantages[piece.rows, : piece.width],
+                batch.scales[piece.rows, : piece.width],
+                config.clipping,
+                config.kl,
+            )
+            part.loss.backward()
+            loss += float(part.loss.detach())
+            kl, clipped, tokens = kl + part.kl, clipped + part.clipped, tokens + part.tokens
+        loss += _add_l2(parameters, config.objective.l2)
+        norm = _clip_gradient(parameters, config.train.max_grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteError(f"the loss is {loss}, its gradient norm {norm}")
+        grad_norm += norm
+        optimizer.step()
+    n = config.train.updates_per_rollout
+    return UpdateMetrics(n, loss / n, kl / n, clipped / tokens, grad_norm / n)
+
+
+def _reference_log_probs(
+    policy: Policy, batch: ScoredBatch, pieces: list[Microbatch], config: Config
+) -> list[Tensor | None]:
+    if config.kl.beta == 0:
+        return [None] * len(pieces)
+    with torch.no_grad(), policy.reference():
+        return [
+            token_log_probs(policy, batch.rollout, piece.rows, piece.width, config.rollout.temperature)
+            for piece in pieces
+        ]
+
+
+def _add_l2(parameters: list[nn.Parameter], weight: float) -> float:
+    """Add the gradient of weight · Σθ² to the parameters' gradients and return that term of the loss."""
+    if weight == 0:
+        return 0.0
+    total = 0.0
+    for parameter in parameters:
+        total += weight * float(parameter.detach().square().sum())
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach(), alpha=2 * weight)
+    return total
+
+
+def _clip_gradient(parameters: list[nn.Parameter], max_norm: float) -> float:
+    limit = max_norm if max_norm > 0 else math.inf
+    return float(nn.utils.clip_grad_norm_(parameters, limit))
