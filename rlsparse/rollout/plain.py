@@ -1,0 +1,120 @@
+"""The reference engine: the prompt prefilled once and its cache repeated for the group, then one token a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from rlsparse.batch import Prompt, Rollout
+from rlsparse.config import RolloutConfig
+from rlsparse.policy import Policy
+from rlsparse.rollout.sampling import sample
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    config: RolloutConfig,
+    group_size: int,
+    generator: Generator,
+    greedy: bool = False,
+) -> Rollout:
+    """Sample ``group_size`` completions of each prompt.
+
+    A row's random numbers do not depend on the other rows; finished rows leave the batch.
+
+    Args:
+        generator: CPU stream of the uniform numbers; not drawn from when greedy.
+        greedy: take the likeliest token at each step.
+    """
+    prompt_ids, prompt_lengths = _left_pad(prompts, policy)  # (P, S), (P,)
+    B, T = len(prompts) * group_size, config.max_new_tokens
+    uniform = torch.zeros(B, T) if greedy else torch.rand(B, T, generator=generator)
+    uniform = uniform.to(policy.device)
+    out = _Columns.empty(B, T, policy)
+
+    mask = torch.arange(prompt_ids.shape[1], 0, -1, device=policy.device) <= prompt_lengths[:, None]  # (P, S)
+    reply = policy.model(
+        input_ids=prompt_ids,
+        attention_mask=mask.long(),
+        position_ids=(mask.long().cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = reply.past_key_values
+    cache.batch_repeat_interleave(group_size)
+    logits = reply.logits[:, -1].repeat_interleave(group_size, dim=0)  # (B, V)
+    mask = mask.long().repeat_interleave(group_size, dim=0)  # (B, S), grows by a column a step
+    position = prompt_lengths.repeat_interleave(group_size)  # (B,) of the next token
+    alive = torch.arange(B, device=policy.device)  # rows that still grow; the tensors above hold these rows only
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
+
+    for t in range(T):
+        tokens, log_probs, entropy = sample(logits, uniform[alive, t], config, greedy)
+        ended = torch.isin(tokens, eos)
+        out.write(alive, t, tokens, log_probs, entropy, ended)
+        if t == T - 1 or bool(ended.all()):
+            break
+        if bool(ended.any()):
+            keep = (~ended).nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            alive, tokens, mask, position = alive[keep], tokens[keep], mask[keep], position[keep]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+        logits = policy.model(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]  # (alive, V)
+        position = position + 1
+    return out.rollout(prompt_ids, prompt_lengths)
+
+
+@dataclass
+class _Columns:
+    """The rollout's (B, T) tensors while they are filled, column by column."""
+
+    ids: Tensor
+    lengths: Tensor
+    ended: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+
+    @classmethod
+    def empty(cls, B: int, T: int, policy: Policy) -> "_Columns":
+        device = policy.device
+        return cls(
+            ids=torch.full((B, T), policy.pad_id, device=device),
+            lengths=torch.zeros(B, dtype=torch.long, device=device),
+            ended=torch.zeros(B, dtype=torch.bool, device=device),
+            log_probs=torch.zeros(B, T, device=device),
+            entropy=torch.zeros(B, T, device=device),
+        )
+
+    def write(self, rows: Tensor, t: int, tokens: Tensor, log_probs: Tensor, entropy: Tensor, ended: Tensor) -> None:
+        self.ids[rows, t] = tokens
+        self.log_probs[rows, t] = log_probs
+        self.entropy[rows, t] = entropy
+        self.lengths[rows] = t + 1
+        self.ended[rows] = ended
+
+    def rollout(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> Rollout:
+        T = int(self.lengths.max())
+        return Rollout(
+            prompt_ids=prompt_ids,
+            prompt_lengths=prompt_lengths,
+            completion_ids=self.ids[:, :T],
+            lengths=self.lengths,
+            ended=self.ended,
+            log_probs=self.log_probs[:, :T],
+            entropy=self.entropy[:, :T],
+        )
+
+
+def _left_pad(prompts: Sequence[Prompt], policy: Policy) -> tuple[Tensor, Tensor]:
+    lengths = [len(prompt.ids) for prompt in prompts]
+    rows = [[policy.pad_id] * (max(lengths) - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]
+    return torch.tensor(rows, device=policy.device), torch.tensor(lengths, device=policy.device)
