@@ -1,0 +1,1 @@
+"""Tracking: flushed JSON lines first, then W&B as a view of them, and the display."""

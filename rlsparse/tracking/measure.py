@@ -1,0 +1,61 @@
+"""What a run costs: seconds by stage and the peak of its memory."""
+
+import gc
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+
+class Clock:
+    """Seconds by stage, device work included.
+
+    Attributes:
+        total: seconds by stage since the start.
+        last: seconds of each stage's latest visit.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.total: dict[str, float] = defaultdict(float)
+        self.last: dict[str, float] = {}
+        self._device = device
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.last[stage] = time.perf_counter() - start
+        self.total[stage] += self.last[stage]
+
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._start
+
+
+def free_memory(device: torch.device) -> None:
+    """Let go of earlier runs' memory and start a new peak, so that a run in a sweep's process pays for itself only."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then the process's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: torch's peak on a GPU, else the process's peak resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

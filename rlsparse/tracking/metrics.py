@@ -1,0 +1,52 @@
+"""Every metric's meaning and unit: the one place. A run logs no other name (a test sees to it).
+
+Prefixes are the folders of the code that makes them. Printed as a table by ``python -m rlsparse.tracking.metrics``.
+"""
+
+# name -> (unit, meaning)
+TRAIN_METRICS: dict[str, tuple[str, str]] = {
+    "task/reward_mean": ("reward", "mean reward of the step's completions"),
+    "task/reward_std": ("reward", "standard deviation of the step's rewards"),
+    "task/accuracy": ("share", "completions with the right answer, sampled on training prompts"),
+    "task/frac_answered": ("share", "completions with an answer in the asked format, right or wrong"),
+    "task/verifier_timeouts": ("count", "answers that math-verify did not settle in time; they count as wrong"),
+    "rollout/length_mean": ("tokens", "mean completion length, EOS included"),
+    "rollout/frac_truncated": ("share", "completions cut off at rollout.max_new_tokens"),
+    "rollout/entropy": ("nats", "mean entropy of the policy over the sampled tokens"),
+    "rollout/frac_degenerate_groups": ("share", "groups whose rewards are all equal"),
+    "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled per second of rollout"),
+    "advantage/abs_mean": ("reward", "mean |A| over completion tokens (standard deviations for group_zscore)"),
+    "tokens/frac_updated": ("share", "completion tokens that the token sampler chose"),
+    "tokens/frac_forward": ("share", "completion tokens in rows that took part in the forward and backward pass"),
+    "tokens/generated": ("tokens", "completion tokens sampled for training since the start"),
+    "tokens/selected": ("tokens", "of those, chosen by the token sampler"),
+    "objective/loss": ("reward", "loss that was minimised, mean over the step's updates"),
+    "objective/kl": ("nats", "aggregated KL(pi || base model), k3 estimator; 0 where beta = 0"),
+    "objective/frac_clipped": ("share", "selected tokens whose ratio the clipping held back"),
+    "train/grad_norm": ("1", "gradient norm before clipping, mean over the step's updates"),
+    "train/lr": ("1", "learning rate of the step"),
+    "train/updates": ("count", "optimizer steps taken; 0 when no token had anything to teach"),
+    "time/rollout": ("s", "sampling, this step"),
+    "time/reward": ("s", "verifying, this step"),
+    "time/train": ("s", "advantages to optimizer, this step"),
+}
+EVAL_METRICS: dict[str, tuple[str, str]] = {
+    "eval/accuracy_greedy": ("share", "held-out rows answered right by greedy decoding"),
+    "eval/accuracy_sampled": ("share", "held-out completions with the right answer, sampled as in training"),
+    "eval/mean_length": ("tokens", "mean length of the sampled held-out completions"),
+    "eval/frac_answered": ("share", "sampled held-out completions with an answer in the asked format"),
+    "eval/frac_truncated": ("share", "sampled held-out completions cut off at rollout.max_new_tokens"),
+    "eval/pass_at_": ("share", "pass@k, the unbiased estimate from eval.samples completions a row; k ends the name"),
+    "time/eval": ("s", "this evaluation"),
+}
+
+
+def is_documented(name: str) -> bool:
+    """Whether a logged name stands in the tables above."""
+    stem = name.rstrip("0123456789") if name.startswith("eval/pass_at_") else name
+    return stem in TRAIN_METRICS or stem in EVAL_METRICS
+
+
+if __name__ == "__main__":
+    for metric, (unit, meaning) in (TRAIN_METRICS | EVAL_METRICS).items():
+        print(f"{metric:32} {unit:9} {meaning}")

@@ -1,0 +1,40 @@
+"""The live display: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Step, reward, accuracy, tokens/s and time left of one run.
+
+    On a terminal one line that renews itself; elsewhere a line for each evaluation.
+    """
+
+    def __init__(self, label: str, steps: int) -> None:
+        self._label = label
+        self._steps = steps
+        self._live = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, desc=label, unit="step", disable=not self._live, dynamic_ncols=True)
+        self._shown = {"reward": "", "accuracy": "", "tokens/s": ""}
+
+    def step(self, reward: float, tokens_per_second: float) -> None:
+        self._shown |= {"reward": f"{reward:.3f}", "tokens/s": f"{tokens_per_second:.0f}"}
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update()
+
+    def evaluation(self, step: int, greedy: float, sampled: float) -> None:
+        self._shown["accuracy"] = f"{100 * sampled:.1f}%"
+        if not self._live:
+            now = " ".join(f"{key} {value}" for key, value in self._shown.items() if value and key != "accuracy")
+            self.say(
+                f"{self._label}: step {step}/{self._steps} accuracy {100 * greedy:.1f}% greedy, "
+                f"{100 * sampled:.1f}% sampled {now}"
+            )
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
