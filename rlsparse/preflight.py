@@ -1,0 +1,73 @@
+"""What can be known to be wrong before any weights are loaded: keys, folders, data, adapter targets."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+from rlsparse.adapter.lora import target_layers, target_names
+from rlsparse.checks import check, check_writable
+from rlsparse.config import Config, ConfigError, TrackerConfig
+from rlsparse.identity import Identity, folder_digest, identify
+from rlsparse.policy import context_length, local_folder, model_skeleton, resolve_device
+from rlsparse.task import load_task
+
+
+def preflight(configs: Sequence[Config]) -> list[Identity]:
+    """Check every config of a sweep; the identity of each run. What points share is looked at once.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: key, value and remedy.
+    """
+    digest = cache(folder_digest)
+    seen: set[str] = set()
+    problems: dict[str, None] = {}  # a set that keeps its order
+    identities = []
+
+    def once(what: object) -> bool:
+        new = repr(what) not in seen
+        seen.add(repr(what))
+        return new
+
+    for config in configs:
+        try:
+            check(config)
+            if once(("runs_dir", config.runs_dir)):
+                check_writable("runs_dir", config.runs_dir)
+            device = resolve_device(config.device).type
+            if once(("tracker", config.tracker)):
+                _check_tracker(config.tracker)
+            if once((config.model, config.adapter, config.rollout)):
+                _check_model(config)
+            if once(config.task):
+                load_task(config.task)
+            identities.append(identify(config, local_folder(config.model), device, digest))
+        except ConfigError as error:
+            problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return identities
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.name == "scratch" and model.path is None:
+        raise ConfigError(
+            "model=scratch: has random weights, which RL cannot mend; warm-start it first "
+            "(python -m rlsparse.warm_start model=scratch task=arithmetic out=DIR), then model.path=DIR"
+        )
+    skeleton = model_skeleton(model)
+    target_names(skeleton, config.adapter)
+    target_layers(skeleton, config.adapter)
+    context = context_length(skeleton)
+    if config.rollout.max_new_tokens >= context:
+        raise ConfigError(
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: the model's context is {context} tokens, prompt "
+            "included; lower it"
+        )
+
+
+def _check_tracker(config: TrackerConfig) -> None:
+    if config.name != "wandb":
+        return
+    if find_spec("wandb") is None:
+        raise ConfigError("tracker=wandb: wandb is not installed; pip install wandb, or tracker=none")

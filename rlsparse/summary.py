@@ -1,0 +1,117 @@
+"""``summary.json``: what a run was and what came out of it, written once."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlsparse.config import Config
+
+if TYPE_CHECKING:
+    from rlsparse.identity import Identity
+
+FILE = "summary.json"
+PACKAGES = ("rlsparse", "torch", "transformers", "peft", "hydra-core", "datasets", "math-verify", "wandb")
+Summary = dict[str, Any]
+
+
+def provenance(config: Config, identity: "Identity", overrides: list[str]) -> Summary:
+    """Who the run is and what it ran on."""
+    return {
+        "id": identity.id,
+        "experiment": config.experiment.name,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        "overrides": overrides,
+        "config_hash": identity.config_hash,
+        "method_hash": identity.method_hash,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git": _git(),
+    }
+
+
+def results(history: list[dict[str, Any]]) -> Summary:
+    """The numbers of a run from the rows it logged: the last evaluation and the mean of the curve, never the maximum.
+
+    Returns:
+        base, final: the evaluations at step 0 and at the end (metric names without prefix); None where there is none.
+        curve_mean: mean sampled accuracy over the evaluations after step 0 (share).
+        tokens: generated for training, selected by the token sampler, and their ratio frac_updated.
+        steps: training steps done; steps_without_update: those in which no token had anything to teach.
+    """
+    evaluations = [row for row in history if row["kind"] == "eval"]
+    steps = [row for row in history if row["kind"] == "train"]
+    curve = [row["eval/accuracy_sampled"] for row in evaluations if row["step"] > 0]
+    generated = steps[-1]["tokens/generated"] if steps else 0
+    selected = steps[-1]["tokens/selected"] if steps else 0
+    return {
+        "base": _evaluation(evaluations[0]) if evaluations else None,
+        "final": _evaluation(evaluations[-1]) if evaluations else None,
+        "curve_mean": sum(curve) / len(curve) if curve else None,
+        "tokens": {
+            "generated": generated,
+            "selected": selected,
+            "frac_updated": selected / generated if generated else None,
+        },
+        "steps": len(steps),
+        "steps_without_update": sum(row["train/updates"] == 0 for row in steps),
+    }
+
+
+def headline(summary: Summary) -> str:
+    """One line for the terminal."""
+    if summary["status"] != "finished":
+        return f"{summary['status']}: {summary['error']}"
+    base, final = summary["base"], summary["final"]
+    return (
+        f"sampled {100 * base['accuracy_sampled']:.1f} -> {100 * final['accuracy_sampled']:.1f} %, "
+        f"greedy {100 * base['accuracy_greedy']:.1f} -> {100 * final['accuracy_greedy']:.1f} %, "
+        f"{100 * summary['tokens']['frac_updated']:.1f} % of tokens, {summary['time']['total']:.0f} s"
+    )
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary in a run's folder; None where there is none yet, or none that can be read."""
+    try:
+        summary: Summary = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return summary if isinstance(summary, dict) and "status" in summary else None
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write it whole or not at all."""
+    temporary = folder / f"{FILE}.tmp"
+    temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(folder / FILE)
+
+
+def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
+    names = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+    return {"step": row["step"], **names}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the checkout this code lies in; None for an installed package."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return None

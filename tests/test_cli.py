@@ -1,0 +1,136 @@
+"""The command line as a user types it, in processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlsparse.checks import check
+from tests.conftest import ROOT, composed
+
+FAST = [
+    "train.steps=2",
+    "train.prompts_per_step=2",
+    "train.group_size=4",
+    "eval.every=2",
+    "eval.max_rows=8",
+]
+
+
+def call(*arguments, cwd, module="rlsparse.run", **environment):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WANDB_MODE": "offline", **environment},
+        timeout=600,
+    )
+
+
+def summaries(folder: Path):
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("runs/*/*/summary.json"))]
+
+
+@pytest.mark.slow
+def test_the_mandated_sweep_wandb_and_tables(tmp_path):
+    done = call("-m", "algorithm=sgrpo,tspmo,grpo,rgra", *FAST, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(s["algorithm"] for s in summaries(tmp_path)) == ["grpo", "rgra", "sgrpo", "tspmo"]
+    assert {s["status"] for s in summaries(tmp_path)} == {"finished"}
+    assert "[4/4] rgra seed=0: sampled" in done.stderr
+    assert "warning: clipping is swept (clipped_ratio, log_prob)" in done.stderr
+    # W&B's offline files, read back by its own tool: the group is the experiment, the history has our names
+    (offline,) = (tmp_path / "runs").glob("default/tspmo-*/wandb/offline-run-*/*.wandb")
+    read = subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(offline.parent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert read.returncode == 0, read.stderr
+    for word in ("task/reward_mean", "eval/accuracy_sampled", '"tspmo"', '"default"'):
+        assert word in read.stdout
+    # the tables
+    done = call("--show", cwd=tmp_path, module="rlsparse.results")
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "runs" / "default" / "table.md").read_text()
+    assert table in done.stdout
+    assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:] == [
+        "grpo",
+        "rgra",
+        "sgrpo",
+        "tspmo",
+    ]
+    # the same command again skips everything
+    again = call("-m", "algorithm=sgrpo,tspmo,grpo,rgra", *FAST, cwd=tmp_path)
+    assert again.stderr.count("finished before, skipped") == 4
+
+
+@pytest.mark.slow
+def test_the_other_mandated_lines_and_no_wandb(tmp_path):
+    (tmp_path / "wandb.py").write_text("raise ImportError('tracker=none must not import wandb')\n")
+    lines = [
+        ["algorithm=grpo", "token_sampler=stochastic"],
+        ["clipping=off", "negative_feedback=off", "lora_rank=4"],
+        ["-m", "lora_rank=4,8", "clipping=on,off"],
+    ]
+    for line in lines:
+        done = call(*line, *FAST, "tracker=none", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    assert len(summaries(tmp_path)) == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_a_diverged_run(tmp_path):
+    done = call(
+        "-m", "train.lr=1e30,1e-3", "algorithm=reinforce", *FAST, "train.steps=12", "tracker=none", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(s["status"] for s in summaries(tmp_path)) == ["diverged", "finished"]
+    call(cwd=tmp_path, module="rlsparse.results")
+    table = (tmp_path / "runs" / "default" / "table.md").read_text()
+    assert "train.lr=1e30" in table.split("Not counted:")[1]
+    assert "diverged" in table.split("Not counted:")[1]
+
+
+def test_one_message_before_anything_starts(tmp_path):
+    done = call("-m", "lora_rank=4,0", *FAST, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.strip() == "error: lora_rank=0: must be at least 1"
+    assert not summaries(tmp_path)
+    (tmp_path / "file").write_text("")
+    done = call("runs_dir=file/runs", cwd=tmp_path)
+    assert done.stderr.startswith("error: runs_dir=file/runs: cannot be written (Not a directory)")
+    assert "Traceback" not in done.stderr
+    done = call("-m", "algorithm=sgrpo,nope", cwd=tmp_path)
+    assert done.stderr.count("Could not find 'algorithm/nope'") == 1
+    done = call("algorithm=nope", cwd=tmp_path)
+    assert "Could not find 'algorithm/nope'" in done.stderr
+    assert "tspmo" in done.stderr
+
+
+def test_help_names_the_groups(tmp_path):
+    done = call("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for group in ("algorithm", "token_sampler", "clipping", "negative_feedback", "model", "task", "tracker"):
+        assert re.search(rf"^{group}: ", done.stdout, re.MULTILINE), group
+
+
+def test_every_command_of_the_readme_composes(tmp_path):
+    text = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("experiments/*/README.md")])
+    commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&)]*)", text.replace("\\\n", " "))
+    assert len(commands) >= 6
+    for module, arguments in commands:
+        words = [word for word in arguments.split() if word not in ("-m", "…", "...")]
+        first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in words]  # one point of each sweep axis
+        if any(word.startswith("experiment=") for word in first):
+            first.append("hydra.mode=RUN")
+        done = call(*first, "--cfg", "job", cwd=tmp_path, module=module)
+        assert done.returncode == 0, f"{module} {arguments}: {done.stderr}"
+        if module == "rlsparse.run":  # --cfg skips the checks, so they run here
+            check(composed(*first))
