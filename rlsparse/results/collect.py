@@ -1,0 +1,120 @@
+"""From run folders to one tidy table: a row a run."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# summary.json -> column of results.csv
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "id": ("id",),
+    "algorithm": ("algorithm",),
+    "seed": ("seed",),
+    "method_hash": ("method_hash",),
+    "status": ("status",),
+    "base_greedy": ("base", "accuracy_greedy"),
+    "base_sampled": ("base", "accuracy_sampled"),
+    "final_greedy": ("final", "accuracy_greedy"),
+    "final_sampled": ("final", "accuracy_sampled"),
+    "curve_mean": ("curve_mean",),
+    "mean_length": ("final", "mean_length"),
+    "frac_updated": ("tokens", "frac_updated"),
+    "tokens_generated": ("tokens", "generated"),
+    "time_total": ("time", "total"),
+    "time_rollout": ("time", "rollout"),
+    "time_train": ("time", "train"),
+    "time_eval": ("time", "eval"),
+    "peak_memory_bytes": ("peak_memory_bytes",),
+    "adapter_parameters": ("adapter", "parameters"),
+    "device": ("device",),
+    "torch": ("versions", "torch"),
+    "commit": ("git", "commit"),
+}
+NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "experiment", "tracker", "threads", "device", "hydra")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a results folder holds.
+
+    Attributes:
+        runs: a row for each finished run, columns as in ``COLUMNS`` and ``method``.
+        not_counted: a line for each run that is planned or begun but not finished, with the reason.
+    """
+
+    runs: pd.DataFrame
+    not_counted: list[str]
+
+
+def collect(folder: Path) -> Collected:
+    """Read ``<runs_dir>/<experiment>``. A summary that cannot be read is named, never fatal."""
+    plan = _read_json(folder / "plan.json") or {"points": {}}
+    planned: dict[str, list[str]] = dict(plan["points"])
+    found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file() and ".attempt" not in p.name}
+    rows, not_counted = [], []
+    for run_id in sorted(found | set(planned)):
+        summary = _read_json(folder / run_id / "summary.json")
+        if summary is not None and summary.get("status") == "finished":
+            rows.append({**_row(summary), "overrides": _method_overrides(summary["overrides"])})
+            continue
+        name = " ".join(planned.get(run_id, [])) or run_id
+        if summary is not None:
+            not_counted.append(f"{name}: {summary.get('status')} ({summary.get('error')})")
+        elif (folder / run_id / "summary.json").exists():
+            not_counted.append(f"{name}: its summary.json cannot be read")
+        elif run_id in found:
+            not_counted.append(f"{name}: not finished")
+        else:
+            not_counted.append(f"{name}: missing")
+    runs = pd.DataFrame(rows, columns=[*COLUMNS, "overrides"])
+    runs.insert(0, "method", _method_names(runs))
+    not_counted = [" ".join(line.split()) for line in not_counted]  # an error may have line breaks
+    return Collected(
+        runs.drop(columns="overrides").sort_values(["method", "seed", "id"], ignore_index=True), not_counted
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    row = {}
+    for column, path in COLUMNS.items():
+        value: Any = summary
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        row[column] = value
+    return row
+
+
+def _method_overrides(overrides: list[str]) -> tuple[str, ...]:
+    return tuple(o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in NOT_A_METHOD)
+
+
+def _method_names(runs: pd.DataFrame) -> list[str]:
+    """A name for each run's method: the algorithm and the overrides that tell the experiment's methods apart.
+
+    Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name.
+    """
+    typed: dict[str, set[str]] = {}  # method -> the overrides that all its runs have
+    order: dict[str, tuple[str, ...]] = {}  # method -> overrides of its first run, for their order
+    algorithm = dict(zip(runs["method_hash"], runs["algorithm"], strict=True))
+    for method, overrides in zip(runs["method_hash"], runs["overrides"], strict=True):
+        typed[method] = typed.get(method, set(overrides)) & set(overrides)
+        order.setdefault(method, overrides)
+    everywhere = set.intersection(*typed.values()) if typed else set()
+    names = {
+        method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - everywhere)])
+        for method, shared in typed.items()
+    }
+    twice = {name for name, count in Counter(names.values()).items() if count > 1}
+    unique = {method: f"{name} ({method[:6]})" if name in twice else name for method, name in names.items()}
+    return [unique[method] for method in runs["method_hash"]]

@@ -1,0 +1,138 @@
+"""Tables: method × measure, mean ± 95 % interval, best in bold; as Markdown, LaTeX (booktabs) and CSV."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rlsparse.results.statistics import Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table.
+
+    Attributes:
+        column: of the tidy table.
+        title: heading, with its unit.
+        factor: from the stored unit to the heading's.
+        decimals: shown.
+        best: which end is best, "max" or "min"; None for a column in which nothing is.
+    """
+
+    column: str
+    title: str
+    factor: float
+    decimals: int
+    best: str | None
+
+
+MEASURES = (
+    Measure("base_sampled", "base, %", 100, 1, None),
+    Measure("final_sampled", "final, %", 100, 1, "max"),
+    Measure("final_greedy", "final greedy, %", 100, 1, "max"),
+    Measure("curve_mean", "curve mean, %", 100, 1, "max"),
+    Measure("frac_updated", "tokens updated, %", 100, 1, "min"),
+    Measure("time_total", "time, s", 1, 1, "min"),
+    Measure("peak_memory_bytes", "memory, GiB", 2**-30, 2, "min"),
+)
+
+
+LATEX_SPECIAL = str.maketrans(
+    {c: "\\" + c for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+
+def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
+    """Method → measure column → estimate, methods in alphabetical order."""
+    return {
+        str(method): {m.column: estimate(group[m.column] * m.factor) for m in MEASURES}
+        for method, group in runs.groupby("method", sort=True)
+    }
+
+
+def best_methods(estimates: dict[str, dict[str, Estimate]], measure: Measure) -> set[str]:
+    """The methods whose shown mean is best; none where there is nothing to compare."""
+    means = {name: round(columns[measure.column].mean, measure.decimals) for name, columns in estimates.items()}
+    known = {name: mean for name, mean in means.items() if mean == mean}
+    if measure.best is None or len(known) < 2 or len(set(known.values())) < 2:
+        return set()
+    top = max(known.values()) if measure.best == "max" else min(known.values())
+    return {name for name, mean in known.items() if mean == top}
+
+
+def grid(runs: pd.DataFrame, number: Callable[[Estimate, int], str], bold: Callable[[str], str]) -> pd.DataFrame:
+    """The table as text cells: a row a method, a column a measure, and the number of seeds."""
+    estimates = method_estimates(runs)
+    table: dict[str, list[str]] = {"method": list(estimates)}
+    for measure in MEASURES:
+        best = best_methods(estimates, measure)
+        cells = []
+        for method, columns in estimates.items():
+            text = number(columns[measure.column], measure.decimals)
+            cells.append(bold(text) if method in best else text)
+        table[measure.title] = cells
+    table["seeds"] = [str(columns["final_sampled"].n) for columns in estimates.values()]
+    return pd.DataFrame(table)
+
+
+def markdown(runs: pd.DataFrame, not_counted: list[str]) -> str:
+    """The table in Markdown, with the runs that are not in it named below."""
+    if runs.empty:
+        return "No finished run.\n" + _notes(not_counted)
+    table = grid(runs, lambda e, d: _text(e, d, " ± "), lambda text: f"**{text}**")
+    aligned = ("left", *["right"] * (table.shape[1] - 1))
+    text = table.to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    return f"{text}\n\nMean ± 95 % interval over seeds (Student t); best mean in bold.\n{_notes(not_counted)}"
+
+
+def latex(runs: pd.DataFrame, not_counted: list[str]) -> str:
+    """The table in LaTeX; needs the booktabs package."""
+    notes = _latex_notes(not_counted)
+    if runs.empty:
+        return f"No finished run.\n{notes}"
+    table = grid(runs, _latex_number, lambda text: rf"\textbf{{\boldmath {text}}}")
+    escaped = table.assign(method=table["method"].map(_escape)).rename(columns=_escape)
+    text = escaped.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1))
+    return text + notes
+
+
+def csv(runs: pd.DataFrame) -> str:
+    """The table in CSV: for each measure its mean and the half-width of its 95 % interval, unrounded."""
+    rows = []
+    for method, columns in method_estimates(runs).items():
+        row: dict[str, object] = {"method": method, "seeds": columns["final_sampled"].n}
+        for measure in MEASURES:
+            row[measure.title] = columns[measure.column].mean
+            row[f"{measure.title} ±"] = columns[measure.column].half_width
+        rows.append(row)
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def _text(value: Estimate, decimals: int, plus_minus: str) -> str:
+    if value.n == 0:
+        return "–"
+    mean = f"{value.mean:.{decimals}f}"
+    return mean if value.n == 1 else f"{mean}{plus_minus}{value.half_width:.{decimals}f}"
+
+
+def _latex_number(value: Estimate, decimals: int) -> str:
+    return "--" if value.n == 0 else "$" + _text(value, decimals, r" \pm ") + "$"
+
+
+def _latex_notes(not_counted: list[str]) -> str:
+    """A visible line under the table: a paper that drops runs must say so too."""
+    if not not_counted:
+        return ""
+    return r"\par\smallskip{\footnotesize Not counted: " + "; ".join(map(_escape, not_counted)) + "}\n"
+
+
+def _escape(text: str) -> str:
+    return text.translate(LATEX_SPECIAL)
+
+
+def _notes(not_counted: list[str]) -> str:
+    if not not_counted:
+        return ""
+    return "\nNot counted:\n" + "".join(f"- {line}\n" for line in not_counted)

@@ -1,0 +1,170 @@
+"""Tables from run folders: arithmetic by hand, nothing averaged in silence, the same bytes twice."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from rlsparse.results.collect import collect
+from rlsparse.results.statistics import estimate
+from rlsparse.results.tables import csv, latex, markdown
+
+
+def put(folder, run_id, algorithm, seed, final, status="finished", overrides=(), method="m", **more):
+    run = folder / run_id
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    evaluation = {"accuracy_greedy": final, "accuracy_sampled": final, "mean_length": 10.0}
+    summary = {
+        "id": run_id,
+        "algorithm": algorithm,
+        "seed": seed,
+        "status": status,
+        "error": "boom\nline two" if status != "finished" else None,
+        "overrides": [f"algorithm={algorithm}", f"seed={seed}", *overrides],
+        "method_hash": f"{algorithm}-{method}",
+        "base": evaluation,
+        "final": evaluation,
+        "curve_mean": final,
+        "tokens": {"frac_updated": 0.5, "generated": 100},
+        "time": {"total": 8.0 + seed, "rollout": 1, "train": 1, "eval": 1},
+        "peak_memory_bytes": 2**30,
+        "adapter": {"parameters": 5},
+        **more,
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "runs" / "study"
+    for seed, final in enumerate((0.5, 0.6, 0.7)):
+        put(folder, f"grpo-s{seed}", "grpo", seed, final)
+    put(folder, "tspmo-s0", "tspmo", 0, 0.65)
+    put(folder, "tspmo-s1", "tspmo", 1, 0.99, status="diverged")
+    (folder / "grpo-s3").mkdir()
+    (folder / "grpo-s3" / "config.yaml").write_text("seed: 3\n")
+    (folder / "grpo-s4").mkdir()
+    (folder / "grpo-s4" / "config.yaml").write_text("seed: 4\n")
+    (folder / "grpo-s4" / "summary.json").write_text('{"status": "fini')
+    plan = {"latest": [], "points": {"rgra-s0": ["algorithm=rgra", "seed=0"], "grpo-s0": ["algorithm=grpo", "seed=0"]}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+def test_interval_by_hand():
+    # mean 60, s = 10, n = 3: t(0.975, 2) = 4.302653; 4.302653 x 10 / sqrt(3) = 24.8414
+    got = estimate(pd.Series([50.0, 60.0, 70.0]))
+    assert (got.mean, got.half_width, got.n) == (pytest.approx(60), pytest.approx(24.8414, rel=1e-5), 3)
+    assert estimate(pd.Series([50.0])).half_width != estimate(pd.Series([50.0])).half_width  # NaN: unknown
+    assert estimate(pd.Series([None, 4.0], dtype=float)).n == 1
+
+
+def test_only_finished_runs_count_and_the_rest_is_named(folder):
+    found = collect(folder)
+    assert found.runs[["method", "seed", "final_sampled"]].values.tolist() == [
+        ["grpo", 0, 0.5],
+        ["grpo", 1, 0.6],
+        ["grpo", 2, 0.7],
+        ["tspmo", 0, 0.65],
+    ]
+    assert found.not_counted == [
+        "grpo-s3: not finished",
+        "grpo-s4: its summary.json cannot be read",
+        "algorithm=rgra seed=0: missing",
+        "tspmo-s1: diverged (boom line two)",
+    ]
+
+
+def test_markdown(folder):
+    found = collect(folder)
+    text = markdown(found.runs, found.not_counted)
+    grpo, tspmo = (line for line in text.splitlines() if line.startswith(("| grpo", "| tspmo")))
+    assert "60.0 ± 24.8" in grpo
+    assert "**65.0**" in tspmo  # the best mean, and no interval from one seed
+    assert "±" not in tspmo
+    assert grpo.rstrip("| ").endswith("3")
+    assert "- tspmo-s1: diverged (boom line two)" in text
+
+
+def test_latex_has_booktabs_rules_and_escapes(folder):
+    put(folder, "sgrpo-s0", "sgrpo", 0, 0.1, overrides=["token_sampler.budget=8"], method="8")
+    put(folder, "sgrpo-s1", "sgrpo", 0, 0.2, overrides=["token_sampler.budget=9"], method="9")
+    text = latex(collect(folder).runs, ["x"])
+    for word in (r"\toprule", r"\midrule", r"\bottomrule", r"$60.0 \pm 24.8$", r"token\_sampler.budget=8", r"base, \%"):
+        assert word in text
+
+
+def test_csv_has_unrounded_numbers(folder):
+    (folder.parent / "t.csv").write_text(csv(collect(folder).runs))
+    table = pd.read_csv(folder.parent / "t.csv").set_index("method")
+    assert table.loc["grpo", "final, % ±"] == pytest.approx(24.8414, rel=1e-5)
+    assert table.loc["grpo", "seeds"] == 3
+
+
+def test_methods_are_told_apart_by_what_differs(tmp_path):
+    folder = tmp_path / "runs" / "grid"
+    for rank in (4, 8):
+        for clip in ("on", "off"):
+            overrides = ["train.steps=9", f"lora_rank={rank}", f"clipping={clip}"]
+            put(folder, f"a{rank}{clip}", "grpo", 0, 0.5, overrides=overrides, method=f"{rank}{clip}")
+    assert set(collect(folder).runs["method"]) == {
+        f"grpo lora_rank={rank} clipping={clip}" for rank in (4, 8) for clip in ("on", "off")
+    }
+    # the same config typed in other words is the same method
+    put(folder, "a", "grpo", 7, 0.5, overrides=["train.steps=9", "lora_rank=0x4", "clipping=on"], method="4on")
+    assert len(set(collect(folder).runs["method"])) == 4
+    # the same words but another config (a default that changed meanwhile) must not be averaged together
+    put(folder, "b", "grpo", 1, 0.5, overrides=["train.steps=9", "lora_rank=4", "clipping=on"], method="changed")
+    names = collect(folder).runs["method"]
+    assert len(set(names)) == 5
+
+
+def call(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "rlsparse.results", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_the_command_writes_the_same_bytes_twice_and_publishes(folder, tmp_path):
+    names = ("results.csv", "table.md", "table.tex", "table.csv", "not_counted.txt")
+    assert call(cwd=tmp_path).returncode == 0
+    first = {name: (folder / name).read_bytes() for name in names}
+    assert call(cwd=tmp_path).returncode == 0
+    assert first == {name: (folder / name).read_bytes() for name in names}
+    assert call("--experiment", "study", "--out", tmp_path / "experiments" / "study", cwd=tmp_path).returncode == 0
+    published = tmp_path / "experiments" / "study"
+    assert (published / "table.md").read_bytes() == first["table.md"]
+    # a study's tables come from its committed csv alone
+    shutil.rmtree(tmp_path / "runs")
+    (published / "table.md").unlink()
+    assert call("--studies", "experiments", cwd=tmp_path).returncode == 0
+    assert (published / "table.md").read_bytes() == first["table.md"]
+
+
+def test_an_unknown_experiment_is_one_message(tmp_path):
+    done = call("--experiment", "nope", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: --experiment nope: there is no")
+
+
+def test_an_experiment_with_no_finished_run(tmp_path):
+    folder = tmp_path / "runs" / "empty"
+    put(folder, "x", "grpo", 0, 0.5, status="failed")
+    assert call(cwd=tmp_path).returncode == 0
+    assert "No finished run." in (folder / "table.md").read_text()
+
+
+def test_committed_tables_are_what_their_csv_gives(tmp_path):
+    from tests.conftest import ROOT
+
+    studies = [file.parent for file in ROOT.glob("experiments/*/results.csv")]
+    assert studies
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    assert call("--studies", "experiments", cwd=tmp_path).returncode == 0
+    for study in studies:
+        for name in ("table.md", "table.tex", "table.csv"):
+            assert (tmp_path / "experiments" / study.name / name).read_bytes() == (study / name).read_bytes()
