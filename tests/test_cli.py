@@ -98,6 +98,16 @@ def test_a_sweep_goes_on_after_a_diverged_run(tmp_path):
     assert "diverged" in table.split("Not counted:")[1]
 
 
+@pytest.mark.slow
+def test_an_experiment_is_a_grid_without_m_and_the_command_line_narrows_it(tmp_path):
+    axes = ["token_sampler=full,random", "seed=0,1"]
+    done = call("experiment=token_efficiency", *axes, *FAST, "tracker=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {s["experiment"] for s in summaries(tmp_path)} == {"token_efficiency"}
+    assert len(summaries(tmp_path)) == 4
+    assert "[4/4] sgrpo seed=1 token_sampler=random: sampled" in done.stderr
+
+
 def test_one_message_before_anything_starts(tmp_path):
     done = call("-m", "lora_rank=4,0", *FAST, cwd=tmp_path)
     assert done.returncode != 0
@@ -114,6 +124,13 @@ def test_one_message_before_anything_starts(tmp_path):
     assert "tspmo" in done.stderr
 
 
+def test_make_has_every_target_that_the_readme_names():
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"run", "test", "tables", "help"} <= named
+    assert named <= set(re.findall(r"^  make (\w+)", helped, re.MULTILINE))
+
+
 def test_help_names_the_groups(tmp_path):
     done = call("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -126,7 +143,7 @@ def test_every_command_of_the_readme_composes(tmp_path):
     commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&)]*)", text.replace("\\\n", " "))
     assert len(commands) >= 6
     for module, arguments in commands:
-        words = [word for word in arguments.split() if word not in ("-m", "…", "...")]
+        words = [word for word in arguments.split() if word not in ("-m", "--cfg", "job")]
         first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in words]  # one point of each sweep axis
         if any(word.startswith("experiment=") for word in first):
             first.append("hydra.mode=RUN")

@@ -85,6 +85,14 @@ def test_bad_folders_are_refused_with_key_value_and_remedy(tmp_path):
         load_task(composed("task=svamp", f"task.path={tmp_path}").task)
 
 
+def test_the_hub_path_is_datasets_load_dataset(tmp_path):
+    """load_dataset takes a folder for a hub id, so the real call runs here."""
+    write(tmp_path, [ROW, ROW], [ROW])
+    task = load_task(composed("task=svamp", f"task.hub={tmp_path}").task)
+    assert (len(task.train), len(task.test)) == (2, 1)
+    assert task.train[0].answer == "7"
+
+
 def test_an_unreachable_hub_is_one_clear_message():
     with pytest.raises(ConfigError, match=r"task.hub=rlsparse-no/such-set: cannot be loaded: .* task.path=DIR"):
         load_task(composed("task=svamp", "task.hub=rlsparse-no/such-set").task)
