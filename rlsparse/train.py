@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsparse.adapter import Lora
+from rlsparse.adapter import Adapter
 from rlsparse.advantage import degenerate_groups, token_advantages
 from rlsparse.batch import Prompt, Rollout, ScoredBatch, Selection
 from rlsparse.config import Config
@@ -26,7 +26,7 @@ from rlsparse.update import UpdateMetrics, learning_rate, update
 def train(
     config: Config,
     policy: Policy,
-    adapter: Lora,
+    adapter: Adapter,
     data: TaskPrompts,
     verifier: Verifier,
     tracker: Tracker,

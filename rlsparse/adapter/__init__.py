@@ -1,11 +1,28 @@
 """Adapters: the few parameters that are trained.
 
-Every adapter is a class built on a policy, with ``parameters``, ``ranks`` and ``export``.
+Every adapter is made as ``f(policy, config, rank, seed)``, which puts it into ``policy.model``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
 
 from rlsparse.adapter.lora import Lora
 
-ADAPTERS: dict[str, Callable[..., Any]] = {"lora": Lora}
+
+class Adapter(Protocol):
+    """What the training loop and the summary ask of an adapter."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains, in a fixed order."""
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of the adapter on each module, by module name."""
+
+    def export(self, folder: Path) -> None:
+        """Write the adapter in peft's format."""
+
+
+ADAPTERS: dict[str, Callable[..., Adapter]] = {"lora": Lora}
