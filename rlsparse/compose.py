@@ -86,6 +86,9 @@ def run_config(config: DictConfig) -> Any:
     ours = config.copy()
     with open_dict(ours):
         ours.pop("hydra", None)
+    missing = sorted(OmegaConf.missing_keys(ours))
+    if missing:
+        raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in missing))
     try:
         plain = OmegaConf.to_object(ours)
     except OmegaConfBaseException as error:

@@ -112,8 +112,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name}: not usable here ({reason}); try device=auto or device=cpu") from error
+        raise ConfigError(f"device={name}: torch has no such device here; take auto, cpu, or cuda on a GPU") from error
     return device
 
 

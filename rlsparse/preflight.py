@@ -12,15 +12,18 @@ from rlsparse.policy import context_length, local_folder, model_skeleton, resolv
 from rlsparse.task import load_task
 
 
-def preflight(configs: Sequence[Config]) -> list[Identity]:
+def preflight(configs: Sequence[Config], points: Sequence[str] = ()) -> list[Identity]:
     """Check every config of a sweep; the identity of each run. What points share is looked at once.
+
+    Args:
+        points: for a sweep, what tells each config from the others.
 
     Raises:
         ConfigError: all that is wrong, a line each: key, value and remedy.
     """
     digest = cache(folder_digest)
     seen: set[str] = set()
-    problems: dict[str, None] = {}  # a set that keeps its order
+    problems: dict[str, str] = {}  # message -> first point that has it
     identities = []
 
     def once(what: object) -> bool:
@@ -28,7 +31,7 @@ def preflight(configs: Sequence[Config]) -> list[Identity]:
         seen.add(repr(what))
         return new
 
-    for config in configs:
+    for i, config in enumerate(configs):
         try:
             check(config)
             if once(("runs_dir", config.runs_dir)):
@@ -42,9 +45,10 @@ def preflight(configs: Sequence[Config]) -> list[Identity]:
                 load_task(config.task)
             identities.append(identify(config, local_folder(config.model), device, digest))
         except ConfigError as error:
-            problems[str(error)] = None
+            if str(error) not in problems:
+                problems[str(error)] = f" (point: {points[i]})" if points else ""
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(message + point for message, point in problems.items()))
     return identities
 
 

@@ -65,7 +65,8 @@ def run(config: Config, job: Job | None = None) -> Summary:
     folder = Path(config.runs_dir) / config.experiment.name / identity.id
     earlier = read_summary(folder)
     if earlier is not None and earlier["status"] in ("finished", "diverged"):
-        print(f"{job.label(config)}: {earlier['status']} before, skipped ({folder})", file=sys.stderr)
+        again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
+        print(f"{job.label(config)}: {earlier['status']} before, skipped ({folder}{again})", file=sys.stderr)
         return earlier
     _set_aside(folder)
     folder.mkdir(parents=True)
@@ -78,12 +79,14 @@ def run(config: Config, job: Job | None = None) -> Summary:
         summary["status"] = "finished"
     except NonFiniteError as error:
         summary |= {"status": "diverged", "error": str(error)}
+    except KeyboardInterrupt as error:  # cut off, not failed: the same command does it again
+        failure = error
     except BaseException as error:
         failure = error
         summary["error"] = f"{type(error).__name__}: {error}"
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    if isinstance(failure, KeyboardInterrupt):  # cut off, not failed: the same command does it again
-        tracker.say(f"{job.label(config)}: interrupted ({folder})")
+    if isinstance(failure, KeyboardInterrupt):
+        tracker.say(f"{job.label(config)}: interrupted ({folder}); the same command does it again")
     else:
         write_summary(folder, summary)
         tracker.say(f"{job.label(config)}: {headline(summary)} ({folder})")
@@ -116,6 +119,11 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary) -
     )
     summary["device"] = str(device)
     summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
+    if data.skipped_train or data.skipped_test:
+        tracker.say(
+            f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {policy.context} tokens; skipped"
+        )
     try:
         with Verifier(config.task) as verifier:
             train(config, policy, adapter, data, verifier, tracker, clock)
@@ -170,7 +178,10 @@ def main(config: DictConfig) -> None:
     context = HydraConfig.get()
     ours = run_config(config)
     sweep = latest_sweep(Path(ours.runs_dir) / ours.experiment.name) if context.mode == RunMode.MULTIRUN else []
-    run(ours, Job(list(context.overrides.task), context.job.num + 1 if sweep else 1, sweep))
+    try:
+        run(ours, Job(list(context.overrides.task), context.job.num + 1 if sweep else 1, sweep))
+    except KeyboardInterrupt:
+        sys.exit(130)  # the shell's code for it; ends a sweep too
 
 
 if __name__ == "__main__":

@@ -65,10 +65,12 @@ def headline(summary: Summary) -> str:
     if summary["status"] != "finished":
         return f"{summary['status']}: {summary['error']}"
     base, final = summary["base"], summary["final"]
+    idle = summary["steps_without_update"]
     return (
         f"sampled {100 * base['accuracy_sampled']:.1f} -> {100 * final['accuracy_sampled']:.1f} %, "
         f"greedy {100 * base['accuracy_greedy']:.1f} -> {100 * final['accuracy_greedy']:.1f} %, "
         f"{100 * summary['tokens']['frac_updated']:.1f} % of tokens, {summary['time']['total']:.0f} s"
+        + (f", {idle} of {summary['steps']} steps had nothing to update" if idle else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def fit(policy: Policy, examples: Sequence[Example], config: SupervisedConfig, d
             total += float(loss.detach())
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
         losses.append(total / per_epoch)
+        tqdm.write(f"epoch {epoch}/{config.epochs}: loss {losses[-1]:.3f} nats a token", file=sys.stderr)
     policy.model.eval()
     return losses
 

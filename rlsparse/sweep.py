@@ -44,7 +44,9 @@ class SweepCallback(Callback):
 
         with _one_message():
             points = sweep_points(config)
-            identities = preflight([point.config for point in points])
+            everywhere = set.intersection(*(set(point.overrides) for point in points))
+            names = [" ".join(o for o in point.overrides if o not in everywhere) for point in points]
+            identities = preflight([point.config for point in points], names)
         for line in idle_clipping(points):
             print(line, file=sys.stderr)
         for name in dict.fromkeys(point.config.experiment.name for point in points):

@@ -94,7 +94,7 @@ def test_a_sweep_goes_on_after_a_diverged_run(tmp_path):
     assert sorted(s["status"] for s in summaries(tmp_path)) == ["diverged", "finished"]
     call(cwd=tmp_path, module="rlsparse.results")
     table = (tmp_path / "runs" / "default" / "table.md").read_text()
-    assert "train.lr=1e30" in table.split("Not counted:")[1]
+    assert "train.lr=1e+30" in table.split("Not counted:")[1]
     assert "diverged" in table.split("Not counted:")[1]
 
 
@@ -111,12 +111,14 @@ def test_an_experiment_is_a_grid_without_m_and_the_command_line_narrows_it(tmp_p
 def test_one_message_before_anything_starts(tmp_path):
     done = call("-m", "lora_rank=4,0", *FAST, cwd=tmp_path)
     assert done.returncode != 0
-    assert done.stderr.strip() == "error: lora_rank=0: must be at least 1"
+    assert done.stderr.strip() == "error: lora_rank=0: must be at least 1 (point: lora_rank=0)"
     assert not summaries(tmp_path)
     (tmp_path / "file").write_text("")
     done = call("runs_dir=file/runs", cwd=tmp_path)
     assert done.stderr.startswith("error: runs_dir=file/runs: cannot be written (Not a directory)")
     assert "Traceback" not in done.stderr
+    done = call("task=svamp", cwd=tmp_path, module="rlsparse.warm_start")
+    assert "error: out: has no value; give out=..." in done.stderr
     done = call("-m", "algorithm=sgrpo,nope", cwd=tmp_path)
     assert done.stderr.count("Could not find 'algorithm/nope'") == 1
     done = call("algorithm=nope", cwd=tmp_path)

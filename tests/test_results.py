@@ -146,6 +146,8 @@ def test_the_command_writes_the_same_bytes_twice_and_publishes(folder, tmp_path)
 
 
 def test_an_unknown_experiment_is_one_message(tmp_path):
+    assert call(cwd=tmp_path).stderr.startswith("error: --runs runs: there is no such folder")
+    (tmp_path / "runs").mkdir()
     done = call("--experiment", "nope", cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith("error: --experiment nope: there is no")

@@ -218,7 +218,7 @@ def test_positive_only_and_updates_per_rollout(tmp_path):
         (["model=scratch"], "model=scratch: has random weights"),
         (["model.name=rlsparse-no/such-model"], "model.name=rlsparse-no/such-model: cannot be loaded"),
         (["rollout.max_new_tokens=256"], "rollout.max_new_tokens=256: the model's context is 256 tokens"),
-        (["device=cuda:99"], "device=cuda:99: not usable here"),
+        (["device=cuda:99"], "device=cuda:99: torch has no such device here"),
     ],
 )
 def test_bad_models_and_targets_are_refused_before_loading(overrides, message, tmp_path):

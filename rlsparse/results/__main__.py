@@ -28,6 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and not options.experiment:
         parser.error("--out needs --experiment NAME")
+    if not options.runs.is_dir() and not options.studies:
+        sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
     if options.experiment and not (options.runs / options.experiment).is_dir():
         sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
     for folder in _experiments(options.runs, options.experiment):

@@ -70,7 +70,7 @@ def collect(folder: Path) -> Collected:
         else:
             not_counted.append(f"{name}: missing")
     runs = pd.DataFrame(rows, columns=[*COLUMNS, "overrides"])
-    runs.insert(0, "method", _method_names(runs))
+    runs.insert(0, "method", _method_names(runs, [set(_method_overrides(o)) for o in planned.values()]))
     not_counted = [" ".join(line.split()) for line in not_counted]  # an error may have line breaks
     return Collected(
         runs.drop(columns="overrides").sort_values(["method", "seed", "id"], ignore_index=True), not_counted
@@ -99,10 +99,11 @@ def _method_overrides(overrides: list[str]) -> tuple[str, ...]:
     return tuple(o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in NOT_A_METHOD)
 
 
-def _method_names(runs: pd.DataFrame) -> list[str]:
+def _method_names(runs: pd.DataFrame, planned: list[set[str]]) -> list[str]:
     """A name for each run's method: the algorithm and the overrides that tell the experiment's methods apart.
 
-    Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name.
+    Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name. What all
+    have in common is left out; planned points count, so that the survivor of an axis still says its value.
     """
     typed: dict[str, set[str]] = {}  # method -> the overrides that all its runs have
     order: dict[str, tuple[str, ...]] = {}  # method -> overrides of its first run, for their order
@@ -110,7 +111,7 @@ def _method_names(runs: pd.DataFrame) -> list[str]:
     for method, overrides in zip(runs["method_hash"], runs["overrides"], strict=True):
         typed[method] = typed.get(method, set(overrides)) & set(overrides)
         order.setdefault(method, overrides)
-    everywhere = set.intersection(*typed.values()) if typed else set()
+    everywhere = set.intersection(*typed.values(), *planned) if typed else set()
     names = {
         method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - everywhere)])
         for method, shared in typed.items()

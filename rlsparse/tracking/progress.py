@@ -1,6 +1,7 @@
 """The live display: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ class Progress:
         self._steps = steps
         self._live = sys.stderr.isatty()
         self._bar = tqdm(total=steps, desc=label, unit="step", disable=not self._live, dynamic_ncols=True)
+        self._start = time.monotonic()
         self._shown = {"reward": "", "accuracy": "", "tokens/s": ""}
 
     def step(self, reward: float, tokens_per_second: float) -> None:
@@ -27,9 +29,10 @@ class Progress:
         self._shown["accuracy"] = f"{100 * sampled:.1f}%"
         if not self._live:
             now = " ".join(f"{key} {value}" for key, value in self._shown.items() if value and key != "accuracy")
+            left = (time.monotonic() - self._start) / step * (self._steps - step) if step else 0.0
             self.say(
                 f"{self._label}: step {step}/{self._steps} accuracy {100 * greedy:.1f}% greedy, "
-                f"{100 * sampled:.1f}% sampled {now}"
+                f"{100 * sampled:.1f}% sampled {now}" + (f", {left:.0f} s left" if left else "")
             )
 
     def say(self, line: str) -> None:

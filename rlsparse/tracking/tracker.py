@@ -25,6 +25,8 @@ class Tracker:
         self._view: WandbView | None = None
         if view is not None:
             self._tell_view(lambda: setattr(self, "_view", view()))
+        if self._view is not None and self._view.url:
+            self._progress.say(f"W&B: {self._view.url}")
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """A training step's metrics."""

@@ -47,6 +47,7 @@ class WandbView:
             config=dict(config),
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
+        self.url: str | None = self._run.url if mode == "online" else None
         self._run.define_metric("step")
         for name in (*TRAIN_METRICS, *EVAL_METRICS):
             self._run.define_metric(f"{name}*" if name.endswith("_") else name, step_metric="step", summary="last")
