@@ -66,6 +66,7 @@ CHOICES = {
     "train.schedule": ("constant", "linear", "cosine"),
     "objective.aggregation": ("sequence_mean", "token_mean", "prompt_mean", "constant"),
     "task.answer_format": ("hash", "boxed", "answer_is", "last_number"),
+    "train.packing": ("auto", "off"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "tracker.mode": ("auto", "online", "offline"),
 }
@@ -77,6 +78,7 @@ AT_LEAST_ONE = (
     "train.group_size",
     "train.updates_per_rollout",
     "train.microbatch",
+    "train.max_tokens_per_microbatch",
     "rollout.max_new_tokens",
     "eval.every",
     "eval.max_rows",

@@ -154,6 +154,8 @@ class TrainConfig:
     group_size: int
     updates_per_rollout: int
     microbatch: int
+    max_tokens_per_microbatch: int
+    packing: str
     lr: float
     schedule: str
     warmup_steps: int

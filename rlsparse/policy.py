@@ -180,16 +180,17 @@ def decode(policy: Policy, rollout: Rollout) -> list[str]:
     return policy.tokenizer.batch_decode([ids[:length] for ids, length in rows], skip_special_tokens=True)
 
 
-def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, width: int, temperature: float) -> Tensor:
-    """Log-probabilities of the first ``width`` completion tokens of some rows, (b, width) float32, nats.
+def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of chosen completion tokens, (b, T) float32, nats; 0 where they are not needed.
 
-    The plain path: each row is its prompt and its completion, forwarded whole. Entries past a completion's end are
-    those of padding and mean nothing.
+    The plain path, the reference of every faster one: each row is its prompt and its completion, forwarded whole.
 
     Args:
         rows: (b,) row numbers into the rollout.
+        needed: (b, T) bool: tokens to score, none past a completion's end. T need not reach the longest completion.
         temperature: the logits are divided by it, as when the completions were sampled.
     """
+    width = needed.shape[1]
     prompts = rows // rollout.group_size  # (b,)
     S = int(rollout.prompt_lengths[prompts].max())
     completion = rollout.completion_ids[rows, :width]  # (b, width)
@@ -204,7 +205,8 @@ def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, width: int, 
         logits_to_keep=width + 1,
     ).logits[:, :-1]  # (b, width, V)
     logits = logits.float() / temperature
-    return logits.gather(2, completion[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
+    log_probs = logits.gather(2, completion[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
+    return torch.where(needed, log_probs, 0.0)
 
 
 def _from_source(auto_class: Any, config: ModelConfig, **options: Any) -> Any:

@@ -12,7 +12,8 @@ from rlsparse.batch import Prompt, Rollout, ScoredBatch, Selection
 from rlsparse.config import Config
 from rlsparse.evaluate import evaluate
 from rlsparse.objective.aggregation import token_scales
-from rlsparse.policy import Policy, decode
+from rlsparse.packed import can_pack, packed_log_probs
+from rlsparse.policy import Policy, decode, token_log_probs
 from rlsparse.prompts import TaskPrompts
 from rlsparse.rollout import ENGINES
 from rlsparse.streams import stream
@@ -20,7 +21,7 @@ from rlsparse.task.verifier import Score, Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
 from rlsparse.tracking.measure import Clock
 from rlsparse.tracking.tracker import Tracker
-from rlsparse.update import UpdateMetrics, learning_rate, update
+from rlsparse.update import LogProbs, UpdateMetrics, learning_rate, update
 
 
 def train(
@@ -42,6 +43,7 @@ def train(
     group_size, max_new_tokens = config.train.group_size, config.rollout.max_new_tokens
     batches = prompt_batches(data.train, config.train.prompts_per_step, stream(config.seed, "prompts"))
     sampling, choosing = stream(config.seed, "rollout"), stream(config.seed, "token_sampler")
+    log_probs_of = scoring_path(policy, config.train.packing, tracker)
     optimizer = torch.optim.AdamW(adapter.parameters(), weight_decay=config.train.weight_decay)
     generated = selected = 0
 
@@ -65,7 +67,7 @@ def train(
             selection = select(advantages, rollout, config.token_sampler, choosing)
             scales = token_scales(selection, advantages, config.objective, group_size, max_new_tokens, config.kl)
             lr = learning_rate(step, config.train)
-            updated = update(policy, optimizer, ScoredBatch(rollout, advantages, scales), lr, config)
+            updated = update(policy, log_probs_of, optimizer, ScoredBatch(rollout, advantages, scales), lr, config)
         generated += int(rollout.lengths.sum())
         selected += int((selection.weights != 0).sum())
         metrics = step_metrics(scores, rewards, rollout, advantages, selection, scales, updated, clock)
@@ -75,6 +77,17 @@ def train(
             tracker.sample(row)
         if step % config.eval.every == 0 or step == config.train.steps:
             held_out(step)
+
+
+def scoring_path(policy: Policy, packing: str, tracker: Tracker) -> LogProbs:
+    """The packed path where it is wanted and the model can; else the plain one, with a line that says why."""
+    if packing == "off":
+        return token_log_probs
+    obstacle = can_pack(policy)
+    if obstacle is None:
+        return packed_log_probs
+    tracker.say(f"train.packing: off for this model: {obstacle}")
+    return token_log_probs
 
 
 def prompt_batches(prompts: Sequence[Prompt], size: int, generator: torch.Generator) -> Iterator[list[Prompt]]:

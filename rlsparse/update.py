@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlsparse.batch import NonFiniteError, ScoredBatch
+from rlsparse.batch import NonFiniteError, Rollout, ScoredBatch
 from rlsparse.config import Config, TrainConfig
+from rlsparse.microbatch import Microbatch, microbatches
 from rlsparse.objective import token_loss
-from rlsparse.policy import Policy, token_log_probs
+from rlsparse.policy import Policy
 
 # share of the peak learning rate, by the share of the steps after warm-up that are done
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -31,17 +32,8 @@ class UpdateMetrics:
     grad_norm: float = 0.0
 
 
-@dataclass(frozen=True)
-class Microbatch:
-    """Rows that go through the model together.
-
-    Attributes:
-        rows: (b,) row numbers into the rollout.
-        width: completion columns that are needed: up to the last selected token of these rows.
-    """
-
-    rows: Tensor
-    width: int
+# f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
+LogProbs = Callable[[Policy, Rollout, Tensor, Tensor, float], Tensor]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -55,24 +47,18 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * SCHEDULES[config.schedule](done)
 
 
-def microbatches(scales: Tensor, size: int) -> list[Microbatch]:
-    """The rows with a token to teach, in pieces of ``size``; all others cost nothing.
-
-    Args:
-        scales: (B, T).
-    """
-    rows = (scales != 0).any(dim=1).nonzero().squeeze(1)
-    return [
-        Microbatch(rows=piece, width=int((scales[piece] != 0).any(dim=0).nonzero().max()) + 1)
-        for piece in rows.split(size)
-        if len(piece)
-    ]
-
-
 def update(
-    policy: Policy, optimizer: torch.optim.Optimizer, batch: ScoredBatch, lr: float, config: Config
+    policy: Policy,
+    log_probs_of: LogProbs,
+    optimizer: torch.optim.Optimizer,
+    batch: ScoredBatch,
+    lr: float,
+    config: Config,
 ) -> UpdateMetrics:
     """Take ``train.updates_per_rollout`` optimizer steps on one rollout batch; none where no token can teach.
+
+    Args:
+        log_probs_of: the path that scores tokens: ``policy.token_log_probs`` or ``packed.packed_log_probs``.
 
     Raises:
         NonFiniteError: before the step that would have spoiled the parameters.
@@ -80,25 +66,25 @@ def update(
     (group,) = optimizer.param_groups
     group["lr"] = lr
     parameters = group["params"]
-    pieces = microbatches(batch.scales, config.train.microbatch)
+    pieces = microbatches(batch, config.train)
     if not pieces:
         return UpdateMetrics()
-    reference = _reference_log_probs(policy, batch, pieces, config)
+    reference = _reference_log_probs(policy, log_probs_of, batch, pieces, config)
     old: list[Tensor] = []  # log-probs of the first pass: π_old, on the same code path as π
     loss = kl = clipped = grad_norm = 0.0
     tokens = 0
     for _ in range(config.train.updates_per_rollout):
         optimizer.zero_grad()
         for i, piece in enumerate(pieces):
-            log_probs = token_log_probs(policy, batch.rollout, piece.rows, piece.width, config.rollout.temperature)
+            log_probs = log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
             if len(old) == i:
                 old.append(log_probs.detach())
             part = token_loss(
                 log_probs,
                 old[i],
                 reference[i],
-                batch.advantages[piece.rows, : piece.width],
-                batch.scales[piece.rows, : piece.width],
+                batch.advantages[piece.rows, : piece.needed.shape[1]],
+                batch.scales[piece.rows, : piece.needed.shape[1]],
                 config.clipping,
                 config.kl,
             )
@@ -116,13 +102,13 @@ def update(
 
 
 def _reference_log_probs(
-    policy: Policy, batch: ScoredBatch, pieces: list[Microbatch], config: Config
+    policy: Policy, log_probs_of: LogProbs, batch: ScoredBatch, pieces: list[Microbatch], config: Config
 ) -> list[Tensor | None]:
     if config.kl.beta == 0:
         return [None] * len(pieces)
     with torch.no_grad(), policy.reference():
         return [
-            token_log_probs(policy, batch.rollout, piece.rows, piece.width, config.rollout.temperature)
+            log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
             for piece in pieces
         ]
 

@@ -9,9 +9,9 @@ from rlsparse.batch import ScoredBatch, Selection
 from rlsparse.config import ClippedRatioConfig, ClippingConfig, KLConfig, ObjectiveConfig
 from rlsparse.objective import token_loss
 from rlsparse.objective.aggregation import token_scales
-from rlsparse.policy import Policy
+from rlsparse.policy import Policy, token_log_probs
 from rlsparse.streams import stream_seed
-from rlsparse.update import learning_rate, microbatches, update
+from rlsparse.update import learning_rate, update
 from tests.conftest import composed, make_rollout
 
 CLIP = ClippedRatioConfig("clipped_ratio", 0.2, 0.2)
@@ -78,14 +78,6 @@ def test_a_token_without_advantage_costs_nothing_without_kl_and_a_degenerate_gro
     assert (scales("sequence_mean", advantages, KL) != 0).nonzero().tolist() == [[0, 0], [0, 2], [1, 1]]
 
 
-def test_microbatches_hold_the_rows_that_teach_and_the_columns_they_need():
-    table = torch.zeros(5, 6)
-    table[0, 1] = table[2, 4] = table[4, 0] = 1
-    pieces = microbatches(table, 2)
-    assert [(p.rows.tolist(), p.width) for p in pieces] == [([0, 2], 5), ([4], 1)]
-    assert microbatches(torch.zeros(5, 6), 2) == []
-
-
 def test_learning_rate_by_hand():
     train = composed("train.steps=10", "train.lr=1", "train.warmup_steps=2", "train.schedule=linear").train
     # warm-up 1/3, 2/3; then 8 steps from 1 down by 1/8
@@ -118,7 +110,7 @@ def batch_for(policy: Policy, config, seed=0):
     return ScoredBatch(rollout, advantages, scale)
 
 
-def updated(tiny: Policy, *overrides: str, lr: float = 1e-2):
+def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_probs):
     """Gradient of the last update and the parameters after it, from an adapter that has left its zero start."""
     import copy
 
@@ -132,7 +124,7 @@ def updated(tiny: Policy, *overrides: str, lr: float = 1e-2):
         for p in adapter.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
     optimizer = torch.optim.AdamW(adapter.parameters(), weight_decay=0.0)
-    metrics = update(policy, optimizer, batch_for(policy, config), lr, config)
+    metrics = update(policy, path, optimizer, batch_for(policy, config), lr, config)
     gradient = torch.cat([p.grad.flatten() for p in adapter.parameters()])
     after = torch.cat([p.detach().flatten() for p in adapter.parameters()])
     return gradient, after, metrics
@@ -226,7 +218,6 @@ def test_our_loss_equals_trls_on_the_same_tensors(tiny, tmp_path, loss_type, agg
     from trl import GRPOConfig, GRPOTrainer
 
     from rlsparse.adapter import Lora
-    from rlsparse.policy import token_log_probs
 
     config = composed(
         "rollout.max_new_tokens=16",
@@ -242,7 +233,7 @@ def test_our_loss_equals_trls_on_the_same_tensors(tiny, tmp_path, loss_type, agg
     selection = Selection(mask.float(), rollout.lengths.float())
     scale = token_scales(selection, advantages, config.objective, 4, 16, config.kl)
     width = rollout.completion_ids.shape[1]
-    log_probs = token_log_probs(tiny, rollout, torch.arange(12), width, 0.8)
+    log_probs = token_log_probs(tiny, rollout, torch.arange(12), mask, 0.8)
     noise = torch.randn(12, width, generator=torch.Generator().manual_seed(1))
     old, reference = (log_probs + 0.3 * noise).detach(), (log_probs - 0.2 * noise).detach()
     ours = token_loss(log_probs, old, reference if beta else None, advantages, scale, config.clipping, config.kl)

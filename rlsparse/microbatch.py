@@ -1,0 +1,81 @@
+"""Cutting a batch into forward passes: rows that have something to teach, bounded by rows and by tokens."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from rlsparse.batch import ScoredBatch
+from rlsparse.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Rows that go through the model together: the same number of completions from each prompt that occurs.
+
+    Attributes:
+        rows: (b,) row numbers into the rollout, those of a prompt side by side.
+        needed: (b, T) bool: tokens that the loss looks at; T ends at the last of them.
+    """
+
+    rows: Tensor
+    needed: Tensor
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Some completions of one prompt."""
+
+    rows: list[int]
+    prompt: int  # tokens
+    width: int  # completion columns up to the last one needed
+
+    def tokens(self) -> int:
+        return self.prompt + len(self.rows) * self.width
+
+
+def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
+    """The rows with a token to teach, in microbatches; all others cost nothing.
+
+    A microbatch has at most ``train.microbatch`` rows and ``train.max_tokens_per_microbatch`` tokens, prompts counted
+    once and padding included; one completion that is longer by itself goes alone.
+    """
+    needed = batch.scales != 0  # (B, T)
+    ordered = sorted(_stretches(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt))
+    pieces: list[Microbatch] = []
+    for size, equal in groupby(ordered, key=lambda s: len(s.rows)):
+        pending: list[_Stretch] = []
+        for stretch in equal:
+            together = [*pending, stretch]
+            tokens = len(together) * (max(s.prompt for s in together) + size * max(s.width for s in together))
+            too_many = len(together) * size > config.microbatch or tokens > config.max_tokens_per_microbatch
+            if pending and too_many:
+                pieces.append(_piece(pending, needed))
+                together = [stretch]
+            pending = together
+        pieces.append(_piece(pending, needed))
+    return pieces
+
+
+def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[_Stretch]:
+    """Each prompt's rows with a token to teach, cut where a prompt alone would be too much."""
+    found = []
+    columns = torch.arange(1, needed.shape[1] + 1, device=needed.device)
+    widths = (needed * columns).amax(dim=1).tolist()  # of each row; 0 where nothing is needed
+    prompt_lengths = batch.rollout.prompt_lengths.tolist()
+    group_size = batch.rollout.group_size
+    for p, prompt in enumerate(prompt_lengths):
+        rows = [row for row in range(p * group_size, (p + 1) * group_size) if widths[row]]
+        while rows:
+            width = max(widths[row] for row in rows)
+            fitting = (config.max_tokens_per_microbatch - prompt) // width
+            size = max(1, min(len(rows), config.microbatch, fitting))
+            found.append(_Stretch(rows[:size], prompt, max(widths[row] for row in rows[:size])))
+            rows = rows[size:]
+    return found
+
+
+def _piece(stretches: list[_Stretch], needed: Tensor) -> Microbatch:
+    rows = torch.tensor([row for stretch in stretches for row in stretch.rows], device=needed.device)
+    return Microbatch(rows, needed[rows, : max(stretch.width for stretch in stretches)])
