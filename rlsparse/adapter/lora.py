@@ -38,7 +38,7 @@ def target_layers(model: nn.Module, config: AdapterConfig) -> list[int]:
     Raises:
         ConfigError: a layer that the model does not have.
     """
-    layers = sorted({int(LAYER.search(name)[1]) for name in _decoder_linears(model)})  # type: ignore[index]
+    layers = sorted({int(number) for name in _decoder_linears(model) for number in LAYER.findall(name)})
     if config.layers == "all":
         return layers
     if config.layers == "last_third":

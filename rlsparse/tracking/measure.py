@@ -1,5 +1,6 @@
 """What a run costs: seconds by stage and the peak of its memory."""
 
+import ctypes
 import gc
 import resource
 import time
@@ -46,6 +47,8 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
+    with suppress(OSError, AttributeError):  # freed pages go back, or they would count towards the next run's peak
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):  # not Linux, or not allowed: the peak is then the process's
         Path("/proc/self/clear_refs").write_text("5")
 
