@@ -1,4 +1,7 @@
-"""Who a run is: a hash of everything that can change its numbers, and of nothing else."""
+"""Who a run is: a hash of everything that can change its numbers, of the algorithm's label, and of nothing else.
+
+The label changes no number, but ``algorithm=grpo clipping=off`` and ``algorithm=rgra`` are two rows of a table.
+"""
 
 import hashlib
 import json

@@ -37,7 +37,9 @@ LogProbs = Callable[[Policy, Rollout, Tensor, Tensor, float], Tensor]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a training step, counted from 1: linear warm-up, then constant, linear or cosine to 0.
+    """The learning rate of a training step, counted from 1: linear warm-up, then constant, linear or cosine.
+
+    The latter two fall towards 0, which they would reach one step after the last.
 
     A function of the step alone: a step without update moves it too, and nothing about it needs saving.
     """
