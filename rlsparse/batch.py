@@ -9,6 +9,7 @@ B     rows, B = P·G; row p·G + g is completion g of prompt p
 S     prompt length, tokens, padding included
 T     completion length, tokens, EOS included, padding included
 V     vocabulary
+H     hidden size
 ====  =============================================================
 """
 
@@ -60,6 +61,20 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class TrunkStates:
+    """What the layers below the first adapted one gave out during the rollout: training need not compute it again.
+
+    Attributes:
+        prompt: (P, S, H), padded on the left.
+        completion: (B, T, H): where each completion token stands; 0 past the end and at a completion's last token,
+            which predicts nothing.
+    """
+
+    prompt: Tensor
+    completion: Tensor
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Completions of P prompts, G each, and what the behaviour model thought of them.
 
@@ -72,6 +87,7 @@ class Rollout:
         log_probs: (B, T) float32: log-probability of each token under the behaviour model at the sampling temperature,
             before top-p and top-k (nats); 0 past the end.
         entropy: (B, T) float32: entropy of the behaviour model where the token was drawn (nats); 0 past the end.
+        trunk: kept where the engine has them and the policy's own layers made them.
     """
 
     prompt_ids: Tensor
@@ -81,6 +97,7 @@ class Rollout:
     ended: Tensor
     log_probs: Tensor
     entropy: Tensor
+    trunk: TrunkStates | None = None
 
     @property
     def group_size(self) -> int:

@@ -14,6 +14,7 @@ from rlsparse.config import (
     ClippingConfig,
     Config,
     ConfigError,
+    FastRolloutConfig,
     GeneratedTaskConfig,
     GroupZscoreConfig,
     HubTaskConfig,
@@ -59,7 +60,7 @@ SCHEMA_OF: dict[str, dict[str, type]] = {
         "svamp": HubTaskConfig,
         "gsm8k": HubTaskConfig,
     },
-    "rollout": {"plain": RolloutConfig},
+    "rollout": {"fast": FastRolloutConfig, "plain": RolloutConfig},
     "tracker": {"none": TrackerConfig, "wandb": WandbConfig},
 }
 CHOICES = {
@@ -80,6 +81,7 @@ AT_LEAST_ONE = (
     "train.microbatch",
     "train.max_tokens_per_microbatch",
     "rollout.max_new_tokens",
+    "rollout.max_rows",
     "eval.every",
     "eval.max_rows",
     "eval.samples",

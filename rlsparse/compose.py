@@ -1,9 +1,11 @@
 """From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +18,7 @@ from rlsparse.config import (
     Config,
     ConfigError,
     EvalConfig,
+    FastRolloutConfig,
     GeneratedTaskConfig,
     GroupZscoreConfig,
     HubTaskConfig,
@@ -52,7 +55,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "adapter": {"lora": LoraConfig},
     "model": {"plain": ModelConfig, "scratch": ScratchConfig},
     "task": {"generated": GeneratedTaskConfig, "hub": HubTaskConfig},
-    "rollout": {"plain": RolloutConfig},
+    "rollout": {"plain": RolloutConfig, "fast": FastRolloutConfig},
     "train": {"plain": TrainConfig},
     "eval": {"plain": EvalConfig},
     "tracker": {"plain": TrackerConfig, "wandb": WandbConfig},
@@ -74,6 +77,18 @@ def config_dir() -> str:
     """The folder of yaml files: ``conf/`` of the checkout, or the copy that a wheel carries."""
     inside = Path(__file__).parent / "conf"
     return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The config of one run, as the command line would compose it from these overrides.
+
+    Raises:
+        ConfigError: see ``run_config``; Hydra's own errors for what it refuses.
+    """
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config: Config = run_config(compose("config", list(overrides)))
+    return config
 
 
 def run_config(config: DictConfig) -> Any:

@@ -148,6 +148,11 @@ class RolloutConfig:
 
 
 @dataclass
+class FastRolloutConfig(RolloutConfig):
+    max_rows: int
+
+
+@dataclass
 class TrainConfig:
     steps: int
     prompts_per_step: int

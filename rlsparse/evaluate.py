@@ -6,7 +6,7 @@ from math import comb
 from rlsparse.batch import Prompt, chunks
 from rlsparse.config import EvalConfig, RolloutConfig
 from rlsparse.policy import Policy, decode
-from rlsparse.rollout import ENGINES
+from rlsparse.rollout import Engine
 from rlsparse.streams import stream
 from rlsparse.task.verifier import Verifier
 
@@ -18,6 +18,7 @@ def pass_at(k: int, samples: int, correct: int) -> float:
 
 def evaluate(
     policy: Policy,
+    generate: Engine,
     prompts: Sequence[Prompt],
     verifier: Verifier,
     config: EvalConfig,
@@ -32,7 +33,6 @@ def evaluate(
     Raises:
         NonFiniteError: the policy's log-probabilities are not finite numbers.
     """
-    generate = ENGINES[rollout_config.name]
     generator = stream(seed, "eval")
     greedy_correct = 0
     correct: list[int] = []  # right completions of each row

@@ -1,7 +1,7 @@
 """Cutting a batch into forward passes: rows that have something to teach, bounded by rows and by tokens."""
 
 from dataclasses import dataclass
-from itertools import groupby
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -9,10 +9,12 @@ from torch import Tensor
 from rlsparse.batch import ScoredBatch
 from rlsparse.config import TrainConfig
 
+MOST_PADDED = 1.5  # tokens of a microbatch, padding included, for each that is not
+
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Rows that go through the model together: the same number of completions from each prompt that occurs.
+    """Rows that go through the model together.
 
     Attributes:
         rows: (b,) row numbers into the rollout, those of a prompt side by side.
@@ -42,20 +44,24 @@ def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
     once and padding included; one completion that is longer by itself goes alone.
     """
     needed = batch.scales != 0  # (B, T)
-    ordered = sorted(_stretches(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt))
-    pieces: list[Microbatch] = []
-    for size, equal in groupby(ordered, key=lambda s: len(s.rows)):
-        pending: list[_Stretch] = []
-        for stretch in equal:
-            together = [*pending, stretch]
-            tokens = len(together) * (max(s.prompt for s in together) + size * max(s.width for s in together))
-            too_many = len(together) * size > config.microbatch or tokens > config.max_tokens_per_microbatch
-            if pending and too_many:
-                pieces.append(_piece(pending, needed))
-                together = [stretch]
-            pending = together
-        pieces.append(_piece(pending, needed))
-    return pieces
+    pieces: list[list[_Stretch]] = []
+    for stretch in sorted(_stretches(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt)):
+        if pieces and _fit([*pieces[-1], stretch], config):
+            pieces[-1].append(stretch)
+        else:
+            pieces.append([stretch])
+    return [_piece(piece, needed) for piece in pieces]
+
+
+def _fit(stretches: list[_Stretch], config: TrainConfig) -> bool:
+    """Whether they make one microbatch, padded to the longest prompt, the widest row and the most rows."""
+    most, width = max(len(s.rows) for s in stretches), max(s.width for s in stretches)
+    padded = len(stretches) * (max(s.prompt for s in stretches) + most * width)
+    return (
+        sum(len(s.rows) for s in stretches) <= config.microbatch
+        and padded <= config.max_tokens_per_microbatch
+        and padded <= MOST_PADDED * sum(s.tokens() for s in stretches)
+    )
 
 
 def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[_Stretch]:
@@ -70,7 +76,8 @@ def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[
         while rows:
             width = max(widths[row] for row in rows)
             fitting = (config.max_tokens_per_microbatch - prompt) // width
-            size = max(1, min(len(rows), config.microbatch, fitting))
+            most = max(1, min(config.microbatch, fitting))
+            size = ceil(len(rows) / ceil(len(rows) / most))  # equal parts, not a full one and a rest
             found.append(_Stretch(rows[:size], prompt, max(widths[row] for row in rows[:size])))
             rows = rows[size:]
     return found

@@ -1,7 +1,8 @@
 """The policy: loading a causal LM and its tokenizer, and its log-probabilities at chosen tokens (the plain path)."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Policy:
         pad_id: filler; may equal an EOS, so nothing is ever read from it.
         context: longest prompt and completion together, tokens.
         chat: whether prompts go through the tokenizer's chat template.
+        first_adapted: number of the first decoder layer that training changes.
+        merged: inside it, the adapter is part of the weights; afterwards the weights are what they were, bit for bit.
     """
 
     model: Any
@@ -39,6 +42,13 @@ class Policy:
     pad_id: int
     context: int
     chat: bool
+    first_adapted: int = 0
+    merged: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model, out of its peft wrapping; its modules carry the adapter all the same."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, the model is the base model: the adapter is off."""

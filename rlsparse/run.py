@@ -105,11 +105,12 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary) -
     from rlsparse.streams import stream_seed
     from rlsparse.task import load_task
     from rlsparse.task.verifier import Verifier
-    from rlsparse.tracking.measure import Clock, free_memory, peak_memory
+    from rlsparse.tracking.measure import Clock, free_memory, peak_memory, reuse_freed_memory
     from rlsparse.train import train
 
     device = resolve_device(config.device)
     clock = Clock(device)
+    reuse_freed_memory()
     free_memory(device)
     policy = load_policy(config.model, device, config.dtype)
     set_threads(config.threads, policy.model.num_parameters())

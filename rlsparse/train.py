@@ -15,7 +15,7 @@ from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import Policy, decode, token_log_probs
 from rlsparse.prompts import TaskPrompts
-from rlsparse.rollout import ENGINES
+from rlsparse.rollout import engine
 from rlsparse.streams import stream
 from rlsparse.task.verifier import Score, Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
@@ -38,7 +38,7 @@ def train(
     Raises:
         NonFiniteError: the loss, its gradient or the policy's own log-probabilities are no longer finite numbers.
     """
-    generate = ENGINES[config.rollout.name]
+    generate = engine(policy, config.rollout, tracker.say)
     select = TOKEN_SAMPLERS[config.token_sampler.name]
     group_size, max_new_tokens = config.train.group_size, config.rollout.max_new_tokens
     batches = prompt_batches(data.train, config.train.prompts_per_step, stream(config.seed, "prompts"))
@@ -49,7 +49,7 @@ def train(
 
     def held_out(step: int) -> None:
         with clock("eval"):
-            result = evaluate(policy, data.test, verifier, config.eval, config.rollout, config.seed)
+            result = evaluate(policy, generate, data.test, verifier, config.eval, config.rollout, config.seed)
         tracker.evaluation(step, {**result, "time/eval": clock.last["eval"]})
 
     held_out(0)

@@ -42,6 +42,7 @@ def warm_start(config: WarmStartConfig) -> dict[str, Any]:
     from rlsparse.evaluate import evaluate
     from rlsparse.policy import check_model_folder, resolve_device, set_threads
     from rlsparse.prompts import encode_task
+    from rlsparse.rollout import engine
     from rlsparse.supervised import Example, fit
     from rlsparse.task import load_task
     from rlsparse.task.verifier import Verifier
@@ -58,11 +59,12 @@ def warm_start(config: WarmStartConfig) -> dict[str, Any]:
     set_threads(config.threads, policy.model.num_parameters())
     data = encode_task(policy, task, config.task, config.rollout, config.eval)
     examples = [Example(prompt.ids, prompt.problem) for prompt in data.train]
+    generate = engine(policy, config.rollout, lambda line: print(line, file=sys.stderr))
     report: dict[str, Any] = {"config": asdict(config)}
     with Verifier(config.task) as verifier:
 
         def held_out() -> dict[str, float]:
-            return evaluate(policy, data.test, verifier, config.eval, config.rollout, config.seed)
+            return evaluate(policy, generate, data.test, verifier, config.eval, config.rollout, config.seed)
 
         report["before"] = held_out()
         print(_line("before", report["before"]), file=sys.stderr)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from rlsparse.batch import Rollout
-from rlsparse.compose import config_dir, register_schemas, run_config
+from rlsparse.compose import compose_config as compose_overrides
 from rlsparse.config import Config
 from rlsparse.policy import Policy, load_policy
 
@@ -20,12 +19,9 @@ torch.set_num_threads(1)  # the embedded model is too small for more
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
-register_schemas()
-
 
 def composed(*overrides: str) -> Config:
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return run_config(compose("config", list(overrides)))
+    return compose_overrides(overrides)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,15 @@ import torch
 import transformers
 
 from rlsparse.adapter import Lora
-from rlsparse.batch import ScoredBatch
+from rlsparse.batch import Problem, Prompt, ScoredBatch
 from rlsparse.microbatch import microbatches
 from rlsparse.packed import can_pack, packed_log_probs
+from rlsparse.packed.layout import stretches
 from rlsparse.policy import token_log_probs, wrap_policy
+from rlsparse.rollout import ENGINES
+from rlsparse.streams import stream
 from tests.conftest import composed, make_rollout
-from tests.test_objective import updated
+from tests.test_objective import batch_for, updated
 
 SIZE = {
     "hidden_size": 32,
@@ -43,8 +46,8 @@ def family(policy, name, **more):
     return wrap_policy(model, policy.tokenizer, chat_template=False)
 
 
-def with_adapter(policy):
-    adapter = Lora(policy, composed().adapter, 4, 0)
+def with_adapter(policy, *overrides):
+    adapter = Lora(policy, composed(*overrides).adapter, 4, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in adapter.parameters():
@@ -69,10 +72,10 @@ def test_log_probs_and_gradients_equal_the_plain_path(tiny, name):
     adapter = with_adapter(policy)
     assert can_pack(policy) is None
     rollout = ragged()
-    # rows 0, 2, 3 of prompt 0 and 0, 1, 2 of prompts 1 and 2; the loss looks at some tokens only
-    rows = torch.tensor([0, 2, 3, 4, 5, 6, 8, 9, 10])
-    needed = rollout.mask[rows] & (torch.rand(9, 9, generator=torch.Generator().manual_seed(3)) < 0.7)
-    weights = torch.randn(9, 9, generator=torch.Generator().manual_seed(4))
+    # three rows of prompt 0, one of prompt 1, all of prompt 2 first; the loss looks at some tokens only
+    rows = torch.tensor([8, 9, 10, 11, 0, 2, 3, 5])
+    needed = rollout.mask[rows] & (torch.rand(8, 9, generator=torch.Generator().manual_seed(3)) < 0.7)
+    weights = torch.randn(8, 9, generator=torch.Generator().manual_seed(4))
     results = []
     for path in (token_log_probs, packed_log_probs):
         policy.model.zero_grad()
@@ -88,13 +91,91 @@ def test_log_probs_and_gradients_equal_the_plain_path(tiny, name):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
 @pytest.mark.parametrize("kl", ["off", "on"])
-def test_every_algorithms_gradient_equals_the_plain_paths(tiny, algorithm, kl):
-    packed = updated(tiny, f"algorithm={algorithm}", f"kl={kl}", path=packed_log_probs)
-    plain = updated(tiny, f"algorithm={algorithm}", f"kl={kl}", path=token_log_probs)
+@pytest.mark.parametrize("layers", ["all", "last_third"])  # of the latter, the trunk's output comes from the rollout
+def test_every_algorithms_gradient_equals_the_plain_paths(tiny, algorithm, kl, layers):
+    setting = (f"algorithm={algorithm}", f"kl={kl}", f"adapter.layers={layers}")
+    packed = updated(tiny, *setting, path=packed_log_probs)
+    plain = updated(tiny, *setting, path=token_log_probs)
     assert float((packed[0] - plain[0]).norm() / plain[0].norm()) < 1e-5
     cut = ("train.microbatch=3", "train.max_tokens_per_microbatch=40")
-    split = updated(tiny, f"algorithm={algorithm}", f"kl={kl}", *cut, path=packed_log_probs)
+    split = updated(tiny, *setting, *cut, path=packed_log_probs)
     assert float((split[0] - plain[0]).norm() / plain[0].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_trunk_gave_the_rollout_replaces_it_in_training(tiny, name):
+    """Adapters on layer 2 of 0, 1, 2: the first two layers do not run again, in any family."""
+    policy = family(tiny, name)
+    adapter = with_adapter(policy, "adapter.layers=[2]")
+    config = composed("rollout.max_new_tokens=12").rollout
+    prompts = [Prompt(Problem("", "", ""), tuple(range(5, 5 + n))) for n in (3, 7, 4)]
+    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"))
+    rows, weights = torch.arange(12), torch.randn(12, 12, generator=torch.Generator().manual_seed(4))
+    needed = rollout.mask & (weights[:, : rollout.mask.shape[1]] > -0.5)
+    runs = []
+    handles = [layer.register_forward_hook(lambda *_: runs.append(1)) for layer in decoder_layers(policy)[:2]]
+    results = []
+    for path in (token_log_probs, packed_log_probs):
+        policy.model.zero_grad()
+        log_probs = path(policy, rollout, rows, needed, 1.0)
+        (log_probs * weights[:, : needed.shape[1]]).sum().backward()
+        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])))
+    for handle in handles:
+        handle.remove()
+    assert len(runs) == 2  # the plain path's two
+    assert len(decoder_layers(policy)) == 3
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    assert float((results[1][1] - results[0][1]).norm() / results[0][1].norm()) < 1e-5
+
+
+def decoder_layers(policy):
+    return policy.causal_lm.get_decoder().layers
+
+
+def test_nothing_below_the_first_adapted_layer_keeps_a_graph(tiny):
+    policy = family(tiny, "Llama")
+    with_adapter(policy, "adapter.layers=[2]")
+    outputs = []
+    for layer in decoder_layers(policy):
+        layer.register_forward_hook(lambda m, a, out: outputs.append(out.requires_grad))
+    rollout = ragged()
+    packed_log_probs(policy, rollout, torch.arange(4), rollout.mask[:4], 1.0)
+    assert outputs == [False, False, True]
+
+
+def test_a_tree_is_packed_where_completions_share_their_beginnings():
+    """Worked example: a b c, a b d, a e with the second token of each and the third of the first two needed."""
+    a, b, c, d, e = range(10, 15)
+    rollout = make_rollout([[a, b, c], [a, b, d], [a, e, c]], prompt=(1, 2))
+    needed = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 0]]).bool()
+    packed = stretches(rollout, torch.arange(3), needed, torch.float32)
+    # b|a, e|a, c|ab, d|ab are predicted at a and at ab: two nodes, against nine tokens side by side
+    assert packed.gather(rollout.prompt_ids, rollout.completion_ids).tolist() == [[1, 2, a, b]]
+    assert packed.positions(rollout).tolist() == [[0, 1, 2, 3]]
+    assert packed.predictors.tolist() == [2, 3, 3, 2]
+    inf = float("inf")
+    assert packed.layout.own_bias.flatten(0, 3)[0].tolist() == [[0, 0, 0, -inf], [0, 0, 0, 0]]
+    # with everything needed a tree saves too little: side by side
+    full = stretches(rollout, torch.arange(3), torch.ones(3, 3).bool(), torch.float32)
+    assert full.gather(rollout.prompt_ids, rollout.completion_ids).shape == (1, 11)
+
+
+def test_tspmo_forwards_the_tree_alone(tiny):
+    """One forward token per node above the deepest branch, no more; counted by hand from the completions."""
+    config = composed("algorithm=tspmo", "rollout.max_new_tokens=16")
+    batch = batch_for(copy.deepcopy(tiny), config)
+    forwarded = side_by_side = 0
+    for piece in microbatches(batch, config.train):
+        packed = stretches(batch.rollout, piece.rows, piece.needed, torch.float32)
+        nodes = {int(p): set() for p in packed.prompts}
+        for row, needed in zip(piece.rows.tolist(), piece.needed.tolist(), strict=True):
+            ids = batch.rollout.completion_ids[row].tolist()
+            last = max(t for t, n in enumerate(needed) if n)
+            nodes[row // 4] |= {tuple(ids[: t + 1]) for t in range(last)}
+        assert packed.rows.shape == (len(nodes), max(1, *map(len, nodes.values())))
+        forwarded += packed.rows.numel()
+        side_by_side += piece.needed.numel()
+    assert 0 < forwarded < 0.5 * side_by_side
 
 
 def test_the_models_own_attention_is_back_afterwards(tiny):
@@ -115,6 +196,8 @@ def test_models_it_cannot_pack_are_named(tiny):
     assert "do not attend to all earlier tokens" in can_pack(family(tiny, "Qwen2", layer_types=windows))
     assert "do not attend to all earlier tokens" in can_pack(family(tiny, "Mistral", sliding_window=4))
     assert can_pack(family(tiny, "Gemma2", layer_types=["full_attention"] * 3)) is not None  # caps attention scores
+    assert "plain projection" in can_pack(family(tiny, "Granite", logits_scaling=2.0))
+    assert can_pack(family(tiny, "Granite", logits_scaling=1.0)) is None
 
 
 def scored(table, rollout):
@@ -122,12 +205,13 @@ def scored(table, rollout):
 
 
 def test_microbatches_hold_the_rows_that_teach_and_the_tokens_they_need():
-    rollout = ragged()
+    rollout = ragged()  # prompts of 5, 2, 7 tokens
     table = torch.zeros(12, 9)
     table[1, 6] = table[3, 4] = table[4, 0] = table[9, 8] = table[11, 2] = 1
     train = composed("train.microbatch=4").train
     pieces = microbatches(scored(table, rollout), train)
-    # one row of prompt 1; two rows each of prompts 0 and 2, together
+    # prompt 1: one row of 1 column, 2 + 1 tokens; prompt 0: two rows of 7, 5 + 14; prompt 2: two rows of 9, 7 + 18.
+    # prompts 1 and 0 together would be padded to 2 · (5 + 2 · 7) = 38 > 1.5 · (3 + 19); 0 and 2 to 50 <= 1.5 · (19 + 25)
     assert [p.rows.tolist() for p in pieces] == [[4], [1, 3, 9, 11]]
     assert [p.needed.shape[1] for p in pieces] == [1, 9]
     assert sum(int(p.needed.sum()) for p in pieces) == 5
@@ -143,8 +227,8 @@ def test_microbatches_stay_within_their_bounds_and_lose_nothing():
         assert sorted(r for p in pieces for r in p.rows.tolist()) == list(range(12))
         for piece in pieces:
             prompts, counts = (piece.rows // 4).unique_consecutive(return_counts=True)
-            assert len(set(counts.tolist())) == 1
             assert len(prompts.unique()) == len(prompts)
             assert len(piece.rows) <= rows
-            size = len(prompts) * (int(rollout.prompt_lengths[prompts].max()) + int(counts[0]) * piece.needed.shape[1])
+            width = int(counts.max()) * piece.needed.shape[1]
+            size = len(prompts) * (int(rollout.prompt_lengths[prompts].max()) + width)
             assert size <= tokens or len(piece.rows) == 1

@@ -1,4 +1,4 @@
-"""The engine against generate, against a plain forward, and its sampling against the softmax."""
+"""The engines against generate, against a plain forward and each other, and their sampling against the softmax."""
 
 import pytest
 import torch
@@ -6,11 +6,14 @@ from scipy import stats
 
 from rlsparse.batch import Problem
 from rlsparse.policy import decode, encode_prompt, token_log_probs
-from rlsparse.rollout.plain import generate
+from rlsparse.rollout import ENGINES
+from rlsparse.rollout import engine as engine_for
 from rlsparse.rollout.sampling import draw, sample, truncate
 from rlsparse.streams import stream
 from tests.conftest import composed
+from tests.test_packed import FAMILIES, family, with_adapter
 
+engines = pytest.mark.parametrize("engine", list(ENGINES))
 QUESTIONS = ["57*4=", "12*3=", "98*7=", "30*2="]
 
 
@@ -18,9 +21,10 @@ def prompts(policy, questions=QUESTIONS):
     return [encode_prompt(policy, Problem(q, "", ""), q) for q in [*questions, "Tom has 2 boxes with 31 pens each."]]
 
 
-def test_greedy_equals_generate_token_for_token(tiny):
-    config = composed("rollout.max_new_tokens=24").rollout
-    rollout = generate(tiny, prompts(tiny), config, 1, stream(0, "x"), greedy=True)
+@engines
+def test_greedy_equals_generate_token_for_token(tiny, engine):
+    config = composed(f"rollout={engine}", "rollout.max_new_tokens=24").rollout
+    rollout = ENGINES[engine](tiny, prompts(tiny), config, 1, stream(0, "x"), greedy=True)
     for row, prompt in enumerate(prompts(tiny)):
         expected = tiny.model.generate(
             torch.tensor([prompt.ids]), max_new_tokens=24, do_sample=False, pad_token_id=tiny.pad_id
@@ -29,11 +33,12 @@ def test_greedy_equals_generate_token_for_token(tiny):
         assert got.tolist() == expected.tolist()
 
 
-def test_behaviour_log_probs_equal_a_plain_forward(tiny):
+@engines
+def test_behaviour_log_probs_equal_a_plain_forward(tiny, engine):
     """Uneven prompts, uneven completions, some cut off, EOS = PAD, a temperature."""
     assert tiny.pad_id in tiny.eos_ids
-    config = composed("rollout.max_new_tokens=16", "rollout.temperature=0.7").rollout
-    rollout = generate(tiny, prompts(tiny), config, 6, stream(3, "x"))
+    config = composed(f"rollout={engine}", "rollout.max_new_tokens=16", "rollout.temperature=0.7").rollout
+    rollout = ENGINES[engine](tiny, prompts(tiny), config, 6, stream(3, "x"))
     assert len(set(rollout.lengths.tolist())) > 3
     assert rollout.ended.any()
     assert not rollout.ended.all()
@@ -51,9 +56,10 @@ def test_behaviour_log_probs_equal_a_plain_forward(tiny):
         assert (rollout.log_probs[row, length:] == 0).all()
 
 
-def test_training_log_probs_equal_the_rollouts(tiny):
-    config = composed("rollout.max_new_tokens=20").rollout
-    rollout = generate(tiny, prompts(tiny), config, 4, stream(5, "x"))
+@engines
+def test_training_log_probs_equal_the_rollouts(tiny, engine):
+    config = composed(f"rollout={engine}", "rollout.max_new_tokens=20").rollout
+    rollout = ENGINES[engine](tiny, prompts(tiny), config, 4, stream(5, "x"))
     rows = torch.tensor([0, 3, 7, 12, 19])
     mask = rollout.mask[rows]
     with torch.no_grad():
@@ -61,9 +67,10 @@ def test_training_log_probs_equal_the_rollouts(tiny):
     torch.testing.assert_close(got[mask], rollout.log_probs[rows][mask], atol=2e-5, rtol=1e-5)
 
 
-def test_a_completion_ends_with_eos_or_at_the_limit(tiny):
-    config = composed("rollout.max_new_tokens=15").rollout
-    rollout = generate(tiny, prompts(tiny), config, 8, stream(1, "x"))
+@engines
+def test_a_completion_ends_with_eos_or_at_the_limit(tiny, engine):
+    config = composed(f"rollout={engine}", "rollout.max_new_tokens=15").rollout
+    rollout = ENGINES[engine](tiny, prompts(tiny), config, 8, stream(1, "x"))
     for row in range(40):
         ids = rollout.completion_ids[row, : int(rollout.lengths[row])].tolist()
         is_eos = [i in tiny.eos_ids for i in ids]
@@ -74,10 +81,11 @@ def test_a_completion_ends_with_eos_or_at_the_limit(tiny):
     assert all(tiny.tokenizer.eos_token not in text for text in decode(tiny, rollout))
 
 
-def test_a_row_does_not_depend_on_the_others(tiny):
+@engines
+def test_a_row_does_not_depend_on_the_others(tiny, engine):
     """Rows that finish early leave the batch; the rest must not notice."""
-    config = composed("rollout.max_new_tokens=20").rollout
-    together = generate(tiny, prompts(tiny), config, 1, stream(2, "x"))
+    config = composed(f"rollout={engine}", "rollout.max_new_tokens=20").rollout
+    together = ENGINES[engine](tiny, prompts(tiny), config, 1, stream(2, "x"))
     uniforms = torch.rand(5, 20, generator=stream(2, "x"))
     for row, prompt in enumerate(prompts(tiny)):
         ids = list(prompt.ids)
@@ -116,3 +124,73 @@ def test_the_inverse_cdf_never_draws_a_token_of_probability_zero():
     probs = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).repeat(3, 1)
     uniform = torch.tensor([0.0, 0.3, 1.0 - 2**-24])
     assert draw(probs, uniform).tolist() == [1, 3, 3]
+
+
+def test_the_inverse_cdf_of_a_large_vocabulary_is_the_plain_one():
+    """Blocks of 256 or of 3 (an odd vocabulary) against one running sum in float64."""
+    generator = torch.Generator().manual_seed(0)
+    for V in (1024, 999):
+        probs = torch.rand(200, V, generator=generator) ** 8
+        probs[:, ::3] = 0.0
+        uniform = torch.rand(200, generator=generator)
+        running = probs.double().cumsum(dim=1)
+        expected = torch.searchsorted(running, uniform.double()[:, None] * running[:, -1:], right=True).squeeze(1)
+        assert torch.equal(draw(probs, uniform), expected)
+
+
+def test_a_large_batch_in_parts_is_the_same_rollout(tiny):
+    whole = ENGINES["fast"](tiny, prompts(tiny), composed("rollout.max_new_tokens=20").rollout, 6, stream(4, "x"))
+    for max_rows in (13, 6, 4, 1):  # two groups, one, a group in parts of 4 and 2, single rows
+        config = composed("rollout.max_new_tokens=20", f"rollout.max_rows={max_rows}").rollout
+        parts = ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x"))
+        assert torch.equal(parts.completion_ids, whole.completion_ids)
+        assert torch.equal(parts.lengths, whole.lengths)
+        torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_engines_draw_the_same_in_every_family(tiny, name):
+    """Same random numbers, top-k and top-p on, adapter merged in one and beside the weights in the other."""
+    policy = family(tiny, name)
+    with_adapter(policy)
+    rollouts = []
+    for engine in ("plain", "fast"):
+        setting = ("rollout.max_new_tokens=40", "rollout.top_k=200", "rollout.top_p=0.95", "rollout.temperature=1.2")
+        config = composed(f"rollout={engine}", *setting).rollout
+        rollouts.append(ENGINES[engine](policy, prompts(tiny), config, 3, stream(6, "x")))
+    plain, fast = rollouts
+    assert torch.equal(plain.completion_ids, fast.completion_ids)
+    torch.testing.assert_close(fast.log_probs, plain.log_probs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast.entropy, plain.entropy, atol=1e-4, rtol=1e-4)
+
+
+def test_merging_is_undone_bit_for_bit(tiny):
+    tiny.model.bfloat16()
+    weight = tiny.model.model.layers[0].mlp.up_proj.weight  # becomes the base weight inside the peft layer
+    before, storage = weight.detach().clone(), weight.data_ptr()
+    with_adapter(tiny)
+    layer = tiny.causal_lm.model.layers[0].mlp.up_proj
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        beside = tiny.model(ids).logits
+        with tiny.merged():
+            delta = layer.get_delta_weight("default")
+            assert torch.equal(layer.base_layer.weight, (before.float() + delta).bfloat16())
+            torch.testing.assert_close(tiny.model(ids).logits, beside, atol=0.2, rtol=0.05)
+        with pytest.raises(KeyError), tiny.merged():
+            raise KeyError
+        assert torch.equal(layer.base_layer.weight, before)
+        assert layer.base_layer.weight.data_ptr() == storage
+        assert torch.equal(tiny.model(ids).logits, beside)
+
+
+def test_a_model_with_other_attention_gets_the_plain_engine_and_a_line(tiny):
+    said = []
+    config = composed().rollout
+    assert engine_for(family(tiny, "Qwen2"), config, said.append) is ENGINES["fast"]
+    assert said == []
+    windows = family(tiny, "Mistral", sliding_window=4)
+    assert engine_for(windows, config, said.append) is ENGINES["plain"]
+    assert said == ["rollout: plain for this model: it has layers that do not attend to all earlier tokens"]
+    assert engine_for(windows, composed("rollout=plain").rollout, said.append) is ENGINES["plain"]
+    assert len(said) == 1

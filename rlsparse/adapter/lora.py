@@ -1,6 +1,8 @@
 """LoRA through peft: ΔW = scale·B·A with B (out, r) zero and A (r, in) random at the start (Hu et al. 2021)."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,23 @@ class Lora:
             torch.manual_seed(seed)
             policy.model = get_peft_model(policy.model, peft_config).eval()
         self.model = policy.model
+        policy.first_adapted = target_layers(policy.model, config)[0]
+        policy.merged = self.merged
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside, the adapted weights are W + ΔW, rounded to W's dtype; afterwards W is back, the very tensors."""
+        layers = [module for module in self.model.modules() if hasattr(module, "lora_A")]
+        kept = [layer.base_layer.weight.data for layer in layers]
+        try:
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.base_layer.weight.data = weight.clone()
+                layer.merge()
+            yield
+        finally:
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.base_layer.weight.data = weight
+                layer.merged_adapters.clear()
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains, in a fixed order."""

@@ -1,14 +1,14 @@
-"""The reference engine: the prompt prefilled once and its cache repeated for the group, then one token a step."""
+"""The reference engine: transformers' own cache, repeated for the group after the prompt, then one token a step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.config import RolloutConfig
 from rlsparse.policy import Policy
+from rlsparse.rollout.columns import Columns, left_pad
 from rlsparse.rollout.sampling import sample
 
 
@@ -29,11 +29,11 @@ def generate(
         generator: CPU stream of the uniform numbers; not drawn from when greedy.
         greedy: take the likeliest token at each step.
     """
-    prompt_ids, prompt_lengths = _left_pad(prompts, policy)  # (P, S), (P,)
+    prompt_ids, prompt_lengths = left_pad(prompts, policy)  # (P, S), (P,)
     B, T = len(prompts) * group_size, config.max_new_tokens
     uniform = torch.zeros(B, T) if greedy else torch.rand(B, T, generator=generator)
     uniform = uniform.to(policy.device)
-    out = _Columns.empty(B, T, policy)
+    out = Columns.empty(B, T, policy)
 
     mask = torch.arange(prompt_ids.shape[1], 0, -1, device=policy.device) <= prompt_lengths[:, None]  # (P, S)
     reply = policy.model(
@@ -71,50 +71,3 @@ def generate(
         ).logits[:, -1]  # (alive, V)
         position = position + 1
     return out.rollout(prompt_ids, prompt_lengths)
-
-
-@dataclass
-class _Columns:
-    """The rollout's (B, T) tensors while they are filled, column by column."""
-
-    ids: Tensor
-    lengths: Tensor
-    ended: Tensor
-    log_probs: Tensor
-    entropy: Tensor
-
-    @classmethod
-    def empty(cls, B: int, T: int, policy: Policy) -> "_Columns":
-        device = policy.device
-        return cls(
-            ids=torch.full((B, T), policy.pad_id, device=device),
-            lengths=torch.zeros(B, dtype=torch.long, device=device),
-            ended=torch.zeros(B, dtype=torch.bool, device=device),
-            log_probs=torch.zeros(B, T, device=device),
-            entropy=torch.zeros(B, T, device=device),
-        )
-
-    def write(self, rows: Tensor, t: int, tokens: Tensor, log_probs: Tensor, entropy: Tensor, ended: Tensor) -> None:
-        self.ids[rows, t] = tokens
-        self.log_probs[rows, t] = log_probs
-        self.entropy[rows, t] = entropy
-        self.lengths[rows] = t + 1
-        self.ended[rows] = ended
-
-    def rollout(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> Rollout:
-        T = int(self.lengths.max())
-        return Rollout(
-            prompt_ids=prompt_ids,
-            prompt_lengths=prompt_lengths,
-            completion_ids=self.ids[:, :T],
-            lengths=self.lengths,
-            ended=self.ended,
-            log_probs=self.log_probs[:, :T],
-            entropy=self.entropy[:, :T],
-        )
-
-
-def _left_pad(prompts: Sequence[Prompt], policy: Policy) -> tuple[Tensor, Tensor]:
-    lengths = [len(prompt.ids) for prompt in prompts]
-    rows = [[policy.pad_id] * (max(lengths) - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]
-    return torch.tensor(rows, device=policy.device), torch.tensor(lengths, device=policy.device)

@@ -1,9 +1,13 @@
 """Drawing a token: temperature, top-k, top-p and the inverse CDF."""
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
 from rlsparse.config import RolloutConfig
+
+BLOCK = 256  # tokens
 
 
 def truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -28,12 +32,29 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
         probs: (b, V), need not sum to one; a token of probability 0 is never drawn.
         uniform: (b,) in [0, 1).
     """
-    cdf = probs.cumsum(dim=1)  # (b, V)
-    total = cdf[:, -1:]
-    # below the total even when the product rounds up to it, so that the last token with probability > 0 is found
-    threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
-    return tokens.clamp(max=probs.shape[1] - 1)  # a broken policy's NaN must be reported, not crash the lookup
+    b, V = probs.shape
+    blocks = probs.view(b, -1, gcd(V, BLOCK))  # (b, n, V / n)
+    # the block first, then the token in it: a running sum over the whole vocabulary is slow and rounds more
+    of_block = blocks.sum(dim=2)  # (b, n)
+    total = of_block.sum(dim=1, keepdim=True)
+    block, rest = _invert(of_block, uniform[:, None] * total)
+    within, _ = _invert(blocks[torch.arange(b, device=probs.device), block], rest)
+    return block * blocks.shape[2] + within
+
+
+def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(b,) first index whose running sum exceeds the target, and what of the target is left there, (b, 1).
+
+    Args:
+        weights: (b, n). target: (b, 1).
+    """
+    running = weights.cumsum(dim=1)  # (b, n)
+    # below the last sum even where rounding has brought the target up to it, so that a weight > 0 is found
+    last = running[:, -1:]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    index = torch.searchsorted(running, target, right=True)
+    index = index.clamp(max=weights.shape[1] - 1)  # a broken policy's NaN must be reported, not crash the lookup
+    return index.squeeze(1), target - (running - weights).gather(1, index)
 
 
 def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,9 +71,12 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool)
     Returns:
         tokens (b,), log_probs (b,), entropy (b,), nats.
     """
-    log_probs = torch.log_softmax(logits.float() / config.temperature, dim=1)  # (b, V)
+    tempered = logits.float() if config.temperature == 1 else logits.float() / config.temperature
+    log_probs = tempered.log_softmax(dim=1)  # (b, V)
     probs = log_probs.exp()
-    entropy = torch.special.entr(probs).sum(dim=1)
+    # a dot product, since entr over a vocabulary costs as much as all else here; log 0 is kept finite for it
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    entropy = -(probs[:, None] @ finite[:, :, None]).flatten()
     if greedy:
         tokens = logits.argmax(dim=1)
     else:

@@ -1,0 +1,55 @@
+"""Log-probabilities from hidden states without keeping the logits: in chunks, with the gradient made in the forward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK = 2**22  # logits at a time: 16 MiB in float32, about what a CPU's cache holds
+
+
+def chosen_log_probs(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, chunk: int = CHUNK
+) -> Tensor:
+    """log softmax(head(hidden) / temperature) at the targets, (n,) float32, nats.
+
+    The gradient reaches ``hidden`` alone; the head is frozen.
+
+    Args:
+        hidden: (n, H) where the targets are predicted.
+        targets: (n,) token ids.
+        chunk: most logits at a time.
+    """
+    log_probs: Tensor = _ChosenLogProbs.apply(hidden, head.weight, head.bias, targets, temperature, chunk)
+    return log_probs
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    """Each output depends on its own row: ∂ log p_t / ∂h = (W_t − Σ_v p_v W_v) / τ, (H,), is all the backward needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> Tensor:
+        wants_gradient = ctx.needs_input_grad[0]
+        chosen = torch.empty(len(hidden), device=hidden.device)  # (n,)
+        slope = torch.empty_like(hidden) if wants_gradient else None  # (n, H)
+        size = max(1, chunk // len(weight))
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logits = F.linear(hidden[rows], weight, bias).float()  # (c, V)
+            if temperature != 1:
+                logits /= temperature
+            log_probs = logits.log_softmax(dim=1)  # (c, V)
+            chosen[rows] = log_probs.gather(1, targets[rows, None]).squeeze(1)
+            if slope is not None:
+                mean = log_probs.exp_().to(weight.dtype) @ weight  # (c, H)
+                slope[rows] = (weight[targets[rows]] - mean) / temperature
+        ctx.save_for_backward(slope)
+        return chosen
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None, None, None

@@ -1,0 +1,114 @@
+"""The packed path: prompts and completions as one row of tokens that computes nothing twice.
+
+The model's own modules need no knowledge of it: positions say where a token stands, and an attention function of our
+own says what it sees. Exact: log-probabilities and gradients equal the plain path's to rounding.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlsparse.attention import attend, attending_by, obstacle, register
+from rlsparse.batch import Rollout
+from rlsparse.head import chosen_log_probs
+from rlsparse.packed.layout import Layout, stretches
+from rlsparse.policy import Policy
+from rlsparse.trunk import starting_from
+
+ATTENTION = "rlsparse_packed"
+
+
+def can_pack(policy: Policy) -> str | None:
+    """Why this model cannot be packed; None where it can."""
+    reason = obstacle(policy.model)
+    if reason is None and not _head_is_plain(policy):
+        reason = "its logits are not a plain projection of its last hidden states"
+    return reason
+
+
+def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of chosen completion tokens, (b, T) float32, nats; 0 where they are not needed.
+
+    Args:
+        rows: (b,) row numbers into the rollout, those of a prompt side by side.
+        needed: (b, T) bool: tokens to score, none past a completion's end.
+    """
+    packed = stretches(rollout, rows, needed, policy.causal_lm.dtype)
+    decoder = policy.causal_lm.get_decoder()
+    with ExitStack() as changed:
+        changed.enter_context(attending_by(policy.model, ATTENTION))
+        if rollout.trunk is not None:
+            hidden = packed.gather(rollout.trunk.prompt, rollout.trunk.completion)  # (1, L, H)
+            changed.enter_context(starting_from(decoder, policy.first_adapted, hidden))
+        states = decoder(
+            input_ids=packed.gather(rollout.prompt_ids, rollout.completion_ids),
+            position_ids=packed.positions(rollout).reshape(1, -1),
+            use_cache=False,
+            layout=packed.layout,
+        ).last_hidden_state[0]  # (L, H)
+    targets = rollout.completion_ids[rows, : needed.shape[1]][needed]  # (k,)
+    head = policy.causal_lm.get_output_embeddings()
+    chosen = chosen_log_probs(states[packed.predictors], head, targets, temperature)  # (k,)
+    return torch.zeros(needed.shape, device=rows.device).masked_scatter(needed, chosen)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    layout: Layout,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within stretches; what it computes in between is computed again in the backward pass, not kept.
+
+    Args:
+        query: (1, heads, L, d) of a row of p stretches, L = p·(S + g·T).
+        key: (1, kv heads, L, d); value: the same.
+    """
+    query = query * scaling
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        out = checkpoint(_attend_stretches, query, key, value, layout, use_reentrant=False, preserve_rng_state=False)
+    else:
+        out = _attend_stretches(query, key, value, layout)
+    return out, None
+
+
+def _attend_stretches(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    p, _, _, S, _ = layout.prompt_bias.shape
+    T, g = layout.own_bias.shape[4], layout.blocks
+    kv, d = key.shape[1], key.shape[3]
+    r = query.shape[1] // kv  # query heads that share a key head
+    q = query.reshape(kv, r, p, S + g * T, d).permute(2, 0, 1, 3, 4)  # (p, kv, r, S + gT, d)
+    k, v = (x.reshape(kv, p, S + g * T, d).transpose(0, 1) for x in (key, value))  # (p, kv, S + gT, d)
+    of_prompt = attend(q[:, :, :, :S], k[:, :, :S], v[:, :, :S], layout.prompt_bias)  # (p, kv, r, S, d)
+
+    def seen(x: Tensor) -> Tensor:
+        """(p, kv, g, S + T, d): what a block sees: the prompt's and its own."""
+        prompt = x[:, :, None, :S].expand(p, kv, g, S, d)
+        return torch.cat([prompt, x[:, :, S:].reshape(p, kv, g, T, d)], dim=3)
+
+    own = q[:, :, :, S:].reshape(p, kv, r, g, T, d).transpose(2, 3)  # (p, kv, g, r, T, d)
+    of_own = attend(own, seen(k), seen(v), layout.own_bias)  # (p, kv, g, r, T, d)
+    of_own = of_own.transpose(2, 3).reshape(p, kv, r, g * T, d)
+    out = torch.cat([of_prompt, of_own], dim=3)  # (p, kv, r, S + gT, d)
+    return out.permute(0, 3, 1, 2, 4).reshape(1, p * (S + g * T), kv * r, d)
+
+
+register(ATTENTION, packed_attention)
+
+
+@torch.no_grad()
+def _head_is_plain(policy: Policy) -> bool:
+    """Whether logits are head(hidden) and nothing more, as some families scale or cap them."""
+    ids = torch.tensor([[1, 2]], device=policy.device)  # not padding, whose embedding may be all zero
+    states = policy.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    logits = policy.model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(policy.causal_lm.get_output_embeddings()(states).float(), logits.float())

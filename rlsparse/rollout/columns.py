@@ -1,0 +1,59 @@
+"""A rollout while it is written, column by column."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlsparse.batch import Prompt, Rollout, TrunkStates
+from rlsparse.policy import Policy
+
+
+@dataclass
+class Columns:
+    """The rollout's (B, T) tensors, see ``Rollout``."""
+
+    ids: Tensor
+    lengths: Tensor
+    ended: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+
+    @classmethod
+    def empty(cls, B: int, T: int, policy: Policy) -> "Columns":
+        device = policy.device
+        return cls(
+            ids=torch.full((B, T), policy.pad_id, device=device),
+            lengths=torch.zeros(B, dtype=torch.long, device=device),
+            ended=torch.zeros(B, dtype=torch.bool, device=device),
+            log_probs=torch.zeros(B, T, device=device),
+            entropy=torch.zeros(B, T, device=device),
+        )
+
+    def write(self, rows: Tensor, t: int, tokens: Tensor, log_probs: Tensor, entropy: Tensor, ended: Tensor) -> None:
+        self.ids[rows, t] = tokens
+        self.log_probs[rows, t] = log_probs
+        self.entropy[rows, t] = entropy
+        self.lengths[rows] = t + 1
+        self.ended[rows] = ended
+
+    def rollout(self, prompt_ids: Tensor, prompt_lengths: Tensor, trunk: TrunkStates | None = None) -> Rollout:
+        T = int(self.lengths.max())
+        return Rollout(
+            prompt_ids=prompt_ids,
+            prompt_lengths=prompt_lengths,
+            completion_ids=self.ids[:, :T],
+            lengths=self.lengths,
+            ended=self.ended,
+            log_probs=self.log_probs[:, :T],
+            entropy=self.entropy[:, :T],
+            trunk=None if trunk is None else TrunkStates(trunk.prompt, trunk.completion[:, :T]),
+        )
+
+
+def left_pad(prompts: Sequence[Prompt], policy: Policy) -> tuple[Tensor, Tensor]:
+    """(P, S) ids padded on the left, (P,) lengths."""
+    lengths = [len(prompt.ids) for prompt in prompts]
+    rows = [[policy.pad_id] * (max(lengths) - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]
+    return torch.tensor(rows, device=policy.device), torch.tensor(lengths, device=policy.device)
