@@ -39,7 +39,7 @@ from rlsparse.config import (
     WarmStartConfig,
 )
 
-# group -> schema name -> dataclass; an option's yaml names its schema in its defaults list.
+# group -> schema name -> dataclass; an option's yaml names <group>_<schema name> in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
     "advantage": {"plain": AdvantageConfig, "group_zscore": GroupZscoreConfig},
     "negative_feedback": {"plain": NegativeFeedbackConfig},
@@ -64,13 +64,17 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra. They lie in ``<group>/schema``, so that they are not offered as options."""
+    """Make the schemas known to Hydra.
+
+    They lie in a group of their own: in a group's folder they would be offered as its options, and a folder each
+    doubles the time of ``--help``, for which Hydra copies the whole store at every group.
+    """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Config)
     store.store(name="warm_start_schema", node=WarmStartConfig)
     for group, schemas in SCHEMAS.items():
         for name, node in schemas.items():
-            store.store(group=f"{group}/schema", name=name, node=node, package=group)
+            store.store(group="schema", name=f"{group}_{name}", node=node)
 
 
 def config_dir() -> str:

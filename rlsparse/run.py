@@ -20,6 +20,7 @@ from rlsparse.sweep import latest_sweep
 
 if TYPE_CHECKING:
     from rlsparse.identity import Identity
+    from rlsparse.loader import Loader
     from rlsparse.tracking.tracker import Tracker
 
 # torch and transformers are imported inside functions, so that --help and a misspelled key answer at once
@@ -47,16 +48,20 @@ class Job:
         return " ".join([f"{place}{config.algorithm}", f"seed={config.seed}", *extra])
 
 
-def run(config: Config, job: Job | None = None) -> Summary:
+def run(config: Config, job: Job | None = None, loader: "Loader | None" = None) -> Summary:
     """Do one run and write its folder ``<runs_dir>/<experiment>/<id>/``; one that is done already is only read.
 
     A run that diverges (a loss that is not finite) ends with that status, its data kept, and does not raise.
+
+    Args:
+        loader: holds the model between the runs of a sweep.
 
     Raises:
         ConfigError: bad input, before any model loads.
         Exception: whatever broke the run, after its summary says so.
     """
     from rlsparse.batch import NonFiniteError
+    from rlsparse.loader import Loader
     from rlsparse.preflight import preflight
 
     quieten()
@@ -75,7 +80,7 @@ def run(config: Config, job: Job | None = None) -> Summary:
     summary: Summary = {**provenance(config, identity, list(job.overrides)), "status": "failed", "error": None}
     failure: BaseException | None = None
     try:
-        _train(config, folder, tracker, summary)
+        _train(config, folder, tracker, summary, loader or Loader())
         summary["status"] = "finished"
     except NonFiniteError as error:
         summary |= {"status": "diverged", "error": str(error)}
@@ -97,10 +102,10 @@ def run(config: Config, job: Job | None = None) -> Summary:
     return summary
 
 
-def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary) -> None:
+def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary, loader: "Loader") -> None:
     """Load, train, evaluate and export; what is known goes into ``summary`` even when it breaks."""
     from rlsparse.adapter import ADAPTERS
-    from rlsparse.policy import load_policy, resolve_device, set_threads
+    from rlsparse.policy import resolve_device, set_threads
     from rlsparse.prompts import encode_task
     from rlsparse.streams import stream_seed
     from rlsparse.task import load_task
@@ -112,32 +117,34 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary) -
     clock = Clock(device)
     reuse_freed_memory()
     free_memory(device)
-    policy = load_policy(config.model, device, config.dtype)
-    set_threads(config.threads, policy.model.num_parameters())
-    data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
-    adapter = ADAPTERS[config.adapter.name](
-        policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")
-    )
-    summary["device"] = str(device)
-    summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
-    if data.skipped_train or data.skipped_test:
-        tracker.say(
-            f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {policy.context} tokens; skipped"
+    with loader.lend(config.model, device, config.dtype) as policy:
+        set_threads(config.threads, policy.model.num_parameters())
+        data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
+        adapter = ADAPTERS[config.adapter.name](
+            policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")
         )
-    try:
-        with Verifier(config.task) as verifier:
-            train(config, policy, adapter, data, verifier, tracker, clock)
-    finally:
-        summary |= results(tracker.history)
-        summary["adapter"] = {
-            "name": config.adapter.name,
-            "rank": adapter.ranks(),
-            "parameters": sum(p.numel() for p in adapter.parameters()),
-        }
-        summary["time"] = {"total": clock.elapsed(), **clock.total}
-        summary["peak_memory_bytes"] = peak_memory(device)
-        adapter.export(folder / "adapter")
+        summary["device"] = str(device)
+        summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
+        if data.skipped_train or data.skipped_test:
+            tracker.say(
+                f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
+                f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {policy.context} tokens; "
+                "skipped"
+            )
+        try:
+            with Verifier(config.task) as verifier:
+                train(config, policy, adapter, data, verifier, tracker, clock)
+        finally:
+            summary |= results(tracker.history)
+            summary["adapter"] = {
+                "name": config.adapter.name,
+                "rank": adapter.ranks(),
+                "parameters": sum(p.numel() for p in adapter.parameters()),
+            }
+            summary["time"] = {"total": clock.elapsed(), **clock.total}
+            summary["peak_memory_bytes"] = peak_memory(device)
+            adapter.export(folder / "adapter")
+        adapter.remove()
 
 
 def _open_tracker(config: Config, job: Job, folder: Path, identity: "Identity") -> "Tracker":
@@ -173,16 +180,23 @@ def _set_aside(folder: Path) -> None:
 register_schemas()
 
 
-@hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
-def main(config: DictConfig) -> None:
+def main() -> None:
     """The command line: one run, or with -m the points of a sweep one after the other."""
-    context = HydraConfig.get()
-    ours = run_config(config)
-    sweep = latest_sweep(Path(ours.runs_dir) / ours.experiment.name) if context.mode == RunMode.MULTIRUN else []
-    try:
-        run(ours, Job(list(context.overrides.task), context.job.num + 1 if sweep else 1, sweep))
-    except KeyboardInterrupt:
-        sys.exit(130)  # the shell's code for it; ends a sweep too
+    from rlsparse.loader import Loader
+
+    loader = Loader()
+
+    @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
+    def job(config: DictConfig) -> None:
+        context = HydraConfig.get()
+        ours = run_config(config)
+        sweep = latest_sweep(Path(ours.runs_dir) / ours.experiment.name) if context.mode == RunMode.MULTIRUN else []
+        try:
+            run(ours, Job(list(context.overrides.task), context.job.num + 1 if sweep else 1, sweep), loader)
+        except KeyboardInterrupt:
+            sys.exit(130)  # the shell's code for it; ends a sweep too
+
+    job()
 
 
 if __name__ == "__main__":

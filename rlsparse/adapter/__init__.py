@@ -24,5 +24,8 @@ class Adapter(Protocol):
     def export(self, folder: Path) -> None:
         """Write the adapter in peft's format."""
 
+    def remove(self) -> None:
+        """Take it out of the model again, whose weights are what they were."""
+
 
 ADAPTERS: dict[str, Callable[..., Adapter]] = {"lora": Lora}

@@ -113,6 +113,10 @@ class Lora:
         """Write the adapter in peft's format (``adapter_model.safetensors``, ``adapter_config.json``)."""
         self.model.save_pretrained(str(folder))
 
+    def remove(self) -> None:
+        """Take it out of the model again, whose weights are what they were."""
+        self.model.unload()
+
 
 def _decoder_linears(model: nn.Module) -> list[str]:
     modules: Any = model.named_modules()

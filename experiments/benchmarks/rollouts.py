@@ -1,0 +1,69 @@
+"""Tokens a second of our engines against generate, in turns in one process."""
+
+import dataclasses
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from contenders import our_overrides
+from workload import Work
+
+from rlsparse.adapter import ADAPTERS
+from rlsparse.compose import compose_config
+from rlsparse.policy import load_policy, resolve_device
+from rlsparse.prompts import encode_task
+from rlsparse.rollout import ENGINES
+from rlsparse.rollout.columns import left_pad
+from rlsparse.streams import stream
+from rlsparse.task import load_task
+from rlsparse.tracking.measure import reuse_freed_memory
+
+
+def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
+    """Medians and the spread of the ratio, the first round left out."""
+    torch.set_num_threads(work.threads)
+    reuse_freed_memory()
+    config = compose_config(our_overrides(work))
+    device = resolve_device(work.device)
+    policy = dataclasses.replace(load_policy(config.model, device, config.dtype), eos_ids=())
+    prompts = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval).train
+    prompts = prompts[: work.prompts]
+    ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
+    ids, lengths = left_pad(prompts, policy)
+    ids, lengths = (x.repeat_interleave(work.group_size, dim=0) for x in (ids, lengths))
+    mask = torch.arange(ids.shape[1], 0, -1, device=device) <= lengths[:, None]
+
+    def generate() -> None:
+        policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=work.new_tokens,
+            max_new_tokens=work.new_tokens,
+        )
+
+    def engine(name: str) -> Callable[[], Any]:
+        rollout = dataclasses.replace(config.rollout, name=name)
+        return lambda: ENGINES[name](policy, prompts, rollout, work.group_size, stream(0, "bench"))
+
+    sides = {"ours": engine("fast"), "plain": engine("plain"), "generate": generate}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_ in range(repeats):
+        for name, run in sides.items():
+            start = perf_counter()
+            with torch.no_grad():
+                run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_:
+                seconds[name].append(perf_counter() - start)
+    tokens = len(ids) * work.new_tokens
+    gains = sorted(g / o for g, o in zip(seconds["generate"], seconds["ours"], strict=True))
+    return {
+        **{name: round(tokens / median(times), 1) for name, times in seconds.items()},
+        "ratio": round(gains[len(gains) // 2], 2),
+        "spread": [round(gains[0], 2), round(gains[-1], 2)],
+    }

@@ -1,0 +1,36 @@
+"""How long a user waits before anything happens: --help, and the second run of a sweep in one process: startup.json.
+
+python experiments/benchmarks/startup.py
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+
+def main() -> None:
+    run = [sys.executable, "-m", "rlsparse.run"]
+    times = {"help": [_seconds([*run, "--help"]) for _ in range(5)], "one run": [], "two runs": []}
+    for _ in range(3):
+        for name, seeds in (("one run", ["seed=0"]), ("two runs", ["-m", "seed=0,1"])):
+            with tempfile.TemporaryDirectory() as folder:
+                small = ["train.steps=1", "eval.max_rows=1", "tracker=none", f"runs_dir={folder}"]
+                times[name].append(_seconds([*run, *seeds, *small]))
+    medians = {name: round(median(seconds), 2) for name, seconds in times.items()}
+    medians["second run of a sweep"] = round(medians["two runs"] - medians["one run"], 2)
+    Path(__file__).with_name("startup.json").write_text(json.dumps(medians, indent=1) + "\n")
+    print(medians)
+
+
+def _seconds(command: list[str]) -> float:
+    start = perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Ours against TRL's GRPOTrainer on the same work, in turns; prints the table and writes it beside itself.
+
+python experiments/benchmarks/vs_trl.py --model DIR
+"""
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import contenders
+import torch
+from floor import matrix_peak, step_operations
+from race import Contender, Measured, race, ratios
+from rollouts import rollout_speed
+from tabulate import tabulate
+from workload import Work, questions
+
+from rlsparse.batch import Problem
+from rlsparse.compose import compose_config
+from rlsparse.policy import encode_prompt, load_policy
+
+# our cases: preset, adapted layers, more overrides; S-GRPO at 13 + 38 of 128 tokens: 40 %
+CASES: dict[str, tuple[str, str, list[str]]] = {
+    "grpo": ("grpo", "all", []),
+    "tspmo": ("tspmo", "all", []),
+    "sgrpo_last_third": (
+        "sgrpo",
+        "last_third",
+        ["token_sampler.always_first=13", "token_sampler.probability=0.5", "token_sampler.budget=38"],
+    ),
+}
+TUNED = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "bf16": False}
+TRL: dict[str, dict[str, Any]] = {
+    "trl": {},  # one microbatch, bfloat16 autocast, gradient checkpointing
+    "trl_tuned": TUNED,
+    "trl_tuned_no_checkpointing": {**TUNED, "gradient_checkpointing": False},
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub id")
+    arguments.add_argument("--steps", type=int, default=4, help="steps of each, the first one not counted")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--prompts", type=int, default=4)
+    arguments.add_argument("--group-size", type=int, default=8)
+    arguments.add_argument("--new-tokens", type=int, default=128)
+    arguments.add_argument("--settings", default="trl,trl_tuned,trl_tuned_no_checkpointing", help="of TRL")
+    arguments.add_argument("--overrides", default="", help="of ours, comma between them")
+    arguments.add_argument("--out", type=Path, default=Path(__file__).with_name("vs_trl.json"))
+    options = arguments.parse_args()
+    works = {name: _work(options, name) for name in CASES}
+    extra = [one for one in options.overrides.split(",") if one]
+    report: dict[str, Any] = {"time": {}, "cpu_time": {}, "memory": {}, "spread": {}, "seconds": {}, "peak_bytes": {}}
+    for setting in options.settings.split(","):  # a race each: all at once would not fit a small machine's memory
+        for layers in ("all", "last_third"):
+            cases = [name for name in CASES if CASES[name][1] == layers]
+            runners = {n: Contender(contenders.ours, works[n], CASES[n][2] + extra) for n in cases}
+            runners[setting] = Contender(contenders.trl, works[cases[0]], TRL[setting])
+            measured = race(runners, warmup=1)
+            for case in cases:
+                _note(report, case, setting, measured[case], measured[setting])
+    peak = matrix_peak(options.device, options.threads)
+    report["floor"] = _floor(works["grpo"], peak, report["seconds"]["grpo"]["ours"])
+    report["rollout"] = rollout_speed(works["grpo"])
+    report["work"] = {k: v for k, v in vars(works["grpo"]).items() if k not in ("model", "algorithm", "layers")}
+    packages = ("torch", "transformers", "peft", "trl")
+    report["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
+
+
+def _work(options: argparse.Namespace, case: str) -> Work:
+    algorithm, layers, _ = CASES[case]
+    return Work(
+        model=options.model,
+        algorithm=algorithm,
+        layers=layers,
+        prompts=options.prompts,
+        group_size=options.group_size,
+        new_tokens=options.new_tokens,
+        steps=options.steps,
+        threads=options.threads,
+        device=options.device,
+    )
+
+
+def _note(report: dict[str, Any], case: str, setting: str, ours: Measured, theirs: Measured) -> None:
+    wall, cpu = ratios(theirs, ours, "wall"), ratios(theirs, ours, "cpu")
+    middle = len(wall) // 2
+    report["time"].setdefault(case, {})[setting] = round(wall[middle], 2)
+    report["cpu_time"].setdefault(case, {})[setting] = round(cpu[middle], 2)
+    report["spread"].setdefault(case, {})[setting] = [round(wall[0], 2), round(wall[-1], 2)]
+    report["memory"].setdefault(case, {})[setting] = round(theirs.peak / ours.peak, 2)
+    report["seconds"].setdefault(case, {})[setting] = round(theirs.median("wall"), 2)
+    for key, name in (("wall", "ours"), ("time/rollout", "ours, rollout"), ("time/train", "ours, training")):
+        report["seconds"][case][name] = round(ours.median(key), 2)
+    report["peak_bytes"].setdefault(case, {}).update({"ours": ours.peak, setting: theirs.peak})
+
+
+def _floor(work: Work, peak: float, seconds: float) -> dict[str, float]:
+    policy = load_policy(compose_config(contenders.model_overrides(work)).model, torch.device("cpu"), "auto")
+    tokens = sum(len(encode_prompt(policy, Problem(q, "", ""), q).ids) for q in questions(work))
+    operations = step_operations(policy.model, work, tokens)
+    return {
+        "operations": operations,
+        "matrix_peak_per_second": peak,
+        "floor_seconds": round(operations / peak, 2),
+        "ours_over_floor": round(seconds / (operations / peak), 2),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    rows = [
+        [
+            case,
+            setting,
+            f"{ratio:.2f} ({report['spread'][case][setting][0]:.2f} to {report['spread'][case][setting][1]:.2f})",
+            f"{report['cpu_time'][case][setting]:.2f}",
+            f"1/{report['memory'][case][setting]:.2f}",
+            f"{report['peak_bytes'][case]['ours'] / 2**30:.2f}",
+            f"{report['peak_bytes'][case][setting] / 2**30:.2f}",
+        ]
+        for case, settings in report["time"].items()
+        for setting, ratio in settings.items()
+    ]
+    header = ["ours", "against", "times faster (spread)", "CPU time", "memory", "ours, GiB", "theirs, GiB"]
+    floor, rollout = report["floor"], report["rollout"]
+    lines = [
+        tabulate(rows, header, tablefmt="pipe", disable_numparse=True),
+        "",
+        f"Floor of a full GRPO step: {floor['operations'] / 1e12:.2f} T operations at a measured "
+        f"{floor['matrix_peak_per_second'] / 1e12:.2f} T/s are {floor['floor_seconds']} s; ours is "
+        f"{floor['ours_over_floor']} times that.",
+        f"Rollout: {rollout['ours']:.0f} tokens/s, generate {rollout['generate']:.0f}: "
+        f"{rollout['ratio']:.2f} times as many ({rollout['spread'][0]:.2f} to {rollout['spread'][1]:.2f}).",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
