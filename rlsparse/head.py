@@ -41,11 +41,17 @@ class _ChosenLogProbs(torch.autograd.Function):
             logits = F.linear(hidden[rows], weight, bias).float()  # (c, V)
             if temperature != 1:
                 logits /= temperature
-            log_probs = logits.log_softmax(dim=1)  # (c, V)
-            chosen[rows] = log_probs.gather(1, targets[rows, None]).squeeze(1)
+            target = targets[rows, None]  # (c, 1)
+            # not log_softmax, whose sum over a large vocabulary is three times less accurate in float32
+            logits -= logits.amax(dim=1, keepdim=True)
+            of_target = logits.gather(1, target)  # (c, 1)
+            unnormalised = logits.exp_()  # (c, V)
+            total = unnormalised.sum(dim=1, keepdim=True)  # (c, 1)
+            chosen[rows] = (of_target - total.log()).squeeze(1)
             if slope is not None:
-                mean = log_probs.exp_().to(weight.dtype) @ weight  # (c, H)
-                slope[rows] = (weight[targets[rows]] - mean) / temperature
+                # p_t − 1 before the product: W_t − Σ p_v W_v would cancel where the policy is sure
+                coefficients = unnormalised.scatter_add_(1, target, -total).to(weight.dtype)
+                slope[rows] = (coefficients @ weight) / (-temperature * total)
         ctx.save_for_backward(slope)
         return chosen
 

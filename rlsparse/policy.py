@@ -19,6 +19,10 @@ SMALL_MODEL = 10_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
+LogProbs = Callable[["Policy", Rollout, Tensor, Tensor, float], Tensor]
+
+
 @dataclass
 class Policy:
     """A model with what is needed to talk to it.
@@ -217,6 +221,25 @@ def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tens
     logits = logits.float() / temperature
     log_probs = logits.gather(2, completion[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
     return torch.where(needed, log_probs, 0.0)
+
+
+@torch.no_grad()
+def differs_from_plain(policy: Policy, attempt: Callable[[], tuple[Rollout, Tensor]]) -> str | None:
+    """How another path's log-probabilities on a small batch differ from the plain path's, beyond rounding; None if not.
+
+    Args:
+        attempt: gives a rollout and its (B, T) log-probabilities by the other path. Unknown models are tried this way,
+            so whatever it raises is an answer.
+    """
+    try:
+        rollout, got = attempt()
+    except Exception as error:
+        return f"it raises {type(error).__name__}"
+    rows = torch.arange(len(rollout.lengths), device=policy.device)
+    expected = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
+    tolerance = 1e-3 if policy.causal_lm.dtype == torch.float32 else 0.3  # nats; correct bfloat16 paths differ by 0.1
+    alike = (got - expected).abs() < tolerance * (1 + expected.abs() / 10)  # false for NaN
+    return None if bool(alike.all()) else "it gives other log-probabilities"
 
 
 def _from_source(auto_class: Any, config: ModelConfig, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from rlsparse.config import Config
 from rlsparse.evaluate import evaluate
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.policy import Policy, decode, token_log_probs
+from rlsparse.policy import LogProbs, Policy, decode, token_log_probs
 from rlsparse.prompts import TaskPrompts
 from rlsparse.rollout import engine
 from rlsparse.streams import stream
@@ -21,7 +21,7 @@ from rlsparse.task.verifier import Score, Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
 from rlsparse.tracking.measure import Clock
 from rlsparse.tracking.tracker import Tracker
-from rlsparse.update import LogProbs, UpdateMetrics, learning_rate, update
+from rlsparse.update import UpdateMetrics, learning_rate, update
 
 
 def train(

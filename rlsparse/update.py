@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlsparse.batch import NonFiniteError, Rollout, ScoredBatch
+from rlsparse.batch import NonFiniteError, ScoredBatch
 from rlsparse.config import Config, TrainConfig
 from rlsparse.microbatch import Microbatch, microbatches
 from rlsparse.objective import token_loss
-from rlsparse.policy import Policy
+from rlsparse.policy import LogProbs, Policy
 
 # share of the peak learning rate, by the share of the steps after warm-up that are done
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -30,10 +30,6 @@ class UpdateMetrics:
     kl: float = 0.0
     frac_clipped: float = 0.0
     grad_norm: float = 0.0
-
-
-# f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
-LogProbs = Callable[[Policy, Rollout, Tensor, Tensor, float], Tensor]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

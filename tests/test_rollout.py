@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from rlsparse.batch import Problem
+from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import decode, encode_prompt, token_log_probs
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout import engine as engine_for
@@ -194,3 +195,38 @@ def test_a_model_with_other_attention_gets_the_plain_engine_and_a_line(tiny):
     assert said == ["rollout: plain for this model: it has layers that do not attend to all earlier tokens"]
     assert engine_for(windows, composed("rollout=plain").rollout, said.append) is ENGINES["plain"]
     assert len(said) == 1
+
+
+UNKNOWN = {  # families that are not promised: what must not happen is a wrong number
+    "GPTNeoX": {},
+    "Phi": {},
+    "Olmo2": {},
+    "Falcon": {"new_decoder_architecture": True},
+    "StableLm": {},
+    "Cohere": {},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_family_is_right_on_the_fast_paths_or_not_on_them(tiny, name):
+    policy = family(tiny, name, **UNKNOWN[name])
+    for p in policy.model.parameters():
+        p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(p.numel()))
+    said = []
+    generate = engine_for(policy, composed("rollout.max_new_tokens=9").rollout, said.append)
+    config = composed("rollout.max_new_tokens=9").rollout
+    rollout = generate(policy, prompts(tiny), config, 2, stream(0, "x"))
+    rows = torch.arange(10)
+    with torch.no_grad():
+        expected = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
+        torch.testing.assert_close(rollout.log_probs, expected, atol=1e-4, rtol=1e-4)
+        obstacle = can_pack(policy)
+        if obstacle is None:
+            packed = packed_log_probs(policy, rollout, rows, rollout.mask, 1.0)
+            torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
+    assert (said, obstacle) == {
+        "Falcon": (["rollout: plain for this model: with our cache, it gives other log-probabilities"],
+                   "packed, it gives other log-probabilities"),
+        "StableLm": (["rollout: plain for this model: with our cache, it raises TypeError"], "packed, it raises TypeError"),
+        "Cohere": ([], "packed, it gives other log-probabilities"),  # scales its logits after the head
+    }.get(name, ([], None))  # fmt: skip

@@ -15,17 +15,23 @@ from rlsparse.attention import attend, attending_by, obstacle, register
 from rlsparse.batch import Rollout
 from rlsparse.head import chosen_log_probs
 from rlsparse.packed.layout import Layout, stretches
-from rlsparse.policy import Policy
+from rlsparse.policy import Policy, differs_from_plain
 from rlsparse.trunk import starting_from
 
 ATTENTION = "rlsparse_packed"
 
 
 def can_pack(policy: Policy) -> str | None:
-    """Why this model cannot be packed; None where it can."""
+    """Why this model cannot be packed; None where its modules allow it and a small batch comes out as it should."""
+
+    def attempt() -> tuple[Rollout, Tensor]:
+        rollout = _probe(policy)
+        return rollout, packed_log_probs(policy, rollout, torch.arange(4, device=policy.device), rollout.mask, 1.0)
+
     reason = obstacle(policy.model)
-    if reason is None and not _head_is_plain(policy):
-        reason = "its logits are not a plain projection of its last hidden states"
+    if reason is None:
+        difference = differs_from_plain(policy, attempt)
+        reason = difference and f"packed, {difference}"
     return reason
 
 
@@ -105,10 +111,18 @@ def _attend_stretches(query: Tensor, key: Tensor, value: Tensor, layout: Layout)
 register(ATTENTION, packed_attention)
 
 
-@torch.no_grad()
-def _head_is_plain(policy: Policy) -> bool:
-    """Whether logits are head(hidden) and nothing more, as some families scale or cap them."""
-    ids = torch.tensor([[1, 2]], device=policy.device)  # not padding, whose embedding may be all zero
-    states = policy.causal_lm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    logits = policy.model(input_ids=ids, use_cache=False).logits
-    return torch.allclose(policy.causal_lm.get_output_embeddings()(states).float(), logits.float())
+def _probe(policy: Policy) -> Rollout:
+    """Two prompts of 3 and 2 tokens with two completions of 3 each."""
+    ids = (
+        torch.arange(1, 19, device=policy.device).reshape(6, 3) % policy.causal_lm.get_output_embeddings().out_features
+    )
+    zeros = torch.zeros(4, 3, device=policy.device)
+    return Rollout(
+        prompt_ids=ids[:2],
+        prompt_lengths=torch.tensor([3, 2], device=policy.device),
+        completion_ids=ids[2:],
+        lengths=torch.full((4,), 3, device=policy.device),
+        ended=zeros[:, 0].bool(),
+        log_probs=zeros,
+        entropy=zeros,
+    )

@@ -4,11 +4,14 @@ Every engine is ``f(policy, prompts, config, group_size, generator, greedy) -> R
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Generator, Tensor
 
 from rlsparse.attention import obstacle
-from rlsparse.batch import Rollout
-from rlsparse.config import RolloutConfig
-from rlsparse.policy import Policy
+from rlsparse.batch import Problem, Prompt, Rollout
+from rlsparse.config import FastRolloutConfig, RolloutConfig
+from rlsparse.policy import Policy, differs_from_plain
 from rlsparse.rollout import fast, plain
 
 Engine = Callable[..., Rollout]
@@ -17,8 +20,24 @@ ENGINES: dict[str, Engine] = {"fast": fast.generate, "plain": plain.generate}
 
 def engine(policy: Policy, config: RolloutConfig, say: Callable[[str], None]) -> Engine:
     """The engine of ``rollout.name``, or the plain one with a line that says why the model needs it."""
-    reason = obstacle(policy.model) if config.name == "fast" else None
+    reason = _obstacle(policy, config) if isinstance(config, FastRolloutConfig) else None
     if reason is None:
         return ENGINES[config.name]
     say(f"rollout: plain for this model: {reason}")
     return plain.generate
+
+
+def _obstacle(policy: Policy, config: FastRolloutConfig) -> str | None:
+    """Why the model needs the plain engine; None where its modules allow the fast one and tokens come out right."""
+
+    def attempt() -> tuple[Rollout, Tensor]:
+        prompts = [Prompt(Problem("", "", ""), ids) for ids in ((1, 2, 3), (4, 5))]
+        short = replace(config, max_new_tokens=3, temperature=1.0)
+        rollout = fast.generate(policy, prompts, short, 2, Generator(), greedy=True)
+        return rollout, rollout.log_probs
+
+    reason = obstacle(policy.model)
+    if reason is None:
+        difference = differs_from_plain(policy, attempt)
+        reason = difference and f"with our cache, {difference}"
+    return reason

@@ -11,9 +11,10 @@ BLOCK = 256  # tokens
 
 
 def truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """(b, V) with zeros outside the k likeliest tokens and outside the nucleus; not normalised again.
+    """The (b, V) probabilities, or multiples of them, with zeros outside the k likeliest tokens and outside the nucleus.
 
-    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p, counted after top-k.
+    Not normalised again. The nucleus is the smallest set of likeliest tokens whose probability reaches top_p, counted
+    after top-k.
     """
     if top_k and top_k < probs.shape[1]:
         probs = probs.masked_fill(probs < probs.topk(top_k, dim=1).values[:, -1:], 0.0)
@@ -71,14 +72,18 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool)
     Returns:
         tokens (b,), log_probs (b,), entropy (b,), nats.
     """
-    tempered = logits.float() if config.temperature == 1 else logits.float() / config.temperature
-    log_probs = tempered.log_softmax(dim=1)  # (b, V)
-    probs = log_probs.exp()
-    # a dot product, since entr over a vocabulary costs as much as all else here; log 0 is kept finite for it
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    entropy = -(probs[:, None] @ finite[:, :, None]).flatten()
+    shifted = logits.float()  # (b, V)
+    if config.temperature != 1:
+        shifted = shifted / config.temperature
+    shifted = shifted - shifted.amax(dim=1, keepdim=True)
+    shifted.clamp_(min=torch.finfo(torch.float32).min)  # a logit of −∞ times its probability 0 is to be 0
+    weights = shifted.exp()  # (b, V)
+    total = weights.sum(dim=1)  # (b,)
+    # a dot product, since entr over a vocabulary costs as much as all else here
+    entropy = total.log() - (weights[:, None] @ shifted[:, :, None]).flatten() / total
     if greedy:
         tokens = logits.argmax(dim=1)
     else:
-        tokens = draw(truncate(probs, config.top_k, config.top_p), uniform)
-    return tokens, log_probs.gather(1, tokens[:, None]).squeeze(1), entropy
+        tokens = draw(truncate(weights, config.top_k, config.top_p), uniform)
+    log_probs = shifted.gather(1, tokens[:, None]).squeeze(1) - total.log()
+    return tokens, log_probs, entropy
