@@ -150,6 +150,7 @@ class RolloutConfig:
 @dataclass
 class FastRolloutConfig(RolloutConfig):
     max_rows: int
+    merge_adapter: bool
 
 
 @dataclass

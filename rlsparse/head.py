@@ -50,8 +50,8 @@ class _ChosenLogProbs(torch.autograd.Function):
             chosen[rows] = (of_target - total.log()).squeeze(1)
             if slope is not None:
                 # p_t − 1 before the product: W_t − Σ p_v W_v would cancel where the policy is sure
-                coefficients = unnormalised.scatter_add_(1, target, -total).to(weight.dtype)
-                slope[rows] = (coefficients @ weight) / (-temperature * total)
+                coefficients = unnormalised.scatter_add_(1, target, -total).div_(total)  # (c, V), p − 1 at the target
+                slope[rows] = coefficients.to(weight.dtype) @ weight / -temperature
         ctx.save_for_backward(slope)
         return chosen
 

@@ -30,6 +30,7 @@ class _Stretch:
     """Some completions of one prompt."""
 
     rows: list[int]
+    number: int  # of the prompt
     prompt: int  # tokens
     width: int  # completion columns up to the last one needed
 
@@ -54,11 +55,15 @@ def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
 
 
 def _fit(stretches: list[_Stretch], config: TrainConfig) -> bool:
-    """Whether they make one microbatch, padded to the longest prompt, the widest row and the most rows."""
+    """Whether they make one microbatch, padded to the longest prompt, the widest row and the most rows.
+
+    Pieces of one prompt never meet again: a microbatch holds a prompt once.
+    """
     most, width = max(len(s.rows) for s in stretches), max(s.width for s in stretches)
     padded = len(stretches) * (max(s.prompt for s in stretches) + most * width)
     return (
-        sum(len(s.rows) for s in stretches) <= config.microbatch
+        len({s.number for s in stretches}) == len(stretches)
+        and sum(len(s.rows) for s in stretches) <= config.microbatch
         and padded <= config.max_tokens_per_microbatch
         and padded <= MOST_PADDED * sum(s.tokens() for s in stretches)
     )
@@ -78,7 +83,7 @@ def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[
             fitting = (config.max_tokens_per_microbatch - prompt) // width
             most = max(1, min(config.microbatch, fitting))
             size = ceil(len(rows) / ceil(len(rows) / most))  # equal parts, not a full one and a rest
-            found.append(_Stretch(rows[:size], prompt, max(widths[row] for row in rows[:size])))
+            found.append(_Stretch(rows[:size], p, prompt, max(widths[row] for row in rows[:size])))
             rows = rows[size:]
     return found
 

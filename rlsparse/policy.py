@@ -194,6 +194,15 @@ def decode(policy: Policy, rollout: Rollout) -> list[str]:
     return policy.tokenizer.batch_decode([ids[:length] for ids, length in rows], skip_special_tokens=True)
 
 
+def positions(mask: Tensor) -> Tensor:
+    """(b, L): each token's distance from the start of its row, padding left out.
+
+    Args:
+        mask: (b, L), 1 or True on tokens.
+    """
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float) -> Tensor:
     """Log-probabilities of chosen completion tokens, (b, T) float32, nats; 0 where they are not needed.
 
@@ -214,11 +223,11 @@ def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tens
     logits = policy.model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=positions(mask),
         use_cache=False,
         logits_to_keep=width + 1,
     ).logits[:, :-1]  # (b, width, V)
-    logits = logits.float() / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     log_probs = logits.gather(2, completion[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
     return torch.where(needed, log_probs, 0.0)
 
@@ -234,7 +243,7 @@ def differs_from_plain(policy: Policy, attempt: Callable[[], tuple[Rollout, Tens
     try:
         rollout, got = attempt()
     except Exception as error:
-        return f"it raises {type(error).__name__}"
+        return f"it raises {type(error).__name__}: {str(error).splitlines()[0]}"
     rows = torch.arange(len(rollout.lengths), device=policy.device)
     expected = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
     tolerance = 1e-3 if policy.causal_lm.dtype == torch.float32 else 0.3  # nats; correct bfloat16 paths differ by 0.1

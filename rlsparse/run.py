@@ -116,8 +116,8 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary, l
     device = resolve_device(config.device)
     clock = Clock(device)
     reuse_freed_memory()
-    free_memory(device)
     with loader.lend(config.model, device, config.dtype) as policy:
+        free_memory(device)  # after the model is there, which an earlier run may have loaded
         set_threads(config.threads, policy.model.num_parameters())
         data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
         adapter = ADAPTERS[config.adapter.name](

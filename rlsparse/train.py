@@ -44,6 +44,7 @@ def train(
     batches = prompt_batches(data.train, config.train.prompts_per_step, stream(config.seed, "prompts"))
     sampling, choosing = stream(config.seed, "rollout"), stream(config.seed, "token_sampler")
     log_probs_of = scoring_path(policy, config.train.packing, tracker)
+    packs = log_probs_of is packed_log_probs
     optimizer = torch.optim.AdamW(adapter.parameters(), weight_decay=config.train.weight_decay)
     generated = selected = 0
 
@@ -56,7 +57,7 @@ def train(
     for step in range(1, config.train.steps + 1):
         with clock("rollout"):
             prompts = next(batches)
-            rollout = generate(policy, prompts, config.rollout, group_size, sampling)
+            rollout = generate(policy, prompts, config.rollout, group_size, sampling, keep_trunk=packs)
             rollout.require_finite()
         with clock("reward"):
             texts = decode(policy, rollout)

@@ -109,7 +109,8 @@ def test_what_the_trunk_gave_the_rollout_replaces_it_in_training(tiny, name):
     adapter = with_adapter(policy, "adapter.layers=[2]")
     config = composed("rollout.max_new_tokens=12").rollout
     prompts = [Prompt(Problem("", "", ""), tuple(range(5, 5 + n))) for n in (3, 7, 4)]
-    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"))
+    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"), keep_trunk=True)
+    assert rollout.trunk is not None
     rows, weights = torch.arange(12), torch.randn(12, 12, generator=torch.Generator().manual_seed(4))
     needed = rollout.mask & (weights[:, : rollout.mask.shape[1]] > -0.5)
     runs = []
@@ -217,6 +218,20 @@ def test_microbatches_hold_the_rows_that_teach_and_the_tokens_they_need():
     assert [p.needed.shape[1] for p in pieces] == [1, 9]
     assert sum(int(p.needed.sum()) for p in pieces) == 5
     assert microbatches(scored(torch.zeros(12, 9), rollout), train) == []
+
+
+def test_pieces_of_a_prompt_never_meet_in_a_microbatch():
+    """Long rows force single rows; the short ones of two prompts would else interleave: rows 0, 4, 1 together."""
+    widths = [1, 3, 100, 100, 2, 100, 100, 100]
+    rollout = make_rollout([[7] * w for w in widths], prompts=2, prompt=(1, 2, 3, 4, 5))
+    table = torch.zeros(8, 100)
+    table[torch.arange(8), torch.tensor(widths) - 1] = 1
+    pieces = microbatches(scored(table, rollout), composed("train.max_tokens_per_microbatch=106").train)
+    assert [p.rows.tolist() for p in pieces][:2] == [[0, 4], [1]]
+    for piece in pieces:
+        assert len((piece.rows // 4).unique()) == len((piece.rows // 4).unique_consecutive())
+        packed = stretches(rollout, piece.rows, piece.needed, torch.float32)
+        assert packed.tokens() <= 106
 
 
 def test_microbatches_stay_within_their_bounds_and_lose_nothing():

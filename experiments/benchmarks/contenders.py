@@ -146,7 +146,7 @@ def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
             "per_device_train_batch_size": rows,
             "num_generations": work.group_size,
             "max_completion_length": work.new_tokens,
-            "generation_kwargs": {"min_new_tokens": work.new_tokens},  # none ends early
+            "generation_kwargs": {"eos_token_id": [-1]},  # none ends early
             "temperature": 1.0,
             "beta": 0.0,
             "shuffle_dataset": False,

@@ -6,6 +6,7 @@ python experiments/benchmarks/vs_trl.py --model DIR
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,24 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
         ["token_sampler.always_first=13", "token_sampler.probability=0.5", "token_sampler.budget=38"],
     ),
 }
-TUNED = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "bf16": False}
-TRL: dict[str, dict[str, Any]] = {
-    "trl": {},  # one microbatch, bfloat16 autocast, gradient checkpointing
-    "trl_tuned": TUNED,
-    "trl_tuned_no_checkpointing": {**TUNED, "gradient_checkpointing": False},
+BFLOAT16 = {"model_init_kwargs": {"dtype": "bfloat16"}}
+TRL: dict[str, Callable[[Work], dict[str, Any]]] = {
+    # float32 weights under bfloat16 autocast, all rows in one microbatch, gradient checkpointing
+    "trl": lambda work: {},
+    # bfloat16 weights, no autocast, microbatches of 8
+    "trl_tuned": lambda work: {**BFLOAT16, "bf16": False, **_microbatches_of(8, work)},
+    "trl_tuned_no_checkpointing": lambda work: {
+        **BFLOAT16,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        **_microbatches_of(8, work),
+    },
 }
+
+
+def _microbatches_of(rows: int, work: Work) -> dict[str, int]:
+    accumulation = work.prompts * work.group_size // rows
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
 
 
 def main() -> None:
@@ -60,7 +73,7 @@ def main() -> None:
         for layers in ("all", "last_third"):
             cases = [name for name in CASES if CASES[name][1] == layers]
             runners = {n: Contender(contenders.ours, works[n], CASES[n][2] + extra) for n in cases}
-            runners[setting] = Contender(contenders.trl, works[cases[0]], TRL[setting])
+            runners[setting] = Contender(contenders.trl, works[cases[0]], TRL[setting](works[cases[0]]))
             measured = race(runners, warmup=1)
             for case in cases:
                 _note(report, case, setting, measured[case], measured[setting])

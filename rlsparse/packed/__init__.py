@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsparse.attention import attend, attending_by, obstacle, register
-from rlsparse.batch import Rollout
+from rlsparse.batch import Rollout, TrunkStates
 from rlsparse.head import chosen_log_probs
 from rlsparse.packed.layout import Layout, stretches
-from rlsparse.policy import Policy, differs_from_plain
-from rlsparse.trunk import starting_from
+from rlsparse.policy import Policy, differs_from_plain, positions
+from rlsparse.trunk import captured, starting_from
 
 ATTENTION = "rlsparse_packed"
 
@@ -57,7 +57,7 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
         ).last_hidden_state[0]  # (L, H)
     targets = rollout.completion_ids[rows, : needed.shape[1]][needed]  # (k,)
     head = policy.causal_lm.get_output_embeddings()
-    chosen = chosen_log_probs(states[packed.predictors], head, targets, temperature)  # (k,)
+    chosen = chosen_log_probs(states.index_select(0, packed.predictors), head, targets, temperature)  # (k,)
     return torch.zeros(needed.shape, device=rows.device).masked_scatter(needed, chosen)
 
 
@@ -112,17 +112,26 @@ register(ATTENTION, packed_attention)
 
 
 def _probe(policy: Policy) -> Rollout:
-    """Two prompts of 3 and 2 tokens with two completions of 3 each."""
-    ids = (
-        torch.arange(1, 19, device=policy.device).reshape(6, 3) % policy.causal_lm.get_output_embeddings().out_features
-    )
+    """Two prompts of 3 and 2 tokens with two completions of 3 each, and what the trunk gives for them."""
+    vocabulary = policy.causal_lm.get_output_embeddings().out_features
+    ids = torch.arange(1, 19, device=policy.device).reshape(6, 3) % vocabulary
     zeros = torch.zeros(4, 3, device=policy.device)
+    prompt_lengths = torch.tensor([3, 2], device=policy.device)
+    whole = torch.cat([ids[:2].repeat_interleave(2, dim=0), ids[2:]], dim=1)  # (4, 6)
+    mask = torch.arange(6, 0, -1, device=policy.device) <= 3 + prompt_lengths.repeat_interleave(2)[:, None]
+    decoder = policy.causal_lm.get_decoder()
+    trunk = None
+    if policy.first_adapted > 0:
+        with captured(decoder, policy.first_adapted) as capture:
+            decoder(input_ids=whole, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        trunk = TrunkStates(capture.hidden[::2, :3], capture.hidden[:, 3:])
     return Rollout(
         prompt_ids=ids[:2],
-        prompt_lengths=torch.tensor([3, 2], device=policy.device),
+        prompt_lengths=prompt_lengths,
         completion_ids=ids[2:],
         lengths=torch.full((4,), 3, device=policy.device),
         ended=zeros[:, 0].bool(),
         log_probs=zeros,
         entropy=zeros,
+        trunk=trunk,
     )

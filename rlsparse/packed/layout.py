@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlsparse.attention import bias, causal_visible
 from rlsparse.batch import Rollout
+from rlsparse.policy import positions
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Stretches:
 
     def positions(self, rollout: Rollout) -> Tensor:
         """(p, S + n): the distance of each token from the start of its sequence."""
-        of_prompt = (self.in_prompt.long().cumsum(dim=1) - 1).clamp(min=0)  # (p, S)
-        return torch.cat([of_prompt, rollout.prompt_lengths[self.prompts, None] + self.columns], dim=1)
+        return torch.cat([positions(self.in_prompt), rollout.prompt_lengths[self.prompts, None] + self.columns], dim=1)
 
     def gather(self, of_prompts: Tensor, of_completions: Tensor) -> Tensor:
         """(1, L, …): the row's tokens from a rollout's (P, S, …) and (B, T, …) tensors."""

@@ -1,6 +1,6 @@
 """Rollouts: completions sampled from the policy, with the behaviour model's log-probabilities.
 
-Every engine is ``f(policy, prompts, config, group_size, generator, greedy) -> Rollout``.
+Every engine is ``f(policy, prompts, config, group_size, generator, greedy, keep_trunk) -> Rollout``.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def _obstacle(policy: Policy, config: FastRolloutConfig) -> str | None:
     def attempt() -> tuple[Rollout, Tensor]:
         prompts = [Prompt(Problem("", "", ""), ids) for ids in ((1, 2, 3), (4, 5))]
         short = replace(config, max_new_tokens=3, temperature=1.0)
-        rollout = fast.generate(policy, prompts, short, 2, Generator(), greedy=True)
+        rollout = fast.generate(replace(policy, eos_ids=()), prompts, short, 2, Generator(), greedy=True)
         return rollout, rollout.log_probs
 
     reason = obstacle(policy.model)

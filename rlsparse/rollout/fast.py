@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from rlsparse.attention import attending_by
 from rlsparse.batch import Prompt, Rollout, TrunkStates
 from rlsparse.config import FastRolloutConfig
-from rlsparse.policy import Policy
+from rlsparse.policy import Policy, positions
 from rlsparse.rollout.cache import ATTENTION, GroupCache
 from rlsparse.rollout.columns import Columns, left_pad
 from rlsparse.rollout.sampling import sample
@@ -25,6 +25,7 @@ def generate(
     group_size: int,
     generator: Generator,
     greedy: bool = False,
+    keep_trunk: bool = False,
 ) -> Rollout:
     """Sample ``group_size`` completions of each prompt, ``rollout.max_rows`` rows at a time.
 
@@ -33,6 +34,7 @@ def generate(
     Args:
         generator: CPU stream of the uniform numbers; not drawn from when greedy.
         greedy: take the likeliest token at each step.
+        keep_trunk: return what the layers below the first adapted one gave out.
     """
     prompt_ids, prompt_lengths = left_pad(prompts, policy)  # (P, S), (P,)
     B, T = len(prompts) * group_size, config.max_new_tokens
@@ -41,9 +43,10 @@ def generate(
     out = Columns.empty(B, T, policy)
     trunk: _Trunk | None = None
     with ExitStack() as changed:
-        changed.enter_context(policy.merged())
+        if config.merge_adapter:
+            changed.enter_context(policy.merged())
         changed.enter_context(attending_by(policy.model, ATTENTION))
-        if policy.first_adapted > 0:
+        if keep_trunk and policy.first_adapted > 0:
             capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
             trunk = _Trunk.empty(policy, prompt_ids, B, T, capture)
         for part, rows in _parts(len(prompts), group_size, config.max_rows):
@@ -80,7 +83,7 @@ def _complete(
     cache = GroupCache(in_prompt, per_prompt, T, policy.causal_lm.dtype)
     logits = policy.model(
         input_ids=prompt_ids[part, -S:],
-        position_ids=(in_prompt.long().cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=positions(in_prompt),
         use_cache=False,
         logits_to_keep=1,
         cache=cache,

@@ -7,7 +7,7 @@ from torch import Generator
 
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.config import RolloutConfig
-from rlsparse.policy import Policy
+from rlsparse.policy import Policy, positions
 from rlsparse.rollout.columns import Columns, left_pad
 from rlsparse.rollout.sampling import sample
 
@@ -20,6 +20,7 @@ def generate(
     group_size: int,
     generator: Generator,
     greedy: bool = False,
+    keep_trunk: bool = False,
 ) -> Rollout:
     """Sample ``group_size`` completions of each prompt.
 
@@ -28,6 +29,7 @@ def generate(
     Args:
         generator: CPU stream of the uniform numbers; not drawn from when greedy.
         greedy: take the likeliest token at each step.
+        keep_trunk: of no effect here; whoever asks computes it again.
     """
     prompt_ids, prompt_lengths = left_pad(prompts, policy)  # (P, S), (P,)
     B, T = len(prompts) * group_size, config.max_new_tokens
@@ -39,7 +41,7 @@ def generate(
     reply = policy.model(
         input_ids=prompt_ids,
         attention_mask=mask.long(),
-        position_ids=(mask.long().cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=positions(mask),
         use_cache=True,
         logits_to_keep=1,
     )

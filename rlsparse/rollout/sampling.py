@@ -11,7 +11,7 @@ BLOCK = 256  # tokens
 
 
 def truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The (b, V) probabilities, or multiples of them, with zeros outside the k likeliest tokens and outside the nucleus.
+    """The (b, V) probabilities, or multiples of them, zero outside the k likeliest tokens and outside the nucleus.
 
     Not normalised again. The nucleus is the smallest set of likeliest tokens whose probability reaches top_p, counted
     after top-k.
@@ -55,7 +55,8 @@ def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
     index = torch.searchsorted(running, target, right=True)
     index = index.clamp(max=weights.shape[1] - 1)  # a broken policy's NaN must be reported, not crash the lookup
-    return index.squeeze(1), target - (running - weights).gather(1, index)
+    left = target - (running - weights).gather(1, index)
+    return index.squeeze(1), left.clamp(min=0)  # rounding may leave less than nothing
 
 
 def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
