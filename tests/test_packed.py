@@ -11,7 +11,7 @@ from rlsparse.batch import Problem, Prompt, ScoredBatch
 from rlsparse.microbatch import microbatches
 from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.packed.layout import stretches
-from rlsparse.policy import token_log_probs, wrap_policy
+from rlsparse.policy import encode_prompt, token_log_probs, wrap_policy
 from rlsparse.rollout import ENGINES
 from rlsparse.streams import stream
 from tests.conftest import composed, make_rollout
@@ -177,6 +177,35 @@ def test_tspmo_forwards_the_tree_alone(tiny):
         forwarded += packed.rows.numel()
         side_by_side += piece.needed.numel()
     assert 0 < forwarded < 0.5 * side_by_side
+
+
+def test_in_bfloat16_the_adapter_is_multiplied_in_it_and_the_gradient_stays_near_float32s(tiny):
+    """Two correct bfloat16 paths differ by some percent; the adapter's parameters and gradients stay float32."""
+    adapter = with_adapter(tiny)
+    rollout = ENGINES["plain"](tiny, encoded(tiny), composed("rollout.max_new_tokens=16").rollout, 4, stream(0, "x"))
+    rows = torch.arange(8)
+
+    def gradient(path):
+        tiny.model.zero_grad()
+        path(tiny, rollout, rows, rollout.mask[rows], 1.0).sum().backward()
+        assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapter.parameters())
+        return torch.cat([p.grad.flatten() for p in adapter.parameters()])
+
+    exact = gradient(token_log_probs)
+    for p in tiny.model.parameters():
+        p.data = p.data if p.requires_grad else p.data.bfloat16()
+    inputs = []
+    layer = decoder_layers(tiny)[1].mlp.up_proj.lora_A["default"]
+    layer.register_forward_hook(lambda _, args, out: inputs.append((args[0].dtype, out.dtype)))
+    packed = gradient(packed_log_probs)
+    assert inputs == [(torch.bfloat16, torch.bfloat16)]
+    errors = [float((g - exact).norm() / exact.norm()) for g in (packed, gradient(token_log_probs))]
+    assert 1e-4 < errors[0] < 0.1
+    assert errors[0] < 2 * errors[1]
+
+
+def encoded(policy):
+    return [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
 
 
 def test_the_models_own_attention_is_back_afterwards(tiny):

@@ -35,7 +35,7 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
     free_memory(device)
     drawn: Any = _DrawnRewards(rewards(work))
-    tracker: Any = _StepTracker(Gate(pipe), drawn, work.steps)
+    tracker: Any = _StepTracker(Gate(pipe), drawn)
     train(config, policy, adapter, data, drawn, tracker, Clock(device))
     pipe.send({"peak": peak_memory(device)})
 
@@ -85,8 +85,8 @@ class _DrawnRewards:
 class _StepTracker:
     """Stands where the tracker does: the end of a step's metrics is the end of the step."""
 
-    def __init__(self, gate: Gate, drawn: _DrawnRewards, steps: int) -> None:
-        self._gate, self._drawn, self._steps = gate, drawn, steps
+    def __init__(self, gate: Gate, drawn: _DrawnRewards) -> None:
+        self._gate, self._drawn = gate, drawn
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         if step == 0:
@@ -94,8 +94,7 @@ class _StepTracker:
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         self._gate.report(**{key: metrics[key] for key in ("time/rollout", "time/train")})
-        if step < self._steps:
-            self._next()
+        self._next()
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr)
@@ -124,8 +123,10 @@ def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             gate.wait()
 
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             gate.report()
+            if state.global_step == work.steps:
+                gate.wait()
 
     def reward(completions: list[Any], **_: Any) -> list[float]:
         return next(drawn)

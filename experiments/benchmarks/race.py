@@ -53,6 +53,7 @@ def race(contenders: Mapping[str, Contender], warmup: int) -> dict[str, Measured
             if step >= warmup:
                 measured[name].steps.append(reply)
     for name, pipe in pipes.items():
+        pipe.send("finish")
         measured[name].peak = int(pipe.recv()["peak"])
     for process in processes:
         process.join()

@@ -57,7 +57,10 @@ def rewards(work: Work) -> Iterator[list[float]]:
 
 
 class Gate:
-    """Holds a contender between two steps until its turn comes, and measures the step."""
+    """Holds a contender between two steps until its turn comes, and measures the step.
+
+    After the last one it is held too, so that what it does at its end falls in nobody's step.
+    """
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,10 +43,16 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
         rows: (b,) row numbers into the rollout, those of a prompt side by side.
         needed: (b, T) bool: tokens to score, none past a completion's end.
     """
-    packed = stretches(rollout, rows, needed, policy.causal_lm.dtype)
+    dtype = policy.causal_lm.dtype
+    packed = stretches(rollout, rows, needed, dtype)
     decoder = policy.causal_lm.get_decoder()
     with ExitStack() as changed:
         changed.enter_context(attending_by(policy.model, ATTENTION))
+        if dtype != torch.float32:
+            # the adapter's float32 matrices are multiplied in the model's dtype, as under the usual autocast;
+            # else peft would copy every input to float32 and keep the copy
+            changed.enter_context(torch.autocast(policy.device.type, dtype))
+            changed.enter_context(disable_input_dtype_casting(policy.causal_lm))
         if rollout.trunk is not None:
             hidden = packed.gather(rollout.trunk.prompt, rollout.trunk.completion)  # (1, L, H)
             changed.enter_context(starting_from(decoder, policy.first_adapted, hidden))
