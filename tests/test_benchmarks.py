@@ -1,0 +1,71 @@
+"""The benchmark's page says what its json says, and our side of it runs."""
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "experiments" / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in ("contenders", "floor", "race", "rollouts", "vs_trl", "workload"):
+        sys.modules.pop(name, None)
+
+
+def test_the_page_holds_the_table_of_what_was_measured(scripts):
+    import vs_trl
+
+    report = json.loads((FOLDER / "vs_trl.json").read_text())
+    assert vs_trl.table(report) in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_contenders_take_turns_and_report_their_steps(scripts):
+    from contenders import ours
+    from race import Contender, race, ratios
+    from workload import Work
+
+    from rlsparse.policy import EMBEDDED
+
+    work = Work(str(EMBEDDED["tiny"]), "grpo", new_tokens=6, steps=3, threads=1)
+    measured = race({"a": Contender(ours, work, []), "b": Contender(ours, work, ["token_sampler=first"])}, warmup=1)
+    for one in measured.values():
+        assert len(one.steps) == 2
+        assert all(0 < step["time/rollout"] + step["time/train"] < step["wall"] for step in one.steps)
+        assert one.peak > 100 * 2**20
+    a, b = (measured[name].steps for name in "ab")
+    assert ratios(measured["a"], measured["b"], "wall") == sorted(
+        x["wall"] / y["wall"] for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_rewards_are_the_same_for_both_sides_and_no_group_is_all_equal(scripts):
+    from workload import Work, rewards
+
+    work = Work("", "grpo", group_size=2)
+    first, second = rewards(work), rewards(work)
+    for _ in range(20):
+        drawn = next(first)
+        assert drawn == next(second)
+        assert all({*drawn[2 * p : 2 * p + 2]} == {0.0, 1.0} for p in range(work.prompts))
+
+
+def test_the_floor_counts_the_weights_products(scripts, tiny):
+    """Layers of tiny: 4 · (hidden² for q and o, hidden · kv for k and v, 3 · hidden · ffn); by hand from its shapes."""
+    from floor import step_operations
+    from workload import Work
+
+    config = tiny.model.config
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    kv = hidden * config.num_key_value_heads // config.num_attention_heads
+    layers = config.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn)
+    head = config.vocab_size * hidden
+    # 2 prompts of 10 tokens together, 2 · 4 completions of 5: rollout once, training forward and backward, 2 flops each
+    work = Work("", "grpo", prompts=2, group_size=4, new_tokens=5)
+    assert step_operations(tiny.model, work, 10) == 3 * 2 * (layers * (10 + 40) + head * 40)
