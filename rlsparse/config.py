@@ -151,6 +151,7 @@ class RolloutConfig:
 class FastRolloutConfig(RolloutConfig):
     max_rows: int
     merge_adapter: bool
+    prepack_weights: bool
 
 
 @dataclass

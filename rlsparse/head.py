@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 CHUNK = 2**22  # logits at a time: 16 MiB in float32, about what a CPU's cache holds
 
@@ -35,13 +34,20 @@ class _ChosenLogProbs(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         chosen = torch.empty(len(hidden), device=hidden.device)  # (n,)
         slope = torch.empty_like(hidden) if wants_gradient else None  # (n, H)
-        size = max(1, chunk // len(weight))
+        size = max(1, min(len(hidden), chunk // len(weight)))
+        # one workspace for all chunks: tensors this large, made and freed again, leave holes in the heap
+        outputs = hidden.new_empty(size, len(weight))  # (c, V), the model's dtype
+        numbers = torch.empty_like(outputs, dtype=torch.float32)  # (c, V)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            logits = F.linear(hidden[rows], weight, bias).float()  # (c, V)
+            target = targets[rows, None]  # (c, 1)
+            output, logits = outputs[: len(target)], numbers[: len(target)]
+            torch.mm(hidden[rows], weight.t(), out=output)
+            logits.copy_(output)
+            if bias is not None:
+                logits += bias
             if temperature != 1:
                 logits /= temperature
-            target = targets[rows, None]  # (c, 1)
             # not log_softmax, whose sum over a large vocabulary is three times less accurate in float32
             logits -= logits.amax(dim=1, keepdim=True)
             of_target = logits.gather(1, target)  # (c, 1)
@@ -51,7 +57,7 @@ class _ChosenLogProbs(torch.autograd.Function):
             if slope is not None:
                 # p_t − 1 before the product: W_t − Σ p_v W_v would cancel where the policy is sure
                 coefficients = unnormalised.scatter_add_(1, target, -total).div_(total)  # (c, V), p − 1 at the target
-                slope[rows] = coefficients.to(weight.dtype) @ weight / -temperature
+                slope[rows] = output.copy_(coefficients) @ weight / -temperature
         ctx.save_for_backward(slope)
         return chosen
 

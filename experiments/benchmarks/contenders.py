@@ -97,7 +97,8 @@ class _StepTracker:
         self._next()
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr)
+        """What it says is that the model fell back to a plain path: its figures would not be those of ours."""
+        sys.exit(line)
 
     def _next(self) -> None:
         self._gate.wait()

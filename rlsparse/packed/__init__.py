@@ -16,7 +16,8 @@ from rlsparse.attention import attend, attending_by, obstacle, register
 from rlsparse.batch import Rollout, TrunkStates
 from rlsparse.head import chosen_log_probs
 from rlsparse.packed.layout import Layout, stretches
-from rlsparse.policy import Policy, differs_from_plain, positions
+from rlsparse.policy import Policy, positions
+from rlsparse.probe import TOKENS, differs_from_plain
 from rlsparse.trunk import captured, starting_from
 
 ATTENTION = "rlsparse_packed"
@@ -119,24 +120,26 @@ register(ATTENTION, packed_attention)
 
 
 def _probe(policy: Policy) -> Rollout:
-    """Two prompts of 3 and 2 tokens with two completions of 3 each, and what the trunk gives for them."""
+    """Two prompts of 3 and 2 tokens with two completions each, and what the trunk gives for them."""
     vocabulary = policy.causal_lm.get_output_embeddings().out_features
-    ids = torch.arange(1, 19, device=policy.device).reshape(6, 3) % vocabulary
-    zeros = torch.zeros(4, 3, device=policy.device)
+    S, B, T = 3, 4, TOKENS
+    ids = torch.arange(1, 1 + 2 * S + B * T, device=policy.device) % vocabulary
+    prompt_ids, completion_ids = ids[: 2 * S].view(2, S), ids[2 * S :].view(B, T)
     prompt_lengths = torch.tensor([3, 2], device=policy.device)
-    whole = torch.cat([ids[:2].repeat_interleave(2, dim=0), ids[2:]], dim=1)  # (4, 6)
-    mask = torch.arange(6, 0, -1, device=policy.device) <= 3 + prompt_lengths.repeat_interleave(2)[:, None]
+    whole = torch.cat([prompt_ids.repeat_interleave(2, dim=0), completion_ids], dim=1)  # (B, S + T)
+    mask = torch.arange(S + T, 0, -1, device=policy.device) <= T + prompt_lengths.repeat_interleave(2)[:, None]
     decoder = policy.causal_lm.get_decoder()
     trunk = None
     if policy.first_adapted > 0:
         with captured(decoder, policy.first_adapted) as capture:
             decoder(input_ids=whole, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
-        trunk = TrunkStates(capture.hidden[::2, :3], capture.hidden[:, 3:])
+        trunk = TrunkStates(capture.hidden[::2, :S], capture.hidden[:, S:])
+    zeros = torch.zeros(B, T, device=policy.device)
     return Rollout(
-        prompt_ids=ids[:2],
+        prompt_ids=prompt_ids,
         prompt_lengths=prompt_lengths,
-        completion_ids=ids[2:],
-        lengths=torch.full((4,), 3, device=policy.device),
+        completion_ids=completion_ids,
+        lengths=torch.full((B,), T, device=policy.device),
         ended=zeros[:, 0].bool(),
         log_probs=zeros,
         entropy=zeros,

@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 from rlsparse.attention import obstacle
 from rlsparse.batch import Problem, Prompt, Rollout
 from rlsparse.config import FastRolloutConfig, RolloutConfig
-from rlsparse.policy import Policy, differs_from_plain
+from rlsparse.policy import Policy
+from rlsparse.probe import TOKENS, differs_from_plain
 from rlsparse.rollout import fast, plain
 
 Engine = Callable[..., Rollout]
@@ -32,8 +33,8 @@ def _obstacle(policy: Policy, config: FastRolloutConfig) -> str | None:
 
     def attempt() -> tuple[Rollout, Tensor]:
         prompts = [Prompt(Problem("", "", ""), ids) for ids in ((1, 2, 3), (4, 5))]
-        short = replace(config, max_new_tokens=3, temperature=1.0)
-        rollout = fast.generate(replace(policy, eos_ids=()), prompts, short, 2, Generator(), greedy=True)
+        short = replace(config, max_new_tokens=TOKENS, temperature=1.0)
+        rollout = fast.generate(replace(policy, eos_ids=()), prompts, short, 2, Generator().manual_seed(0))
         return rollout, rollout.log_probs
 
     reason = obstacle(policy.model)

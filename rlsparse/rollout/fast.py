@@ -13,6 +13,7 @@ from rlsparse.config import FastRolloutConfig
 from rlsparse.policy import Policy, positions
 from rlsparse.rollout.cache import ATTENTION, GroupCache
 from rlsparse.rollout.columns import Columns, left_pad
+from rlsparse.rollout.prepacked import prepacked
 from rlsparse.rollout.sampling import sample
 from rlsparse.trunk import Capture, captured
 
@@ -45,6 +46,8 @@ def generate(
     with ExitStack() as changed:
         if config.merge_adapter:
             changed.enter_context(policy.merged())
+        if config.prepack_weights:
+            changed.enter_context(prepacked(policy.causal_lm))
         changed.enter_context(attending_by(policy.model, ATTENTION))
         if keep_trunk and policy.first_adapted > 0:
             capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))

@@ -1,0 +1,59 @@
+"""A real pretrained model on the fast paths: what random weights and the embedded model would not show."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlsparse.adapter import Lora
+from rlsparse.packed import can_pack, packed_log_probs
+from rlsparse.policy import Policy, load_policy, token_log_probs
+from rlsparse.prompts import encode_task
+from rlsparse.rollout import ENGINES, engine
+from rlsparse.streams import stream
+from rlsparse.task import load_task
+from tests.conftest import composed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def load(smollm2):
+    def loaded(dtype: str, *overrides: str) -> tuple[Policy, list, object]:
+        torch.set_num_threads(2)
+        config = composed("model=smollm2", f"model.path={smollm2}", "task=word_problems", *overrides)
+        policy = load_policy(config.model, torch.device("cpu"), dtype)
+        data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
+        return policy, data.train[:3], config
+
+    yield loaded
+    torch.set_num_threads(1)
+
+
+def test_it_is_sampled_and_trained_on_the_fast_paths_in_its_own_dtype(load):
+    """Its rounding in bfloat16 moves single tokens by half a nat."""
+    policy, _, config = load("auto", "adapter.layers=last_third")
+    assert policy.causal_lm.dtype == torch.bfloat16
+    Lora(policy, config.adapter, 4, 0)
+    said = []
+    assert engine(policy, config.rollout, said.append) is ENGINES["fast"]
+    assert can_pack(policy) is None
+    assert said == []
+
+
+def test_in_float32_greedy_rollouts_equal_generate_and_packed_log_probs_the_plain_ones(load):
+    policy, prompts, config = load("float32", "rollout.max_new_tokens=24")
+    with torch.no_grad():
+        rollout = ENGINES["fast"](policy, prompts, config.rollout, 1, stream(0, "x"), greedy=True)
+        for row, prompt in enumerate(prompts):
+            ids = torch.tensor([prompt.ids])
+            expected = policy.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+            )[0, len(prompt.ids) :]
+            assert rollout.completion_ids[row, : int(rollout.lengths[row])].tolist() == expected.tolist()
+        drawn = ENGINES["fast"](dataclasses.replace(policy), prompts, config.rollout, 3, stream(1, "x"))
+        rows = torch.arange(9)
+        plain = token_log_probs(policy, drawn, rows, drawn.mask, 1.0)
+        torch.testing.assert_close(drawn.log_probs, plain, atol=1e-4, rtol=1e-5)
+        packed = packed_log_probs(policy, drawn, rows, drawn.mask, 1.0)
+        torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-5)
