@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlsparse import probe
 from rlsparse.attention import attending_by
 from rlsparse.packed import can_pack
 from rlsparse.policy import token_log_probs
@@ -38,9 +39,25 @@ def test_rounding_in_bfloat16_is_no_reason_to_leave_the_fast_paths(tiny):
     assert said == []
 
 
-def test_a_wrong_number_is_found_in_bfloat16_too(tiny):
-    assert can_pack(loud(tiny, "Granite", logits_scaling=1.0)) is None
-    assert can_pack(loud(tiny, "Granite", logits_scaling=2.0)) == "packed, it gives other log-probabilities"
+@pytest.mark.parametrize("scaling", [1.0, 0.7, 1.5])
+def test_a_wrong_number_is_found_in_bfloat16_too(tiny, scaling):
+    """Granite divides its logits after the head, which the packed path does not see."""
+    obstacle = can_pack(loud(tiny, "Granite", logits_scaling=scaling))
+    assert obstacle == (None if scaling == 1 else "packed, it gives other log-probabilities")
+
+
+def test_a_broken_eager_attention_refuses_nothing(tiny, monkeypatch):
+    rollout = ENGINES["plain"](tiny, prompts(tiny), composed("rollout.max_new_tokens=8").rollout, 2, stream(0, "x"))
+    right = rollout.log_probs * rollout.mask
+    plain, scored = probe._plain, []
+
+    def broken(*args):  # the first call is transformers' own attention, the second eager
+        scored.append(plain(*args))
+        return scored[0] if len(scored) == 1 else scored[0] * float("nan")
+
+    monkeypatch.setattr(probe, "_plain", broken)
+    assert differs_from_plain(tiny, lambda: (rollout, right)) is None
+    assert len(scored) == 2
 
 
 @pytest.mark.parametrize("wrong", [0.01, float("nan"), float("inf")])
@@ -49,4 +66,8 @@ def test_what_is_allowed_is_rounding_only(tiny, wrong):
     right = rollout.log_probs * rollout.mask
     assert differs_from_plain(tiny, lambda: (rollout, right)) is None
     assert differs_from_plain(tiny, lambda: (rollout, right + wrong)) == "it gives other log-probabilities"
-    assert "ZeroDivisionError" in differs_from_plain(tiny, lambda: (rollout, right / (1 // 0)))
+
+
+def test_what_raises_is_named(tiny):
+    assert differs_from_plain(tiny, lambda: 1 // 0).startswith("it raises ZeroDivisionError: ")
+    assert differs_from_plain(tiny, lambda: next(iter(()))) == "it raises StopIteration: "

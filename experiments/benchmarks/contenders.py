@@ -167,6 +167,7 @@ def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
             ),
             callbacks=[OneStep()],
         )
+        trainer.eos_token_ids = [-1]  # it would also cut what was generated at an end-of-sequence token
         free_memory(trainer.model.device)
         trainer.train()
     pipe.send({"peak": peak_memory(trainer.model.device)})

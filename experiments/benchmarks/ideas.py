@@ -29,7 +29,7 @@ from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import layout, packed_log_probs
 from rlsparse.policy import load_policy, token_log_probs
 from rlsparse.prompts import encode_task
-from rlsparse.rollout import ENGINES
+from rlsparse.rollout import ENGINES, fast
 from rlsparse.streams import stream
 from rlsparse.task import load_task
 from rlsparse.token_sampler import TOKEN_SAMPLERS
@@ -91,7 +91,8 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(adapter.parameters())
 
     def sampled(engine: str) -> Any:
-        return ENGINES[engine](policy, prompts, config.rollout, work.group_size, stream(0, "ideas"))
+        sampling = dataclasses.replace(config.rollout, name=engine)
+        return ENGINES[engine](policy, prompts, sampling, work.group_size, stream(0, "ideas"), keep_trunk=True)
 
     rollout = sampled("fast")
     drawn = torch.tensor(next(rewards(work))).reshape(work.prompts, work.group_size)
@@ -116,17 +117,20 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
         "all on": lambda: sampled("fast"),
         "plain engine": lambda: sampled("plain"),
         "adapter not merged": during(lambda: swapped(policy, "merged", nullcontext), lambda: sampled("fast")),
+        "weights not laid out": during(lambda: swapped(fast, "prepacked", nullcontext), lambda: sampled("fast")),
         "freed memory given back": during(freed_memory_given_back, lambda: sampled("fast")),
     }
     updates = {
         "all on": trained,
         "plain rows": lambda: trained(token_log_probs),
-        "no prefix tree": during(lambda: swapped(packed, "stretches", layout._by_group), trained),
-        "trunk computed again": lambda: trained(on=trunkless),
         "logits kept": during(lambda: swapped(packed, "chosen_log_probs", whole_logits), trained),
         "attention kept": during(lambda: swapped(packed, "checkpoint", _kept), trained),
         "freed memory given back": during(freed_memory_given_back, trained),
     }
+    if work.algorithm == "tspmo":
+        updates["no prefix tree"] = during(lambda: swapped(packed, "stretches", layout._by_group), trained)
+    if policy.first_adapted > 0:
+        updates["trunk computed again"] = lambda: trained(on=trunkless)
     return {"rollout": _in_turns(rollouts), "update": _in_turns(updates)}
 
 

@@ -24,14 +24,14 @@ from rlsparse.batch import Problem
 from rlsparse.compose import compose_config
 from rlsparse.policy import encode_prompt, load_policy
 
-# our cases: preset, adapted layers, more overrides; S-GRPO at 13 + 38 of 128 tokens: 40 %
+# our cases: preset, adapted layers, more overrides; S-GRPO at 51 of 128 tokens: 40 %
 CASES: dict[str, tuple[str, str, list[str]]] = {
     "grpo": ("grpo", "all", []),
     "tspmo": ("tspmo", "all", []),
     "sgrpo_last_third": (
         "sgrpo",
         "last_third",
-        ["token_sampler.always_first=13", "token_sampler.probability=0.5", "token_sampler.budget=38"],
+        ["token_sampler.always_first=13", "token_sampler.probability=0.5", "token_sampler.budget=51"],
     ),
 }
 BFLOAT16 = {"model_init_kwargs": {"dtype": "bfloat16"}}

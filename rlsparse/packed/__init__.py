@@ -65,7 +65,9 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
         ).last_hidden_state[0]  # (L, H)
     targets = rollout.completion_ids[rows, : needed.shape[1]][needed]  # (k,)
     head = policy.causal_lm.get_output_embeddings()
-    chosen = chosen_log_probs(states.index_select(0, packed.predictors), head, targets, temperature)  # (k,)
+    # autocast on CUDA leaves a LayerNorm's output in float32
+    predictors = states.index_select(0, packed.predictors).to(head.weight.dtype)  # (k, H)
+    chosen = chosen_log_probs(predictors, head, targets, temperature)  # (k,)
     return torch.zeros(needed.shape, device=rows.device).masked_scatter(needed, chosen)
 
 

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 def can_prepack() -> bool:
     """Whether this torch has oneDNN's linear on weights laid out beforehand, for bfloat16.
 
-    What torch.compile calls on a CPU; these are not public names, so they are looked for and not relied on.
+    It is what torch.compile calls on a CPU, not public, so it is tried and not relied on.
     """
-    ops: Any = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(ops, "_linear_pointwise")
-        and hasattr(ops, "_reorder_linear_weight")
-        and hasattr(ops, "_is_mkldnn_bf16_supported")
-        and bool(ops._is_mkldnn_bf16_supported())
-    )
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        linear = nn.Linear(16, 16, dtype=torch.bfloat16)
+        return _multiply(linear)(torch.zeros(1, 16, dtype=torch.bfloat16)).shape == (1, 16)
+    except (AttributeError, RuntimeError, TypeError):  # no such name, another signature, a build without oneDNN
+        return False
 
 
 @contextmanager
@@ -30,30 +29,31 @@ def prepacked(model: nn.Module) -> Iterator[None]:
 
     The same products to rounding, without gradient. Where this torch or this processor cannot do it nothing changes.
     """
-    linears = [module for module in model.modules() if _can_be_packed(module)] if can_prepack() else []
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and _is_plain(m)] if can_prepack() else []
     try:
         for linear in linears:
-            linear.forward = _multiply(linear)
+            vars(linear)["forward"] = _multiply(linear)
         yield
     finally:
         for linear in linears:
             vars(linear).pop("forward", None)
 
 
-def _can_be_packed(module: nn.Module) -> bool:
-    """Plain linear modules alone: a subclass may do more, a hooked forward is someone else's."""
+def _is_plain(linear: nn.Linear) -> bool:
+    """A subclass may do more, a hooked forward is someone else's."""
     return (
-        type(module) is nn.Linear
-        and "forward" not in vars(module)
-        and module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.bfloat16
+        type(linear) is nn.Linear
+        and "forward" not in vars(linear)
+        and linear.weight.device.type == "cpu"
+        and linear.weight.dtype == torch.bfloat16
     )
 
 
 def _multiply(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     ops: Any = torch.ops.mkldnn
     weight = ops._reorder_linear_weight(linear.weight.detach())
-    return partial(_linear, ops._linear_pointwise, weight, linear.bias)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return partial(_linear, ops._linear_pointwise, weight, bias)
 
 
 def _linear(product: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
