@@ -39,9 +39,11 @@ tables: setup ## the tables of every experiment under runs/ and of every committ
 tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/models/make_tiny.sh)
 	sh rlsparse/models/make_tiny.sh $(BIN)/python
 
-bench: setup ## time and memory against TRL's GRPOTrainer; half an hour on two cores, MODEL=DIR or a hub id
+bench: setup ## time and memory against TRL, memory plot, start-up; an hour on two cores, MODEL=DIR or a hub id
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'
 	$(BIN)/python experiments/benchmarks/vs_trl.py --model $(MODEL) $(ARGS)
+	$(BIN)/python experiments/benchmarks/memory.py --model $(MODEL)
+	$(BIN)/python experiments/benchmarks/startup.py
 
 clean: ## remove .venv and the caches, never a run
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -6,9 +6,11 @@ python experiments/benchmarks/exactness.py --model DIR
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from contenders import model_overrides
+from tabulate import tabulate
 from workload import Work, rewards
 
 from rlsparse.adapter import ADAPTERS
@@ -78,6 +80,17 @@ def _gradient(
     optimizer = torch.optim.SGD(parameters)
     update(policy, path, optimizer, batch, 0.0, config)
     return torch.cat([p.grad.flatten().double() for p in parameters if p.grad is not None])
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    columns = list(next(iter(report.values())))
+    rows = [[case, *(_text(one[column]) for column in columns)] for case, one in report.items()]
+    return tabulate(rows, ["", *columns], tablefmt="pipe", disable_numparse=True)
+
+
+def _text(value: bool | float) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.0e}"
 
 
 if __name__ == "__main__":

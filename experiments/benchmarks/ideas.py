@@ -4,7 +4,6 @@ python experiments/benchmarks/ideas.py --model DIR
 """
 
 import argparse
-import ctypes
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from contenders import our_overrides
+from tabulate import tabulate
 from torch import Tensor
 from vs_trl import CASES
 from workload import Work, rewards
@@ -33,7 +33,7 @@ from rlsparse.rollout import ENGINES, fast
 from rlsparse.streams import stream
 from rlsparse.task import load_task
 from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.tracking.measure import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, reuse_freed_memory
+from rlsparse.tracking.measure import reuse_freed_memory
 from rlsparse.update import update
 
 Switch = Callable[[], AbstractContextManager[None]]
@@ -48,18 +48,6 @@ def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, kept)
-
-
-@contextmanager
-def freed_memory_given_back() -> Iterator[None]:
-    """glibc as it comes, near enough: its dynamic threshold is set by hand."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-    libc.mallopt(M_TRIM_THRESHOLD, 2 * 32 * 2**20)
-    try:
-        yield
-    finally:
-        reuse_freed_memory()
 
 
 def whole_logits(hidden: Tensor, head: Any, targets: Tensor, temperature: float) -> Tensor:
@@ -118,14 +106,12 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
         "plain engine": lambda: sampled("plain"),
         "adapter not merged": during(lambda: swapped(policy, "merged", nullcontext), lambda: sampled("fast")),
         "weights not laid out": during(lambda: swapped(fast, "prepacked", nullcontext), lambda: sampled("fast")),
-        "freed memory given back": during(freed_memory_given_back, lambda: sampled("fast")),
     }
     updates = {
         "all on": trained,
         "plain rows": lambda: trained(token_log_probs),
         "logits kept": during(lambda: swapped(packed, "chosen_log_probs", whole_logits), trained),
         "attention kept": during(lambda: swapped(packed, "checkpoint", _kept), trained),
-        "freed memory given back": during(freed_memory_given_back, trained),
     }
     if work.algorithm == "tspmo":
         updates["no prefix tree"] = during(lambda: swapped(packed, "stretches", layout._by_group), trained)
@@ -150,6 +136,16 @@ def _in_turns(sides: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str,
     on = seconds["all on"]
     longer = {n: round(median(x / y for x, y in zip(s, on, strict=True)), 2) for n, s in seconds.items()}
     return {"all on, seconds": round(median(on), 2), **{n: x for n, x in longer.items() if n != "all on"}}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown: a row for each idea, a column for each case."""
+    cases = list(report)
+    rows = []
+    for part in ("rollout", "update"):
+        switches = dict.fromkeys(switch for case in cases for switch in report[case][part])
+        rows += [[f"{part}: {switch}", *(report[case][part].get(switch, "") for case in cases)] for switch in switches]
+    return tabulate(rows, ["", *cases], tablefmt="pipe", disable_numparse=True)
 
 
 if __name__ == "__main__":

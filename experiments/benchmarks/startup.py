@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from tabulate import tabulate
+
 
 def main() -> None:
     run = [sys.executable, "-m", "rlsparse.run"]
@@ -24,6 +26,11 @@ def main() -> None:
     medians["second run of a sweep"] = round(medians["two runs"] - medians["one run"], 2)
     Path(__file__).with_name("startup.json").write_text(json.dumps(medians, indent=1) + "\n")
     print(medians)
+
+
+def table(report: dict[str, float]) -> str:
+    """The report as Markdown."""
+    return tabulate([[name, f"{seconds:.2f}"] for name, seconds in report.items()], ["", "seconds"], tablefmt="pipe")
 
 
 def _seconds(command: list[str]) -> float:

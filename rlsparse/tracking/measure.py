@@ -43,7 +43,7 @@ class Clock:
 
 
 def reuse_freed_memory() -> None:
-    """Have glibc keep what is freed: to give pages back and take them again at every step costs a fifth of its time."""
+    """Have glibc keep what is freed: pages given back and taken again at every step cost some per cent of its time."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # its highest value
