@@ -58,6 +58,7 @@ def plot(rows: list[list[object]]) -> None:
             points = sorted((r[column], r[3]) for r in rows if r[0] == case and r[fixed[0]] == fixed[1])
             panel.plot([x for x, _ in points], [y / 2**30 for _, y in points], style, color="black", label=case)
         panel.set_xscale("log", base=2)
+        panel.set_xticks([x for x, _ in points], [str(x) for x, _ in points])
         panel.set_xlabel(title)
         panel.set_ylim(bottom=0)
     panels[0].set_ylabel("peak memory of the process, GiB")
