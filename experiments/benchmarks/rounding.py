@@ -1,0 +1,99 @@
+"""What merging an adapter in the model's dtype rounds away, as if training had gone less far: rounding.json.
+
+python experiments/benchmarks/rounding.py --model DIR --adapter runs/EXPERIMENT/RUN/adapter
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from contenders import model_overrides
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from tabulate import tabulate
+from torch import Tensor
+from workload import Work
+
+from rlsparse.adapter import ADAPTERS
+from rlsparse.compose import compose_config
+from rlsparse.policy import load_policy, token_log_probs
+from rlsparse.prompts import encode_task
+from rlsparse.rollout import ENGINES
+from rlsparse.streams import stream
+from rlsparse.task import load_task
+
+SIZES = (1.0, 0.5, 0.25, 0.1, 0.03)  # of the trained ΔW
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--model", required=True, help="folder or hub id of the model the adapter was trained on")
+    arguments.add_argument("--adapter", required=True, type=Path, help="a run's adapter folder")
+    options = arguments.parse_args()
+    report = measure(options.model, options.adapter)
+    Path(__file__).with_name("rounding.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
+
+
+def measure(model: str, folder: Path) -> dict[str, dict[str, float]]:
+    """By size of ΔW: the share that survives, and mean absolute differences of log-probs in nats a token."""
+    trained = json.loads((folder / "adapter_config.json").read_text())
+    rank = trained["r"]
+    modules = ",".join(sorted(trained["target_modules"]))
+    overrides = [f"adapter.target_modules=[{modules}]", f"adapter.scale={trained['lora_alpha'] / rank}"]
+    config = compose_config([*model_overrides(Work(model, "grpo")), "task=word_problems", "dtype=bfloat16", *overrides])
+    policy = load_policy(config.model, torch.device("cpu"), config.dtype)
+    prompts = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval).train[:8]
+    ADAPTERS["lora"](policy, config.adapter, rank, 0)
+    set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+    layers = [module for module in policy.model.modules() if hasattr(module, "lora_A")]
+    whole = [layer.lora_B["default"].weight.detach().clone() for layer in layers]
+    rollout = ENGINES["fast"](policy, prompts, config.rollout, 4, stream(0, "rounding"))
+    rows = torch.arange(len(rollout.lengths))
+
+    def scored() -> Tensor:
+        return token_log_probs(policy, rollout, rows, rollout.mask, 1.0)  # (B, T)
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().sum() / rollout.mask.sum())
+
+    report = {}
+    with torch.no_grad():
+        for size in SIZES:
+            for layer, matrix in zip(layers, whole, strict=True):
+                layer.lora_B["default"].weight.copy_(matrix * size)
+            beside = scored()
+            with policy.merged():
+                merged = scored()
+            with policy.reference():
+                without = scored()
+            report[str(size)] = {
+                "share of ΔW that survives": survivors(layers),
+                "merged against beside": apart(merged, beside),
+                "beside against no adapter": apart(beside, without),
+            }
+    return report
+
+
+def survivors(layers: list[torch.nn.Module]) -> float:
+    """⟨round(W + ΔW) − W, ΔW⟩ / ‖ΔW‖² over all adapted weights."""
+    along = total = 0.0
+    for layer in layers:
+        delta = layer.get_delta_weight("default")
+        weight = layer.base_layer.weight
+        kept = (weight.float() + delta).to(weight.dtype).float() - weight.float()
+        along += float((kept * delta).sum())
+        total += float(delta.square().sum())
+    return along / total
+
+
+def table(report: dict[str, dict[str, float]]) -> str:
+    """The report as Markdown."""
+    rows = [[size, *(f"{value:.3f}" for value in one.values())] for size, one in report.items()]
+    header = ["size of ΔW", *next(iter(report.values()))]
+    return tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()
