@@ -32,7 +32,7 @@ def test_rounding_in_bfloat16_is_no_reason_to_leave_the_fast_paths(tiny):
         sdpa = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
         with attending_by(policy.model, "eager"):
             eager = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
-    assert (sdpa - eager).abs().max() > 0.3  # what the two attentions of transformers differ by
+    assert (sdpa - eager).abs().max() > 0.1  # what transformers' two attentions differ by; 0.45 where this was written
     said = []
     assert engine(policy, composed().rollout, said.append) is ENGINES["fast"]
     assert can_pack(policy) is None
