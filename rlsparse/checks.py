@@ -18,6 +18,7 @@ from rlsparse.config import (
     GeneratedTaskConfig,
     GroupZscoreConfig,
     HubTaskConfig,
+    L1raConfig,
     LoraConfig,
     RandomConfig,
     RolloutConfig,
@@ -52,7 +53,7 @@ SCHEMA_OF: dict[str, dict[str, type]] = {
         "log_prob": ClippingConfig,
         "prob": ClippingConfig,
     },
-    "adapter": {"lora": LoraConfig},
+    "adapter": {"lora": LoraConfig, "l1ra": L1raConfig},
     "task": {
         "multiplication": GeneratedTaskConfig,
         "word_problems": GeneratedTaskConfig,
@@ -89,12 +90,15 @@ AT_LEAST_ONE = (
     "task.train_rows",
     "task.test_rows",
     "token_sampler.budget",
+    "adapter.budget",
+    "adapter.min_rank",
     "warm_start.epochs",
     "warm_start.batch_size",
 )
 AT_LEAST_ZERO = (
     "kl.beta",
     "objective.l2",
+    "adapter.l1",
     "advantage.epsilon",
     "clipping.epsilon_high",
     "token_sampler.always_first",
@@ -108,16 +112,18 @@ AT_LEAST_ZERO = (
     "warm_start.weight_decay",
     "warm_start.max_grad_norm",
 )
-ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "task.verifier_time_limit")
-# key -> lowest, highest, whether the lowest itself is allowed
-BETWEEN: dict[str, tuple[float, float, bool]] = {
-    "rollout.top_p": (0, 1, False),
-    "token_sampler.probability": (0, 1, False),
-    "clipping.epsilon_low": (0, 1, True),
-    "warm_start.warmup": (0, 1, True),
-    "warm_start.noise.direct": (0, 1, True),
-    "warm_start.noise.direct_wrong": (0, 1, True),
-    "warm_start.noise.slip": (0, 1, True),
+ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "adapter.gate_lr", "task.verifier_time_limit")
+# key -> lowest, highest, and which of the two is itself allowed: a square bracket is
+BETWEEN: dict[str, tuple[float, float, str]] = {
+    "rollout.top_p": (0, 1, "(]"),
+    "token_sampler.probability": (0, 1, "(]"),
+    "clipping.epsilon_low": (0, 1, "[]"),
+    "adapter.update_every": (0, 1, "(]"),
+    "adapter.threshold": (0, 1, "[)"),
+    "warm_start.warmup": (0, 1, "[]"),
+    "warm_start.noise.direct": (0, 1, "[]"),
+    "warm_start.noise.direct_wrong": (0, 1, "[]"),
+    "warm_start.noise.slip": (0, 1, "[]"),
 }
 FINITE = ("task.reward.correct", "task.reward.wrong", "task.reward.format")
 
@@ -202,9 +208,11 @@ def _out_of_range(key: str, value: float) -> str | None:
     if key in ABOVE_ZERO and value <= 0:
         return "above 0"
     if key in BETWEEN:
-        low, high, closed = BETWEEN[key]
-        if not (low <= value <= high if closed else low < value <= high):
-            return f"in {'[' if closed else '('}{low}, {high}]"
+        low, high, brackets = BETWEEN[key]
+        above = low <= value if brackets[0] == "[" else low < value
+        below = value <= high if brackets[1] == "]" else value < high
+        if not (above and below):
+            return f"in {brackets[0]}{low}, {high}{brackets[1]}"
     return None
 
 

@@ -87,6 +87,18 @@ class LoraConfig(AdapterConfig):
 
 
 @dataclass
+class L1raConfig(LoraConfig):
+    budget: int | None
+    l1: float
+    gate_lr: float
+    update_every: float
+    threshold: float
+    reassign: bool
+    exclude_pruned: bool
+    min_rank: int
+
+
+@dataclass
 class ModelConfig:
     name: str
     path: str | None

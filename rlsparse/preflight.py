@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
-from rlsparse.adapter.lora import target_layers, target_names
+from rlsparse.adapter import check_adapter
 from rlsparse.checks import check, check_writable
 from rlsparse.config import Config, ConfigError, TrackerConfig
 from rlsparse.identity import Identity, folder_digest, identify
@@ -39,7 +39,7 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = ()) -> list[Ide
             device = resolve_device(config.device).type
             if once(("tracker", config.tracker)):
                 _check_tracker(config.tracker)
-            if once((config.model, config.adapter, config.rollout)):
+            if once((config.model, config.adapter, config.lora_rank, config.train.steps, config.rollout)):
                 _check_model(config)
             if once(config.task):
                 load_task(config.task)
@@ -60,8 +60,7 @@ def _check_model(config: Config) -> None:
             "(python -m rlsparse.warm_start model=scratch task=arithmetic out=DIR), then model.path=DIR"
         )
     skeleton = model_skeleton(model)
-    target_names(skeleton, config.adapter)
-    target_layers(skeleton, config.adapter)
+    check_adapter(skeleton, config.adapter, config.lora_rank, config.train.steps)
     context = context_length(skeleton)
     if config.rollout.max_new_tokens >= context:
         raise ConfigError(

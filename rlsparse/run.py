@@ -139,6 +139,7 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary, l
             summary["adapter"] = {
                 "name": config.adapter.name,
                 "rank": adapter.ranks(),
+                "budget": adapter.budget,
                 "parameters": sum(p.numel() for p in adapter.parameters()),
             }
             summary["time"] = {"total": clock.elapsed(), **clock.total}

@@ -21,7 +21,7 @@ from rlsparse.task.verifier import Score, Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
 from rlsparse.tracking.measure import Clock
 from rlsparse.tracking.tracker import Tracker
-from rlsparse.update import UpdateMetrics, learning_rate, update
+from rlsparse.update import UpdateMetrics, learning_rate, set_learning_rates, update
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
     sampling, choosing = stream(config.seed, "rollout"), stream(config.seed, "token_sampler")
     log_probs_of = scoring_path(policy, config.train.packing, tracker)
     packs = log_probs_of is packed_log_probs
-    optimizer = torch.optim.AdamW(adapter.parameters(), weight_decay=config.train.weight_decay)
+    optimizer = adapter.optimizer(config.train.lr, config.train.weight_decay)
     generated = selected = 0
 
     def held_out(step: int) -> None:
@@ -54,6 +54,8 @@ def train(
         tracker.evaluation(step, {**result, "time/eval": clock.last["eval"]})
 
     held_out(0)
+    if adapter.moves:
+        tracker.ranks(0, adapter.ranks())
     for step in range(1, config.train.steps + 1):
         with clock("rollout"):
             prompts = next(batches)
@@ -67,13 +69,20 @@ def train(
             advantages = token_advantages(rewards, rollout, config.advantage, config.negative_feedback)  # (B, T)
             selection = select(advantages, rollout, config.token_sampler, choosing)
             scales = token_scales(selection, advantages, config.objective, group_size, max_new_tokens, config.kl)
-            lr = learning_rate(step, config.train)
-            updated = update(policy, log_probs_of, optimizer, ScoredBatch(rollout, advantages, scales), lr, config)
+            set_learning_rates(optimizer, step, config.train)
+            updated = update(policy, log_probs_of, optimizer, ScoredBatch(rollout, advantages, scales), config)
+            moved = adapter.after_step(step, config.train.steps)
         generated += int(rollout.lengths.sum())
         selected += int((selection.weights != 0).sum())
         metrics = step_metrics(scores, rewards, rollout, advantages, selection, scales, updated, clock)
-        totals = {"train/lr": lr, "tokens/generated": generated, "tokens/selected": selected}
-        tracker.train(step, {**metrics, **totals})
+        totals = {
+            "train/lr": learning_rate(step, config.train),
+            "tokens/generated": generated,
+            "tokens/selected": selected,
+        }
+        tracker.train(step, {**metrics, **totals, **moved})
+        if moved.get("adapter/pruned") or moved.get("adapter/reassigned"):
+            tracker.ranks(step, adapter.ranks())
         for row in sample_rows(step, prompts, texts, scores, rewards, config.tracker.samples):
             tracker.sample(row)
         if step % config.eval.every == 0 or step == config.train.steps:

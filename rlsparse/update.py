@@ -39,10 +39,13 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
     A function of the step alone: a step without update moves it too, and nothing about it needs saving.
     """
-    if step <= config.warmup_steps:
-        return config.lr * step / (config.warmup_steps + 1)
-    done = (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * SCHEDULES[config.schedule](done)
+    return config.lr * _share_of_peak(step, config)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Give each parameter group its share of its own peak, ``initial_lr``; the schedule is the same for all."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * _share_of_peak(step, config)
 
 
 def update(
@@ -50,7 +53,6 @@ def update(
     log_probs_of: LogProbs,
     optimizer: torch.optim.Optimizer,
     batch: ScoredBatch,
-    lr: float,
     config: Config,
 ) -> UpdateMetrics:
     """Take ``train.updates_per_rollout`` optimizer steps on one rollout batch; none where no token can teach.
@@ -61,9 +63,8 @@ def update(
     Raises:
         NonFiniteError: before the step that would have spoiled the parameters.
     """
-    (group,) = optimizer.param_groups
-    group["lr"] = lr
-    parameters = group["params"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    penalised = [p for group in optimizer.param_groups if group.get("l2", True) for p in group["params"]]
     pieces = microbatches(batch, config.train)
     if not pieces:
         return UpdateMetrics()
@@ -89,7 +90,7 @@ def update(
             part.loss.backward()
             loss += float(part.loss.detach())
             kl, clipped, tokens = kl + part.kl, clipped + part.clipped, tokens + part.tokens
-        loss += _add_l2(parameters, config.objective.l2)
+        loss += _add_l2(penalised, config.objective.l2)
         norm = _clip_gradient(parameters, config.train.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(f"the loss is {loss}, its gradient norm {norm}")
@@ -97,6 +98,13 @@ def update(
         optimizer.step()
     n = config.train.updates_per_rollout
     return UpdateMetrics(n, loss / n, kl / n, clipped / tokens, grad_norm / n)
+
+
+def _share_of_peak(step: int, config: TrainConfig) -> float:
+    if step <= config.warmup_steps:
+        return step / (config.warmup_steps + 1)
+    done = (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return SCHEDULES[config.schedule](done)
 
 
 def _reference_log_probs(

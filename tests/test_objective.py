@@ -114,17 +114,17 @@ def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_prob
     """Gradient of the last update and the parameters after it, from an adapter that has left its zero start."""
     import copy
 
-    from rlsparse.adapter import Lora
+    from rlsparse.adapter import ADAPTERS
 
     config = composed("train.max_grad_norm=0", "rollout.max_new_tokens=16", *overrides)
     policy = copy.deepcopy(tiny)
-    adapter = Lora(policy, config.adapter, 4, stream_seed(0, "adapter"))
+    adapter = ADAPTERS[config.adapter.name](policy, config.adapter, 4, stream_seed(0, "adapter"))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in adapter.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    optimizer = torch.optim.AdamW(adapter.parameters(), weight_decay=0.0)
-    metrics = update(policy, path, optimizer, batch_for(policy, config), lr, config)
+    optimizer = adapter.optimizer(lr, weight_decay=0.0)
+    metrics = update(policy, path, optimizer, batch_for(policy, config), config)
     gradient = torch.cat([p.grad.flatten() for p in adapter.parameters()])
     after = torch.cat([p.detach().flatten() for p in adapter.parameters()])
     return gradient, after, metrics

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from rlsparse.adapter import Lora
+from rlsparse.adapter import ADAPTERS
 from rlsparse.batch import Problem, Prompt, ScoredBatch
 from rlsparse.microbatch import microbatches
 from rlsparse.packed import can_pack, packed_log_probs
@@ -47,7 +47,8 @@ def family(policy, name, **more):
 
 
 def with_adapter(policy, *overrides):
-    adapter = Lora(policy, composed(*overrides).adapter, 4, 0)
+    config = composed(*overrides).adapter
+    adapter = ADAPTERS[config.name](policy, config, 4, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in adapter.parameters():

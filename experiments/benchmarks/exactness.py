@@ -77,8 +77,8 @@ def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
 def _gradient(
     policy: Policy, batch: ScoredBatch, config: Config, parameters: list[torch.nn.Parameter], path: LogProbs
 ) -> torch.Tensor:
-    optimizer = torch.optim.SGD(parameters)
-    update(policy, path, optimizer, batch, 0.0, config)
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    update(policy, path, optimizer, batch, config)
     return torch.cat([p.grad.flatten().double() for p in parameters if p.grad is not None])
 
 

@@ -76,7 +76,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
     prompts = data.train[: work.prompts]
     adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
-    optimizer = torch.optim.AdamW(adapter.parameters())
+    optimizer = adapter.optimizer(0.0, weight_decay=0.0)
 
     def sampled(engine: str) -> Any:
         sampling = dataclasses.replace(config.rollout, name=engine)
@@ -92,7 +92,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     trunkless = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, trunk=None))
 
     def trained(path: Any = packed_log_probs, on: ScoredBatch = batch) -> None:
-        update(policy, path, optimizer, on, 0.0, config)
+        update(policy, path, optimizer, on, config)
 
     def during(switch: Switch, run: Callable[[], Any]) -> Callable[[], Any]:
         def inside() -> None:

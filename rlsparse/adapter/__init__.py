@@ -7,19 +7,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from rlsparse.adapter.lora import Lora
+from rlsparse.adapter.l1ra import L1ra, check_l1ra
+from rlsparse.adapter.lora import Lora, adapted_modules
+from rlsparse.config import AdapterConfig, L1raConfig
 
 
 class Adapter(Protocol):
-    """What the training loop and the summary ask of an adapter."""
+    """What the training loops and the summary ask of an adapter.
+
+    Attributes:
+        budget: the ranks of all modules together, at most.
+        moves: whether ranks change while it trains.
+    """
+
+    budget: int
+    moves: bool
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer trains, in a fixed order."""
 
+    def optimizer(self, lr: float, weight_decay: float) -> Optimizer:
+        """What trains it. A group's ``initial_lr`` is its peak rate; one with ``l2`` false is spared that penalty."""
+
+    def after_step(self, step: int, steps: int) -> dict[str, float]:
+        """What the adapter does between steps, counted from 1; its metrics by their documented names."""
+
     def ranks(self) -> dict[str, int]:
         """Rank of the adapter on each module, by module name."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all trained tensors by name, for a checkpoint."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a saved state, before ``optimizer`` is called."""
 
     def export(self, folder: Path) -> None:
         """Write the adapter in peft's format."""
@@ -28,4 +51,20 @@ class Adapter(Protocol):
         """Take it out of the model again, whose weights are what they were."""
 
 
-ADAPTERS: dict[str, Callable[..., Adapter]] = {"lora": Lora}
+ADAPTERS: dict[str, Callable[..., Adapter]] = {"lora": Lora, "l1ra": L1ra}
+
+
+def check_adapter(model: nn.Module, config: AdapterConfig, rank: int, steps: int) -> None:
+    """Refuse an adapter that this model, or this number of training steps, has no place for.
+
+    Args:
+        model: its modules, weights or not.
+        rank: ``lora_rank``.
+        steps: training steps, or updates of a warm start.
+
+    Raises:
+        ConfigError: key, value and remedy.
+    """
+    modules = adapted_modules(model, config)
+    if isinstance(config, L1raConfig):
+        check_l1ra(config, len(modules), rank, steps)

@@ -30,6 +30,16 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "time/reward": ("s", "verifying, this step"),
     "time/train": ("s", "advantages to optimizer, this step"),
 }
+RANK_PREFIX = "adapter/rank/"
+# of an adapter whose ranks move (adapter=l1ra)
+ADAPTER_METRICS: dict[str, tuple[str, str]] = {
+    "adapter/rank_total": ("rank", "ranks of all adapters together, after the step; never above adapter.budget"),
+    "adapter/gate_min": ("1", "smallest gate, before ranks moved"),
+    "adapter/gate_mean": ("1", "mean gate, before ranks moved"),
+    "adapter/pruned": ("count", "components removed after this step"),
+    "adapter/reassigned": ("count", "components given to other adapters after this step"),
+    RANK_PREFIX: ("rank", "of the adapter on the module that ends the name; a line at the start and for each change"),
+}
 EVAL_METRICS: dict[str, tuple[str, str]] = {
     "eval/accuracy_greedy": ("share", "held-out rows answered right by greedy decoding"),
     "eval/accuracy_sampled": ("share", "held-out completions with the right answer, sampled as in training"),
@@ -41,12 +51,14 @@ EVAL_METRICS: dict[str, tuple[str, str]] = {
 }
 
 
+METRICS = TRAIN_METRICS | ADAPTER_METRICS | EVAL_METRICS
+
+
 def is_documented(name: str) -> bool:
-    """Whether a logged name stands in the tables above."""
-    stem = name.rstrip("0123456789") if name.startswith("eval/pass_at_") else name
-    return stem in TRAIN_METRICS or stem in EVAL_METRICS
+    """Whether a logged name stands in the tables above; one that ends in / or _ there begins a family of names."""
+    return name in METRICS or any(name.startswith(family) for family in METRICS if family[-1] in "/_")
 
 
 if __name__ == "__main__":
-    for metric, (unit, meaning) in (TRAIN_METRICS | EVAL_METRICS).items():
+    for metric, (unit, meaning) in METRICS.items():
         print(f"{metric:32} {unit:9} {meaning}")

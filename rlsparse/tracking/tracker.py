@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsparse.tracking.files import JsonLines
+from rlsparse.tracking.metrics import RANK_PREFIX
 from rlsparse.tracking.progress import Progress
 from rlsparse.tracking.wandb_view import WandbView
 
@@ -37,6 +38,10 @@ class Tracker:
         """An evaluation's metrics."""
         self._log({"step": step, "kind": "eval", **metrics})
         self._progress.evaluation(step, metrics["eval/accuracy_greedy"], metrics["eval/accuracy_sampled"])
+
+    def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
+        """The rank of the adapter on each module, by module name: at the start and whenever one has changed."""
+        self._log({"step": step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}})
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """A completion worth keeping."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsparse.tracking.metrics import EVAL_METRICS, TRAIN_METRICS
+from rlsparse.tracking.metrics import METRICS
 
 SAMPLE_COLUMNS = ["step", "question", "completion", "gold", "reward", "correct"]
 
@@ -49,8 +49,8 @@ class WandbView:
         )
         self.url: str | None = self._run.url if mode == "online" else None
         self._run.define_metric("step")
-        for name in (*TRAIN_METRICS, *EVAL_METRICS):
-            self._run.define_metric(f"{name}*" if name.endswith("_") else name, step_metric="step", summary="last")
+        for name in METRICS:
+            self._run.define_metric(f"{name}*" if name[-1] in "/_" else name, step_metric="step", summary="last")
 
     def log(self, row: Mapping[str, Any]) -> None:
         self._run.log(dict(row))

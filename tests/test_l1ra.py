@@ -1,0 +1,476 @@
+"""L1RA: gates, rank updates and what they must not change; against closed forms, plain LoRA and peft alone."""
+
+import copy
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from rlsparse.adapter import L1ra, Lora
+from rlsparse.adapter.reallocation import even_ranks, reallocate
+from rlsparse.config import ConfigError
+from rlsparse.packed import can_pack, packed_log_probs
+from rlsparse.policy import EMBEDDED, Policy, token_log_probs
+from rlsparse.preflight import preflight
+from rlsparse.rollout import ENGINES
+from rlsparse.run import run
+from rlsparse.streams import stream
+from rlsparse.update import set_learning_rates
+from tests.conftest import composed
+from tests.test_objective import updated
+from tests.test_packed import FAMILIES, family, ragged
+from tests.test_run import SHORT, folder_of, rows, without_times
+
+IDS = torch.tensor([[5, 6, 7, 8, 9], [11, 3, 12, 4, 13]])
+# draws a third of the gates to 0 within a few steps
+FIRES = ("adapter=l1ra", "adapter.gate_lr=0.3", "adapter.l1=1", "adapter.update_every=0.34")
+
+
+def l1ra(policy, *overrides, rank=4, seed=0) -> L1ra:
+    return L1ra(policy, composed("adapter=l1ra", *overrides).adapter, rank, seed)
+
+
+def gates(adapter):
+    return {name: value for name, value in adapter.state().items() if name.endswith(".c")}
+
+
+@torch.no_grad()
+def set_gates(adapter, generator, closed=0.3):
+    """Random gates, a share of them shut, and matrices that are not zero, so that a component does something."""
+    for layer in adapter.layers.values():
+        A = layer.lora_A["default"].parametrizations.weight
+        c = A[0].c
+        c.copy_(0.2 + 0.8 * torch.rand(c.shape, generator=generator))
+        c[torch.rand(c.shape, generator=generator) < closed] = 0.0
+        B = layer.lora_B["default"].weight
+        B.copy_(0.03 * torch.randn(B.shape, generator=generator))
+
+
+def train_step(policy, optimizer, ids=IDS):
+    optimizer.zero_grad()
+    policy.model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
+def logits(policy):
+    with torch.no_grad():
+        return policy.model(input_ids=IDS).logits
+
+
+# --- the gates ---------------------------------------------------------------------------------------------------
+
+
+def test_the_proximal_step_is_the_closed_form(tiny):
+    adapter = l1ra(tiny, "adapter.l1=0.05", "adapter.gate_lr=0.2")
+    optimizer = adapter.optimizer(1e-3, 0.0)
+    c = optimizer.param_groups[1]["params"][0]
+    with torch.no_grad():
+        c.copy_(torch.tensor([1.0, 0.5, 0.009, 1.2]))
+    c.grad = torch.zeros_like(c)  # Adam stands still: all that moves is the L1 term
+    optimizer.step()
+    # eta x lambda = 0.2 x 0.05 = 0.01; the third is less than that away from 0, the last is clamped
+    assert torch.allclose(c, torch.tensor([0.99, 0.49, 0.0, 1.0]))
+    # the same by its definition: argmin over [0, 1] of (x - c)^2 / 2 + eta lambda |x|, on a fine grid
+    grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    for before, after in zip((1.0, 0.5, 0.009, 1.2), c.tolist(), strict=True):
+        assert after == pytest.approx(float(grid[((grid - before) ** 2 / 2 + 0.01 * grid).argmin()]), abs=2e-5)
+
+
+def test_the_gates_rate_follows_the_schedule_and_nothing_else_of_the_matrices(tiny):
+    config = composed("train.lr=1", "train.schedule=linear", "train.steps=4", "train.weight_decay=0.3")
+    adapter = l1ra(tiny, "adapter.gate_lr=0.2", "adapter.l1=0.5")
+    optimizer = adapter.optimizer(config.train.lr, config.train.weight_decay)
+    set_learning_rates(optimizer, 3, config.train)  # half of the steps are done
+    matrices, gated = optimizer.param_groups
+    assert (matrices["lr"], gated["lr"]) == (0.5, 0.1)
+    assert (matrices["weight_decay"], gated["weight_decay"]) == (0.3, 0.0)
+    for p in adapter.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.allclose(c, torch.full_like(c, 0.95)) for c in gates(adapter).values())  # 1 - 0.1 x 0.5
+
+
+def test_gates_that_stand_still_make_it_lora(tiny):
+    """No L1 and a vanishing gate rate: three optimizer steps equal plain LoRA's."""
+    still = ("adapter=l1ra", "adapter.l1=0", "adapter.gate_lr=1e-30")
+    states = []
+    for overrides in ((), still):
+        config = composed(*overrides).adapter
+        policy = copy.deepcopy(tiny)
+        adapter = (L1ra if overrides else Lora)(policy, config, 4, 3)
+        optimizer = adapter.optimizer(1e-2, 0.0)
+        for _ in range(3):
+            train_step(policy, optimizer)
+        states.append(adapter.state())
+    plain, gated = states
+    for name, value in plain.items():
+        assert torch.allclose(value, gated[name], atol=1e-6), name
+
+
+def test_the_l2_penalty_spares_the_gates(tiny):
+    """algorithm=tspmo has one; the gates' gradient is the same with and without it, the matrices' is not."""
+    config = ("adapter=l1ra", "objective.l2=0", "algorithm=grpo")
+    grads = []
+    for l2 in ("0", "0.5"):
+        gradient, _, _ = updated(tiny, *config, f"objective.l2={l2}", lr=0.0)
+        grads.append(gradient)
+    adapter = l1ra(copy.deepcopy(tiny))
+    is_gate = torch.cat([torch.full((p.numel(),), p.dim() == 1) for p in adapter.parameters()])
+    assert torch.equal(grads[0][is_gate], grads[1][is_gate])
+    assert not torch.equal(grads[0][~is_gate], grads[1][~is_gate])
+
+
+# --- who gets the ranks ------------------------------------------------------------------------------------------
+
+
+def moved(gates_, budget, most=(8, 8, 8, 8), **settings):
+    config = SimpleNamespace(
+        **{"threshold": 1e-10, "reassign": True, "exclude_pruned": True, "min_rank": 1, **settings}
+    )
+    changes = reallocate([torch.tensor(g) for g in gates_], most, budget, config)
+    return [(change.kept.tolist(), change.added) for change in changes]
+
+
+def test_freed_ranks_go_one_each_in_turn_largest_smallest_gate_first():
+    gates_ = [[0.9, 0.0, 0.0], [0.3, 0.8], [0.5, 0.6], [0.4]]
+    # two are free; adapter 2's smallest gate 0.5 is the largest, then adapter 3's 0.4
+    assert moved(gates_, budget=8) == [([0], 0), ([0, 1], 0), ([0, 1], 1), ([0], 1)]
+    # four free for three takers: one each in the order 2, 3, 1, and the fourth to 2 again
+    assert moved(gates_, budget=10) == [([0], 0), ([0, 1], 1), ([0, 1], 2), ([0], 1)]
+    # one that was pruned may take too, as its smallest surviving gate 0.9 says
+    assert moved(gates_, budget=8, exclude_pruned=False) == [([0], 1), ([0, 1], 0), ([0, 1], 1), ([0], 0)]
+    assert moved(gates_, budget=8, reassign=False) == [([0], 0), ([0, 1], 0), ([0, 1], 0), ([0], 0)]
+
+
+def test_no_adapter_is_emptied_or_outgrows_its_matrix():
+    assert moved([[0.0, 0.0], [0.0]], budget=3, most=(8, 8)) == [([0], 0), ([0], 1)]  # only the first has lost one
+    assert moved([[0.0, 0.2, 0.0], [1.0]], budget=4, most=(8, 8), min_rank=2) == [([0, 1], 0), ([0], 1)]
+    assert moved([[0.0, 0.0, 0.7], [0.5, 0.5]], budget=5, most=(8, 3)) == [([2], 0), ([0, 1], 1)]  # one stays free
+    assert moved([[0.5, 0.04], [0.5]], budget=3, most=(8, 8), threshold=0.05) == [([0], 0), ([0], 1)]
+
+
+def test_the_start_is_even():
+    assert even_ranks(8, [8, 8, 8]) == [3, 3, 2]
+    assert even_ranks(20, [8, 4, 8]) == [7, 4, 6]
+
+
+# --- what a rank update keeps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
+@pytest.mark.parametrize("settings", [(), ("adapter.exclude_pruned=false",), ("adapter.min_rank=2",)], ids=str)
+def test_random_sequences_of_rank_updates_keep_the_promises(tiny, name, settings):
+    policy = tiny if name == "tiny" else family(tiny, name)
+    adapter = l1ra(policy, *settings)
+    optimizer = adapter.optimizer(1e-2, 0.0)
+    generator = torch.Generator().manual_seed(3)
+    budget, least = adapter.budget, adapter._config.min_rank
+    assert budget == 4 * len(adapter.layers)
+    distributions = set()
+    for turn in range(8):
+        train_step(policy, optimizer)
+        set_gates(adapter, generator, closed=(0.1, 0.3, 0.9)[turn % 3])
+        before = logits(policy)
+        adapter.move_ranks(generator)
+        assert float((logits(policy) - before).abs().max()) < 1e-5
+        ranks = list(adapter.ranks().values())
+        distributions.add(tuple(ranks))
+        assert sum(ranks) <= budget
+        assert min(ranks) >= least
+        shapes = {name: tuple(value.shape) for name, value in adapter.state().items()}
+        for module, rank in adapter.ranks().items():
+            assert (shapes[f"{module}.A"][0], shapes[f"{module}.B"][1], shapes[f"{module}.c"]) == (rank, rank, (rank,))
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in trained} == {id(p) for p in adapter.parameters()}
+        assert len(trained) == len(adapter.parameters())
+        assert {id(p) for p in optimizer.state} <= {id(p) for p in trained}
+        assert all(state["exp_avg"].shape == p.shape for p, state in optimizer.state.items())
+    assert len(distributions) > 4  # they did move
+
+
+def test_a_threshold_bounds_what_a_rank_update_may_change(tiny):
+    """Gates at a tenth of the threshold are removed: the logits move by about what those carried, no more."""
+    changes = []
+    for small in (1e-2, 1e-3):
+        policy = copy.deepcopy(tiny)
+        adapter = l1ra(policy, "adapter.threshold=0.1")
+        adapter.optimizer(1e-2, 0.0)
+        generator = torch.Generator().manual_seed(0)
+        set_gates(adapter, generator)
+        with torch.no_grad():
+            for layer in adapter.layers.values():
+                c = layer.lora_A["default"].parametrizations.weight[0].c
+                c[c == 0] = small
+        before = logits(policy)
+        adapter.move_ranks(generator)
+        changes.append(float((logits(policy) - before).norm()))
+    assert changes[0] / changes[1] == pytest.approx(10, rel=0.1)
+
+
+def test_moments_of_survivors_are_bit_equal_and_new_components_begin_afresh(tiny):
+    adapter = l1ra(tiny)
+    optimizer = adapter.optimizer(1e-2, 0.0)
+    for _ in range(3):
+        train_step(tiny, optimizer)
+    names = list(adapter.layers)
+    layers = [adapter.layers[name] for name in names]
+    with torch.no_grad():
+        layers[0].lora_A["default"].parametrizations.weight[0].c[1] = 0.0
+
+    def moments(layer):
+        A = layer.lora_A["default"].parametrizations.weight
+        return [optimizer.state[p] for p in (A.original, layer.lora_B["default"].weight, A[0].c)]
+
+    before = [copy.deepcopy(moments(layer)) for layer in layers]
+    adapter.move_ranks(torch.Generator().manual_seed(0))
+    assert adapter.ranks()[names[0]] == 3
+    (taker,) = [i for i, name in enumerate(names) if adapter.ranks()[name] == 5]
+    for i, kept in ((0, [0, 2, 3]), (taker, [0, 1, 2, 3])):
+        for dim, old, new in zip((0, 1, 0), before[i], moments(layers[i]), strict=True):
+            assert float(old["step"]) == float(new["step"]) == 3
+            for key in ("exp_avg", "exp_avg_sq"):
+                survivors = old[key].index_select(dim, torch.tensor(kept))
+                assert torch.equal(new[key].narrow(dim, 0, len(kept)), survivors)
+                if i == taker:  # no momentum, and the survivors' mean second moment
+                    fresh = new[key].select(dim, 4)
+                    expected = survivors.mean(dim) if key == "exp_avg_sq" else torch.zeros_like(fresh)
+                    assert torch.allclose(fresh, expected)
+    A, B = layers[taker].lora_A["default"].weight, layers[taker].lora_B["default"].weight
+    assert float(B[:, 4].detach().abs().max()) == 0
+    assert 0.5 < float(A[4].detach().abs().max()) * layers[taker].in_features ** 0.5 <= 1  # uniform in +-1/sqrt(in)
+
+
+class Toy(nn.Module):
+    """y = W_0 x_0 + W_1 x_1: two layers that see different inputs."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.config = SimpleNamespace(model_type="toy", tie_word_embeddings=False, to_dict=dict)
+        layers = [nn.ModuleDict({"proj": nn.Linear(width, width, bias=False)}) for _ in range(2)]
+        self.body = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+
+    def projections(self):
+        return [layer["proj"] for layer in self.body["layers"]]
+
+    def prepare_inputs_for_generation(self): ...
+
+    def forward(self, x):
+        return sum(projection(own) for projection, own in zip(self.projections(), x, strict=True))
+
+
+@pytest.mark.parametrize("needy", [0, 1])
+def test_the_budget_moves_to_the_layer_that_needs_it(needy):
+    """The target differs from the start by a rank-6 matrix on one of two layers; both begin with rank 4."""
+    torch.manual_seed(0)
+    width, steps = 24, 400
+    toy = Toy(width)
+    delta = torch.randn(width, 6) @ torch.randn(6, width) / width
+    target = [p.weight.detach() + (delta if i == needy else 0) for i, p in enumerate(toy.projections())]
+    policy = Policy(toy, None, torch.device("cpu"), (), 0, 0, False)
+    adapter = l1ra(policy, "adapter.gate_lr=0.02", "adapter.l1=0.3", "adapter.target_modules=[proj]", rank=4)
+    optimizer = adapter.optimizer(5e-3, 0.0)
+    totals = []
+    for step in range(1, steps + 1):
+        x = torch.randn(2, 64, width)
+        optimizer.zero_grad()
+        loss = (
+            (toy(x) - x[0] @ target[0].T - x[1] @ target[1].T + 0.1 * torch.randn(64, width)).square().mean()
+        )
+        loss.backward()
+        optimizer.step()
+        adapter.after_step(step, steps)
+        totals.append(sum(adapter.ranks().values()))
+    ranks = list(adapter.ranks().values())
+    assert max(totals) <= 8
+    assert ranks[needy] >= 6
+    assert ranks[1 - needy] <= 2
+    learned = list(adapter.layers.values())[needy].get_delta_weight("default")
+    assert float((learned - delta).norm() / delta.norm()) < 0.2
+
+
+# --- saving, loading, exporting ----------------------------------------------------------------------------------
+
+
+def test_state_taken_up_after_rank_updates_goes_on_bit_for_bit(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    def step(policy, adapter, optimizer, number):
+        train_step(policy, optimizer)
+        adapter.after_step(number, 12)
+
+    settings = ("adapter.gate_lr=0.3", "adapter.l1=0.8", "adapter.update_every=0.25")
+    policy = copy.deepcopy(tiny)
+    adapter = l1ra(policy, *settings)
+    optimizer = adapter.optimizer(1e-2, 0.01)
+    for number in range(1, 8):
+        step(policy, adapter, optimizer, number)
+    assert len(set(adapter.ranks().values())) > 1
+    save_file(adapter.state(), tmp_path / "adapter.safetensors")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    at_save = adapter.ranks()
+    for number in range(8, 13):
+        step(policy, adapter, optimizer, number)
+
+    again = l1ra(tiny, *settings)
+    again.load_state(load_file(tmp_path / "adapter.safetensors"))
+    assert again.ranks() == at_save
+    resumed = again.optimizer(1e-2, 0.01)
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    for number in range(8, 13):
+        step(tiny, again, resumed, number)
+    assert again.ranks() == adapter.ranks() != at_save
+    expected = adapter.state()
+    assert again.state().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state().items())
+
+
+def test_a_state_of_other_modules_is_refused(tiny):
+    state = l1ra(copy.deepcopy(tiny), "adapter.target_modules=[q_proj]").state()
+    with pytest.raises(ValueError, match="belongs to other modules"):
+        l1ra(tiny).load_state(state)
+
+
+def test_the_export_is_an_ordinary_lora_that_peft_alone_loads_and_merges(tiny, tmp_path):
+    adapter = l1ra(tiny)
+    adapter.optimizer(1e-2, 0.0)
+    generator = torch.Generator().manual_seed(5)
+    set_gates(adapter, generator)
+    adapter.move_ranks(generator)
+    set_gates(adapter, generator, closed=0.1)
+    assert len(set(adapter.ranks().values())) > 2
+    adapter.export(tmp_path / "adapter")
+    torch.save({"ids": IDS, "logits": logits(tiny)}, tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+model = AutoModelForCausalLM.from_pretrained({str(EMBEDDED["tiny"])!r})
+with torch.no_grad():
+    plain = model(expected["ids"]).logits
+    model = PeftModel.from_pretrained(model, {str(tmp_path / "adapter")!r})
+    loaded = model(expected["ids"]).logits
+    merged = model.merge_and_unload()(expected["ids"]).logits
+assert "rlsparse" not in sys.modules
+for got in (loaded, merged, plain):
+    print(float((got - expected["logits"]).abs().max()))
+"""
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning:peft", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded, merged, plain = map(float, done.stdout.split())
+    assert loaded < 1e-5
+    assert merged < 1e-4  # rounding of W + dW
+    assert plain > 0.1  # and the adapter does something
+    ranks = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    assert ranks == adapter.ranks()
+
+
+# --- the fast paths ----------------------------------------------------------------------------------------------
+
+
+def with_moved_ranks(policy, *overrides):
+    adapter = l1ra(policy, *overrides)
+    adapter.optimizer(1e-2, 0.0)
+    generator = torch.Generator().manual_seed(5)
+    set_gates(adapter, generator)
+    adapter.move_ranks(generator)
+    set_gates(adapter, generator, closed=0.1)
+    return adapter
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+def test_packed_equals_plain_after_ranks_moved(tiny, name):
+    policy = family(tiny, name)
+    adapter = with_moved_ranks(policy)
+    assert can_pack(policy) is None
+    rollout = ragged()
+    order, needed = torch.arange(12), rollout.mask
+    results = []
+    for path in (token_log_probs, packed_log_probs):
+        policy.model.zero_grad()
+        log_probs = path(policy, rollout, order, needed, 0.8)
+        (log_probs * torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)).sum().backward()
+        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])))
+    (plain, plain_gradient), (packed, packed_gradient) = results
+    assert float((plain - packed).abs().max()) < 1e-5
+    assert float((plain_gradient - packed_gradient).norm() / plain_gradient.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_and_both_engines_see_the_gated_adapter(tiny, dtype):
+    tiny.model.to(dtype)
+    with_moved_ranks(tiny)
+    if dtype == torch.float32:
+        outside = logits(tiny)
+        with tiny.merged():
+            assert float((logits(tiny) - outside).abs().max()) < 1e-4
+        assert torch.equal(logits(tiny), outside)
+    config = composed("rollout.max_new_tokens=12").rollout
+    from rlsparse.batch import Problem
+    from rlsparse.policy import encode_prompt
+
+    prompts = [encode_prompt(tiny, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
+    fast, plain = (ENGINES[name](tiny, prompts, config, 2, stream(0, "r"), greedy=True) for name in ("fast", "plain"))
+    assert torch.isfinite(fast.log_probs).all()
+    if dtype == torch.float32:
+        assert torch.equal(fast.completion_ids, plain.completion_ids)
+        assert torch.allclose(fast.log_probs, plain.log_probs, atol=1e-5)
+
+
+# --- whole runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
+def test_every_algorithm_runs_with_it(algorithm, tmp_path):
+    config = composed(*SHORT, *FIRES, "train.steps=6", f"algorithm={algorithm}", f"runs_dir={tmp_path}")
+    summary = run(config)
+    metrics = rows(folder_of(config))
+    steps = [row for row in metrics if row["kind"] == "train"]
+    assert summary["adapter"]["budget"] == 8 * 21
+    assert sum(summary["adapter"]["rank"].values()) == steps[-1]["adapter/rank_total"] <= 8 * 21
+    assert {"adapter/gate_min", "adapter/gate_mean", "adapter/pruned", "adapter/reassigned"} <= set(steps[0])
+    assert steps[0]["adapter/gate_min"] <= 1
+    prefix = "adapter/rank/"
+    logged = [row for row in metrics if row["kind"] == "ranks"]
+    assert logged[0]["step"] == 0
+    assert set(logged[0].values()) == {0, "ranks", 8}
+    last = {name.removeprefix(prefix): rank for name, rank in logged[-1].items() if name.startswith(prefix)}
+    assert last == summary["adapter"]["rank"]
+    assert sum(row["adapter/pruned"] for row in steps) > 0
+    # every update is a line, and only those
+    assert [row["step"] for row in logged[1:]] == [row["step"] for row in steps if row["adapter/pruned"]]
+
+
+def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):
+    one, two = (composed(*SHORT, *FIRES, "train.steps=6", f"runs_dir={tmp_path / name}") for name in "ab")
+    run(one)
+    run(two)
+    assert [without_times(r) for r in rows(folder_of(one))] == [without_times(r) for r in rows(folder_of(two))]
+    written = [(folder_of(c) / "adapter" / "adapter_model.safetensors").read_bytes() for c in (one, two)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter.budget=20"], r"adapter.budget=20: the model gets 21 adapters .* must be at least 21"),
+        (["lora_rank=2", "adapter.min_rank=3"], r"lora_rank=2: .* must be at least 63"),
+        (["adapter.update_every=1"], r"adapter.update_every=1.0: .* after step 40 of 40, so never"),
+        (["train.steps=1"], r"adapter.update_every=0.1: .* after step 1 of 1, so never"),
+    ],
+)
+def test_what_can_never_work_is_refused_before_loading(overrides, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        preflight([composed(f"runs_dir={tmp_path}", "adapter=l1ra", *overrides)])
+
+
+def test_a_budget_of_its_own_is_spread_evenly(tiny):
+    adapter = l1ra(tiny, "adapter.budget=50", rank=8)
+    assert adapter.budget == 50
+    assert list(adapter.ranks().values()) == [3] * 8 + [2] * 13
+    assert {tuple(c.shape) for c in gates(adapter).values()} == {(3,), (2,)}
