@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsparse.config import (
+    AdapterConfig,
     AdvantageConfig,
     BudgetConfig,
     ClippedRatioConfig,
@@ -53,7 +54,7 @@ SCHEMA_OF: dict[str, dict[str, type]] = {
         "log_prob": ClippingConfig,
         "prob": ClippingConfig,
     },
-    "adapter": {"lora": LoraConfig, "l1ra": L1raConfig},
+    "adapter": {"none": AdapterConfig, "lora": LoraConfig, "l1ra": L1raConfig},
     "task": {
         "multiplication": GeneratedTaskConfig,
         "word_problems": GeneratedTaskConfig,
@@ -94,6 +95,8 @@ AT_LEAST_ONE = (
     "adapter.min_rank",
     "warm_start.epochs",
     "warm_start.batch_size",
+    "warm_start.max_rows",
+    "warm_start.loss_rows",
 )
 AT_LEAST_ZERO = (
     "kl.beta",
@@ -143,7 +146,7 @@ def check_warm_start(config: WarmStartConfig) -> None:
     Raises:
         ConfigError: with all that is wrong, a line each: key, value and remedy.
     """
-    _refuse([*_value_problems(config), *_task_problems(config)])
+    _refuse([*_value_problems(config), *_task_problems(config), *_adapter_problems(config.adapter)])
 
 
 def check_writable(key: str, path: str) -> None:
@@ -226,7 +229,9 @@ def _task_problems(config: Config | WarmStartConfig) -> Iterator[str]:
 def _run_problems(config: Config) -> Iterator[str]:
     if not re.fullmatch(r"\w[\w.-]*", config.experiment.name):
         yield f"experiment.name={config.experiment.name}: it names a folder; use letters, digits, '_', '-' and '.'"
-    yield from _adapter_problems(config)
+    if config.adapter.name == "none":
+        yield "adapter=none: trains all weights, which only a warm start does; take adapter=lora or adapter=l1ra"
+    yield from _adapter_problems(config.adapter)
     yield from _credit_problems(config)
     sampler = config.token_sampler
     if isinstance(sampler, StochasticConfig) and sampler.budget < sampler.always_first:
@@ -236,8 +241,10 @@ def _run_problems(config: Config) -> Iterator[str]:
         )
 
 
-def _adapter_problems(config: Config) -> Iterator[str]:
-    layers, modules = config.adapter.layers, config.adapter.target_modules
+def _adapter_problems(config: AdapterConfig) -> Iterator[str]:
+    if not isinstance(config, LoraConfig):
+        return
+    layers, modules = config.layers, config.target_modules
     if layers not in ("all", "last_third") and not _is_list_of(int, layers):
         yield f"adapter.layers={layers}: give all, last_third, or a list of layer numbers such as [8,9]"
     if modules != "all-linear" and not _is_list_of(str, modules):

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsparse.config import (
+    AdapterConfig,
     AdvantageConfig,
     BudgetConfig,
     ClippedRatioConfig,
@@ -53,7 +54,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "clipping": {"plain": ClippingConfig, "clipped_ratio": ClippedRatioConfig},
     "kl": {"plain": KLConfig},
     "objective": {"plain": ObjectiveConfig},
-    "adapter": {"lora": LoraConfig, "l1ra": L1raConfig},
+    "adapter": {"plain": AdapterConfig, "lora": LoraConfig, "l1ra": L1raConfig},
     "model": {"plain": ModelConfig, "scratch": ScratchConfig},
     "task": {"generated": GeneratedTaskConfig, "hub": HubTaskConfig},
     "rollout": {"plain": RolloutConfig, "fast": FastRolloutConfig},

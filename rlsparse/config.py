@@ -77,12 +77,12 @@ class ObjectiveConfig:
 @dataclass
 class AdapterConfig:
     name: str
-    target_modules: Any  # "all-linear" or a list of module names
-    layers: Any  # "all", "last_third" or a list of layer numbers
 
 
 @dataclass
 class LoraConfig(AdapterConfig):
+    target_modules: Any  # "all-linear" or a list of module names
+    layers: Any  # "all", "last_third" or a list of layer numbers
     scale: float
 
 
@@ -250,6 +250,8 @@ class SupervisedConfig:
     warmup: float
     weight_decay: float
     max_grad_norm: float
+    max_rows: int | None
+    loss_rows: int
     noise: NoiseConfig
 
 
@@ -260,6 +262,8 @@ class WarmStartConfig:
     device: str
     dtype: str
     threads: int | None
+    lora_rank: int
+    adapter: AdapterConfig
     model: ModelConfig
     task: TaskConfig
     rollout: RolloutConfig

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsparse.config import Config
+from rlsparse.config import Config, WarmStartConfig
 
-NO_EFFECT = ("runs_dir", "threads", "tracker", "experiment")
+NO_EFFECT = ("runs_dir", "out", "threads", "tracker", "experiment")
+REPORTS = ("summary.json", "warm_start.json")  # what a warm start leaves in a model folder beside the model
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def folder_digest(path: str) -> str:
     """Hash of a model's or data set's files, so that a run is known by what it read and not by where it lay."""
     digest = hashlib.sha256()
     for file in sorted(Path(path).iterdir()):
-        if file.suffix in (".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"):
+        if file.name not in REPORTS and file.suffix in (".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"):
             digest.update(file.name.encode())
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -42,9 +43,12 @@ def folder_digest(path: str) -> str:
 
 
 def identify(
-    config: Config, model_folder: str | None, device: str, digest: Callable[[str], str] = folder_digest
+    config: Config | WarmStartConfig,
+    model_folder: str | None,
+    device: str,
+    digest: Callable[[str], str] = folder_digest,
 ) -> Identity:
-    """The identity of a run.
+    """The identity of a run or a warm start.
 
     Args:
         model_folder: the local folder the model is read from; None when the hub provides it.
@@ -61,8 +65,9 @@ def identify(
     if task.get("path") is not None:
         relevant["task"] = {**task, "hub": None, "hub_config": None, "revision": None, "path": digest(task["path"])}
     config_hash = _hash(relevant)
+    label = config.algorithm if isinstance(config, Config) else "supervised"
     return Identity(
-        id=f"{config.algorithm}-s{config.seed}-{config_hash[:10]}",
+        id=f"{label}-s{config.seed}-{config_hash[:10]}",
         config_hash=config_hash,
         method_hash=_hash({k: v for k, v in relevant.items() if k != "seed"}),
     )

@@ -77,7 +77,8 @@ def run(config: Config, job: Job | None = None, loader: "Loader | None" = None) 
     folder.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
     tracker = _open_tracker(config, job, folder, identity)
-    summary: Summary = {**provenance(config, identity, list(job.overrides)), "status": "failed", "error": None}
+    who = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))
+    summary: Summary = {**who, "status": "failed", "error": None}
     failure: BaseException | None = None
     try:
         _train(config, folder, tracker, summary, loader or Loader())

@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsparse.config import Config
-
 if TYPE_CHECKING:
     from rlsparse.identity import Identity
 
@@ -17,13 +15,13 @@ PACKAGES = ("rlsparse", "torch", "transformers", "peft", "hydra-core", "datasets
 Summary = dict[str, Any]
 
 
-def provenance(config: Config, identity: "Identity", overrides: list[str]) -> Summary:
+def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int, overrides: list[str]) -> Summary:
     """Who the run is and what it ran on."""
     return {
         "id": identity.id,
-        "experiment": config.experiment.name,
-        "algorithm": config.algorithm,
-        "seed": config.seed,
+        "experiment": experiment,
+        "algorithm": algorithm,
+        "seed": seed,
         "overrides": overrides,
         "config_hash": identity.config_hash,
         "method_hash": identity.method_hash,

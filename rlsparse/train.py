@@ -81,7 +81,7 @@ def train(
             "tokens/selected": selected,
         }
         tracker.train(step, {**metrics, **totals, **moved})
-        if moved.get("adapter/pruned") or moved.get("adapter/reassigned"):
+        if "adapter/pruned" in moved:
             tracker.ranks(step, adapter.ranks())
         for row in sample_rows(step, prompts, texts, scores, rewards, config.tracker.samples):
             tracker.sample(row)

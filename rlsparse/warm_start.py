@@ -1,84 +1,177 @@
 """Supervised fine-tuning on a task's written-out solutions: ``python -m rlsparse.warm_start``.
 
 A stage of its own: it makes a weak model trainable by RL (or a model from nothing, ``model=scratch``) and writes a
-normal model folder that ``model.path=`` takes.
+normal model folder that ``model.path=`` takes. With an adapter, that alone is trained, and merged at the end.
 """
 
-import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.checks import check_warm_start, check_writable
 from rlsparse.compose import config_dir, register_schemas, run_config
 from rlsparse.config import ConfigError, ScratchConfig, WarmStartConfig
+from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
+from rlsparse.summary import Summary, provenance, read_summary, write_summary
 
 if TYPE_CHECKING:
     import torch
 
+    from rlsparse.adapter import Adapter
     from rlsparse.policy import Policy
     from rlsparse.task import Task
+    from rlsparse.tracking.measure import Clock
 
-REPORT = "warm_start.json"
+ALGORITHM, METRICS = "supervised", "metrics.jsonl"
 
 
-def warm_start(config: WarmStartConfig) -> dict[str, Any]:
-    """Train every weight on prompt → solution; write model, tokenizer and ``warm_start.json`` to ``out``.
+def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summary:
+    """Train on prompt → solution; write model, tokenizer and what a run leaves to ``out``; a finished one is only read.
 
-    Weights and gradients are float32; with a smaller ``dtype`` the computation runs under autocast. The loss is the
-    mean cross-entropy over the tokens of a batch's solutions, EOS included.
+    Without an adapter weights and gradients are float32, with one only the adapter's; with a smaller ``dtype`` the
+    computation runs under autocast. The loss is the mean cross-entropy over a batch's solution tokens, EOS included.
+
+    Args:
+        overrides: what the user asked for, from which tables name the method.
 
     Returns:
-        What ``warm_start.json`` holds: config, mean loss of each epoch, held-out accuracy before and after.
+        What ``summary.json`` holds: mean loss of each epoch, held-out accuracy and loss before and after, time, memory.
 
     Raises:
         ConfigError: bad input, before any model loads.
     """
-    from rlsparse.evaluate import evaluate
-    from rlsparse.policy import check_model_folder, resolve_device, set_threads
-    from rlsparse.prompts import encode_task
-    from rlsparse.rollout import engine
-    from rlsparse.supervised import Example, fit
-    from rlsparse.task import load_task
-    from rlsparse.task.verifier import Verifier
+    from rlsparse.adapter import ADAPTERS
+    from rlsparse.policy import resolve_device, set_threads
+    from rlsparse.streams import stream_seed
+    from rlsparse.tracking.measure import Clock, peak_memory, reuse_freed_memory
 
     quieten()
     check_warm_start(config)
-    if (Path(config.out) / "config.json").exists():
+    out, device = Path(config.out), resolve_device(config.device)
+    task, identity = _preflight(config, device.type)
+    earlier = read_summary(out)
+    if earlier is not None and earlier.get("config_hash") == identity.config_hash:
+        _say(f"{out}: finished before, skipped")
+        return earlier
+    if (out / "config.json").exists():
         raise ConfigError(f"out={config.out}: holds a model already; give a new folder")
     check_writable("out", config.out)
-    check_model_folder(config.model)
-    device = resolve_device(config.device)
-    task = load_task(config.task)
+    OmegaConf.save(OmegaConf.create(asdict(config)), out / "config.yaml")
+    summary = provenance(identity, out.resolve().parent.name, ALGORITHM, config.seed, list(overrides))
+    clock = Clock(device)
+    reuse_freed_memory()
     policy, stored = _policy(config, task, device)
     set_threads(config.threads, policy.model.num_parameters())
-    data = encode_task(policy, task, config.task, config.rollout, config.eval)
-    examples = [Example(prompt.ids, prompt.problem) for prompt in data.train]
-    generate = engine(policy, config.rollout, lambda line: print(line, file=sys.stderr))
-    report: dict[str, Any] = {"config": asdict(config)}
-    with Verifier(config.task) as verifier:
+    make = ADAPTERS.get(config.adapter.name)
+    adapter = make(policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")) if make else None
+    summary |= {"status": "finished", "error": None, "device": str(device)}
+    summary["adapter"] = {"name": config.adapter.name, "parameters": policy.model.num_parameters()}
+    summary |= _train(config, policy, adapter, stored, task, clock)
+    policy.model.save_pretrained(out)
+    policy.tokenizer.save_pretrained(out)
+    if adapter is not None:
+        trained = sum(tensor.numel() for tensor in adapter.state().values())
+        summary["adapter"] |= {"parameters": trained, "rank": adapter.ranks(), "budget": adapter.budget}
+    summary["time"] = {"total": clock.elapsed(), **clock.total}
+    summary["peak_memory_bytes"] = peak_memory(device)
+    write_summary(out, summary)
+    _say(f"written to {out}; use it with model.path={out}")
+    return summary
 
-        def held_out() -> dict[str, float]:
-            return evaluate(policy, generate, data.test, verifier, config.eval, config.rollout, config.seed)
 
-        report["before"] = held_out()
-        print(_line("before", report["before"]), file=sys.stderr)
-        report["loss"] = fit(policy, examples, config.warm_start, config.dtype, config.seed)
-        policy.model.to(stored)  # what is written, so what is evaluated
-        report["after"] = held_out()
-        print(_line("after", report["after"]), file=sys.stderr)
-    _save(policy, Path(config.out), report)
-    print(f"written to {config.out}; use it with model.path={config.out}", file=sys.stderr)
-    return report
+def _train(
+    config: WarmStartConfig,
+    policy: "Policy",
+    adapter: "Adapter | None",
+    stored: "torch.dtype",
+    task: "Task",
+    clock: "Clock",
+) -> Summary:
+    """Evaluate, train, merge, evaluate what will be written; the summary's part of it."""
+    from rlsparse.evaluate import evaluate
+    from rlsparse.prompts import encode_task
+    from rlsparse.rollout import engine
+    from rlsparse.supervised import Example, count_updates, fit, held_out_loss
+    from rlsparse.task.verifier import Verifier
+    from rlsparse.tracking.files import JsonLines
+    from rlsparse.tracking.metrics import rank_row
+
+    settings, held_out_rows = config.warm_start, max(config.eval.max_rows, config.warm_start.loss_rows)
+    data = encode_task(policy, task, config.task, config.rollout, replace(config.eval, max_rows=held_out_rows))
+    train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
+    generate = engine(policy, config.rollout, _say)
+    (Path(config.out) / METRICS).unlink(missing_ok=True)  # of an attempt that was cut off
+    with Verifier(config.task) as verifier, closing(JsonLines(Path(config.out) / METRICS)) as lines:
+
+        def held_out(step: int) -> dict[str, float]:
+            prompts = data.test[: config.eval.max_rows]
+            with clock("eval"):
+                metrics = evaluate(policy, generate, prompts, verifier, config.eval, config.rollout, config.seed)
+                rows = test[: settings.loss_rows]
+                metrics["eval/loss"] = held_out_loss(policy, rows, settings.batch_size, config.dtype)
+            lines.write({"step": step, "kind": "eval", **metrics, "time/eval": clock.last["eval"]})
+            _say(_line(step, metrics))
+            return {"step": step, **{name.removeprefix("eval/"): value for name, value in metrics.items()}}
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            lines.write({"step": step, "kind": "train", **metrics})
+            if adapter is not None and "adapter/pruned" in metrics:
+                lines.write(rank_row(step, adapter.ranks()))
+
+        base = held_out(0)
+        if adapter is not None and adapter.moves:
+            lines.write(rank_row(0, adapter.ranks()))
+        rows = train[: settings.max_rows]
+        with clock("train"):
+            losses = fit(policy, rows, settings, config.dtype, config.seed, adapter, log)
+        _settle(policy, adapter, stored, Path(config.out))
+        updates = count_updates(len(rows), settings)
+        final = held_out(updates)
+    return {"base": base, "final": final, "loss": losses, "steps": updates}
+
+
+def _settle(policy: "Policy", adapter: "Adapter | None", stored: "torch.dtype", out: Path) -> None:
+    """Make the policy what is written, so that it is what is evaluated: the adapter merged in float32, then cast."""
+    if adapter is not None:
+        adapter.export(out / "adapter")
+        policy.model = adapter.merge()
+        policy.first_adapted, policy.merged = 0, nullcontext
+    policy.model.to(stored)
+
+
+def _preflight(config: WarmStartConfig, device: str) -> "tuple[Task, Identity]":
+    """What can be known to be wrong before weights are loaded; the rows and who the run is."""
+    from rlsparse.adapter import check_adapter
+    from rlsparse.policy import check_model_folder, local_folder, model_skeleton
+    from rlsparse.supervised import count_updates
+    from rlsparse.task import load_task
+
+    check_model_folder(config.model)
+    task = load_task(config.task)
+    from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None
+    if config.adapter.name != "none":
+        if from_nothing:
+            raise ConfigError(
+                f"adapter={config.adapter.name}: model=scratch has random weights, of which an adapter would train "
+                "next to none; take adapter=none"
+            )
+        rows = len(task.train[: config.warm_start.max_rows])
+        updates = count_updates(rows, config.warm_start)
+        check_adapter(model_skeleton(config.model), config.adapter, config.lora_rank, updates)
+    return task, identify(config, None if from_nothing else local_folder(config.model), device)
 
 
 def _policy(config: WarmStartConfig, task: "Task", device: "torch.device") -> "tuple[Policy, torch.dtype]":
-    """The policy in float32, and the dtype its checkpoint is stored in."""
+    """The policy, in float32 where its own weights are trained, and the dtype its checkpoint is stored in."""
     import torch
 
     from rlsparse.policy import load_policy, wrap_policy
@@ -90,21 +183,20 @@ def _policy(config: WarmStartConfig, task: "Task", device: "torch.device") -> "t
         return wrap_policy(model, tokenizer, chat_template=False), torch.float32
     policy = load_policy(config.model, device, "auto")
     stored = next(policy.model.parameters()).dtype
-    policy.model.float()
+    if config.adapter.name == "none":
+        policy.model.float()
     return policy, stored
 
 
-def _save(policy: "Policy", out: Path, report: dict[str, Any]) -> None:
-    policy.model.save_pretrained(out)
-    policy.tokenizer.save_pretrained(out)
-    (out / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
-
-
-def _line(when: str, metrics: dict[str, float]) -> str:
+def _line(step: int, metrics: dict[str, float]) -> str:
     return (
-        f"{when}: accuracy {100 * metrics['eval/accuracy_greedy']:.1f} % greedy, "
-        f"{100 * metrics['eval/accuracy_sampled']:.1f} % sampled"
+        f"step {step}: accuracy {100 * metrics['eval/accuracy_greedy']:.1f} % greedy, "
+        f"{100 * metrics['eval/accuracy_sampled']:.1f} % sampled, loss {metrics['eval/loss']:.3f} nats a token"
     )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 register_schemas()
@@ -113,9 +205,12 @@ register_schemas()
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="warm_start")
 def main(config: DictConfig) -> None:
     """The command line."""
+    context = HydraConfig.get()
     try:
-        warm_start(run_config(config))
+        warm_start(run_config(config), list(context.overrides.task))
     except ConfigError as error:
+        if context.mode == RunMode.MULTIRUN:
+            raise  # the other points go on
         sys.exit(f"error: {error}")
 
 

@@ -277,9 +277,7 @@ def test_the_budget_moves_to_the_layer_that_needs_it(needy):
     for step in range(1, steps + 1):
         x = torch.randn(2, 64, width)
         optimizer.zero_grad()
-        loss = (
-            (toy(x) - x[0] @ target[0].T - x[1] @ target[1].T + 0.1 * torch.randn(64, width)).square().mean()
-        )
+        loss = (toy(x) - x[0] @ target[0].T - x[1] @ target[1].T + 0.1 * torch.randn(64, width)).square().mean()
         loss.backward()
         optimizer.step()
         adapter.after_step(step, steps)
@@ -433,7 +431,7 @@ def test_every_algorithm_runs_with_it(algorithm, tmp_path):
     steps = [row for row in metrics if row["kind"] == "train"]
     assert summary["adapter"]["budget"] == 8 * 21
     assert sum(summary["adapter"]["rank"].values()) == steps[-1]["adapter/rank_total"] <= 8 * 21
-    assert {"adapter/gate_min", "adapter/gate_mean", "adapter/pruned", "adapter/reassigned"} <= set(steps[0])
+    assert {"adapter/gate_min", "adapter/gate_mean"} <= set(steps[0])
     assert steps[0]["adapter/gate_min"] <= 1
     prefix = "adapter/rank/"
     logged = [row for row in metrics if row["kind"] == "ranks"]
@@ -441,9 +439,9 @@ def test_every_algorithm_runs_with_it(algorithm, tmp_path):
     assert set(logged[0].values()) == {0, "ranks", 8}
     last = {name.removeprefix(prefix): rank for name, rank in logged[-1].items() if name.startswith(prefix)}
     assert last == summary["adapter"]["rank"]
-    assert sum(row["adapter/pruned"] for row in steps) > 0
-    # every update is a line, and only those
-    assert [row["step"] for row in logged[1:]] == [row["step"] for row in steps if row["adapter/pruned"]]
+    updates = [row for row in steps if "adapter/pruned" in row]
+    assert [row["step"] for row in updates] == [2, 4] == [row["step"] for row in logged[1:]]  # 0.34 x 6 steps
+    assert sum(row["adapter/pruned"] for row in updates) > 0
 
 
 def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):

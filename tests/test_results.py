@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from rlsparse.results.collect import collect
+from rlsparse.results.ranks import collect_ranks, rank_table
 from rlsparse.results.statistics import estimate
 from rlsparse.results.tables import csv, latex, markdown
 
@@ -170,3 +171,69 @@ def test_committed_tables_are_what_their_csv_gives(tmp_path):
     for study in studies:
         for name in ("table.md", "table.tex", "table.csv"):
             assert (tmp_path / "experiments" / study.name / name).read_bytes() == (study / name).read_bytes()
+
+
+def moved_ranks(folder, run_id, steps):
+    """Two layers with q_proj and down_proj; ``steps``: step -> the four ranks."""
+    names = [
+        f"adapter/rank/model.layers.{layer}.{m}" for layer in (0, 1) for m in ("self_attn.q_proj", "mlp.down_proj")
+    ]
+    lines = [{"step": s, "kind": "ranks", **dict(zip(names, ranks, strict=True))} for s, ranks in steps.items()]
+    train = {"step": 1, "kind": "train", "adapter/rank_total": 16}
+    text = "".join(json.dumps(line) + "\n" for line in [train, *lines])
+    (folder / run_id / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture
+def with_ranks(tmp_path):
+    folder = tmp_path / "runs" / "moving"
+    for seed in (0, 1):
+        put(folder, f"lora-s{seed}", "grpo", seed, 0.5, overrides=["adapter=lora"], method="lora")
+        put(folder, f"l1ra-s{seed}", "grpo", seed, 0.6, overrides=["adapter=l1ra"], method="l1ra")
+    moved_ranks(folder, "l1ra-s0", {0: (4, 4, 4, 4), 5: (3, 5, 4, 4), 10: (1, 7, 3, 5)})
+    moved_ranks(folder, "l1ra-s1", {0: (4, 4, 4, 4), 5: (4, 4, 4, 4), 10: (3, 5, 5, 3)})
+    return folder
+
+
+def test_where_the_rank_went_by_hand(with_ranks):
+    ranks = collect_ranks(with_ranks, collect(with_ranks).runs)
+    assert ranks.final.values.tolist() == [
+        ["grpo adapter=l1ra", seed, module, layer, rank]
+        for seed, found in ((0, (1, 7, 3, 5)), (1, (3, 5, 5, 3)))
+        for (layer, module), rank in zip(
+            ((0, "q_proj"), (0, "down_proj"), (1, "q_proj"), (1, "down_proj")), found, strict=True
+        )
+    ]
+    by_step = ranks.history[(ranks.history["module"] == "down_proj") & (ranks.history["seed"] == 0)]
+    assert by_step[["step", "rank"]].values.tolist() == [[0, 4], [5, 4.5], [10, 6]]  # (4 + 4)/2, (5 + 4)/2, (7 + 5)/2
+    # q_proj: 2 and 4, mean 3, s = sqrt 2, t(0.975, 1) = 12.706: 12.706 x sqrt 2 / sqrt 2 = 12.7; down_proj: 6 and 4
+    (row,) = [line for line in rank_table(ranks.final).splitlines() if line.startswith("| grpo adapter=l1ra")]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["3.0 ± 12.7", "5.0 ± 12.7", "16", "2"]
+
+
+def test_the_figure_of_ranks_has_the_same_bytes_twice_and_goes_with_its_runs(with_ranks, tmp_path):
+    names = ("ranks_final.csv", "ranks_history.csv", "ranks.md", "ranks.svg")
+    assert call("--experiment", "moving", "--out", "experiments/moving", cwd=tmp_path).returncode == 0
+    first = {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
+    assert b"grpo adapter=l1ra" in first["ranks.svg"]
+    assert b"adapter=lora" not in first["ranks.svg"]  # its ranks stay
+    for name in ("ranks.md", "ranks.svg"):
+        (tmp_path / "experiments/moving" / name).unlink()
+    shutil.rmtree(tmp_path / "runs")
+    assert call("--studies", "experiments", cwd=tmp_path).returncode == 0
+    assert first == {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
+
+
+def test_a_measure_that_no_run_has_is_no_column(with_ranks):
+    runs = collect(with_ranks).runs
+    assert "loss" not in markdown(runs, [])
+    runs["final_loss"] = [0.5, 0.4, 0.7, 0.6]
+    table = markdown(runs, [])
+    assert "final loss, nats" in table
+    assert "**0.450 ± 0.635**" in table  # 0.5 and 0.4: s = 0.0707, 12.706 x 0.0707 / sqrt 2 = 0.635; the lower is best
+
+
+def test_step_time_is_what_training_took(tmp_path):
+    time = {"total": 30.0, "rollout": 4.0, "reward": 1.0, "train": 5.0, "eval": 20.0}
+    put(tmp_path, "a", "grpo", 0, 0.5, time=time, steps=5)
+    assert collect(tmp_path).runs["time_step"].tolist() == [2.0]  # (4 + 1 + 5) / 5

@@ -5,14 +5,14 @@ Every adapter is made as ``f(policy, config, rank, seed)``, which puts it into `
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlsparse.adapter.l1ra import L1ra, check_l1ra
 from rlsparse.adapter.lora import Lora, adapted_modules
-from rlsparse.config import AdapterConfig, L1raConfig
+from rlsparse.config import AdapterConfig, L1raConfig, LoraConfig
 
 
 class Adapter(Protocol):
@@ -47,6 +47,9 @@ class Adapter(Protocol):
     def export(self, folder: Path) -> None:
         """Write the adapter in peft's format."""
 
+    def merge(self) -> Any:
+        """Make it part of the weights, for good; the model, in float32, without peft around it."""
+
     def remove(self) -> None:
         """Take it out of the model again, whose weights are what they were."""
 
@@ -65,6 +68,8 @@ def check_adapter(model: nn.Module, config: AdapterConfig, rank: int, steps: int
     Raises:
         ConfigError: key, value and remedy.
     """
+    if not isinstance(config, LoraConfig):
+        return
     modules = adapted_modules(model, config)
     if isinstance(config, L1raConfig):
         check_l1ra(config, len(modules), rank, steps)

@@ -114,17 +114,16 @@ class L1ra(Lora):
         """Move ranks where an update is due; none after the last step, whose new components nothing would train.
 
         Returns:
-            The step's metrics by their documented names, the gates' as they were before the ranks moved.
+            The step's metrics by their documented names, the gates' as they were before the ranks moved; those that end
+            in pruned and reassigned only where an update was due.
         """
         gates = torch.cat([_gate(layer).c.detach() for layer in self.layers.values()])  # (Σ r,)
-        metrics = {"adapter/gate_min": float(gates.min()), "adapter/gate_mean": float(gates.mean())}
-        pruned = reassigned = 0
+        metrics: dict[str, float] = {"adapter/gate_min": float(gates.min()), "adapter/gate_mean": float(gates.mean())}
         if step % interval(self._config.update_every, steps) == 0 and step < steps:
             changes = self.move_ranks(torch.Generator().manual_seed((self._seed + step) % 2**63))
-            reassigned = sum(change.added for change in changes)
-            pruned = len(gates) - sum(len(change.kept) for change in changes)
-        total = len(gates) - pruned + reassigned
-        return {**metrics, "adapter/rank_total": total, "adapter/pruned": pruned, "adapter/reassigned": reassigned}
+            metrics["adapter/pruned"] = len(gates) - sum(len(change.kept) for change in changes)
+            metrics["adapter/reassigned"] = sum(change.added for change in changes)
+        return {**metrics, "adapter/rank_total": sum(self.ranks().values())}
 
     def move_ranks(self, generator: torch.Generator) -> list[Change]:
         """Prune, hand on and grow; the function is the same afterwards, up to what gates below the threshold carried.

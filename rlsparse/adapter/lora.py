@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlsparse.config import AdapterConfig, ConfigError, LoraConfig
+from rlsparse.config import ConfigError, LoraConfig
 from rlsparse.policy import Policy
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
+def target_names(model: nn.Module, config: LoraConfig) -> list[str]:
     """The module names (``q_proj``, …) that get an adapter.
 
     Raises:
@@ -35,7 +35,7 @@ def target_names(model: nn.Module, config: AdapterConfig) -> list[str]:
     return wanted
 
 
-def target_layers(model: nn.Module, config: AdapterConfig) -> list[int]:
+def target_layers(model: nn.Module, config: LoraConfig) -> list[int]:
     """The numbers of the decoder layers that get adapters, ascending.
 
     Raises:
@@ -52,7 +52,7 @@ def target_layers(model: nn.Module, config: AdapterConfig) -> list[int]:
     return wanted
 
 
-def adapted_modules(model: nn.Module, config: AdapterConfig) -> list[str]:
+def adapted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     """The full names of the modules that get an adapter, in the model's order."""
     names, layers = target_names(model, config), target_layers(model, config)
     return [
@@ -172,6 +172,10 @@ class Lora:
     def export(self, folder: Path) -> None:
         """Write the adapter in peft's format (``adapter_model.safetensors``, ``adapter_config.json``)."""
         self.model.save_pretrained(str(folder))
+
+    def merge(self) -> Any:
+        """Make it part of the weights for good, added in float32; the transformers model, which peft has left."""
+        return self.model.float().merge_and_unload()
 
     def remove(self) -> None:
         """Take it out of the model again, whose weights are what they were."""

@@ -1,7 +1,8 @@
 """``python -m rlsparse.results``: the tables of every experiment, from what is on disk.
 
-For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder. For a study under
-``--studies`` (a folder with a committed ``results.csv``): its tables again, from that file. ``--out`` publishes one
+For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder, and where ranks
+moved, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``. For a study under ``--studies`` (a
+folder with a committed ``results.csv``): its tables and figures again, from those files. ``--out`` publishes one
 experiment's results as a study. The same files give the same bytes.
 """
 
@@ -12,9 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from rlsparse.results.collect import collect
+from rlsparse.results.figures import rank_figure
+from rlsparse.results.ranks import Ranks, collect_ranks, rank_table
 from rlsparse.results.tables import csv, latex, markdown
 
 RESULTS, NOT_COUNTED = "results.csv", "not_counted.txt"
+RANKS_FINAL, RANKS_HISTORY = "ranks_final.csv", "ranks_history.csv"
 
 
 def main() -> None:
@@ -38,6 +42,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).write_text(found.runs.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
         (out / NOT_COUNTED).write_text("".join(f"{line}\n" for line in found.not_counted), encoding="utf-8")
+        _write_ranks(out, collect_ranks(folder, found.runs))
         _write_tables(out, options.show)
     if options.studies and not options.experiment:
         for file in sorted(options.studies.glob(f"*/{RESULTS}")):
@@ -61,6 +66,20 @@ def _write_tables(folder: Path, show: bool) -> None:
     if show:
         print(f"\n{folder.name}\n\n{markdown(runs, not_counted)}")
     print(f"tables: {folder / 'table.md'}, table.tex, table.csv, {RESULTS}")
+    if (folder / RANKS_FINAL).is_file():
+        final, history = pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY)
+        (folder / "ranks.md").write_text(rank_table(final), encoding="utf-8")
+        rank_figure(final, history, folder / "ranks.svg")
+        if show:
+            print(f"\n{rank_table(final)}")
+        print(f"ranks: {folder / 'ranks.md'}, ranks.svg, {RANKS_FINAL}, {RANKS_HISTORY}")
+
+
+def _write_ranks(folder: Path, ranks: Ranks) -> None:
+    for file, table in ((RANKS_FINAL, ranks.final), (RANKS_HISTORY, ranks.history)):
+        (folder / file).unlink(missing_ok=True)
+        if not table.empty:
+            (folder / file).write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
 
 
 if __name__ == "__main__":

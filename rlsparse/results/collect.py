@@ -19,21 +19,27 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "base_sampled": ("base", "accuracy_sampled"),
     "final_greedy": ("final", "accuracy_greedy"),
     "final_sampled": ("final", "accuracy_sampled"),
+    "base_loss": ("base", "loss"),
+    "final_loss": ("final", "loss"),
     "curve_mean": ("curve_mean",),
     "mean_length": ("final", "mean_length"),
     "frac_updated": ("tokens", "frac_updated"),
     "tokens_generated": ("tokens", "generated"),
+    "steps": ("steps",),
     "time_total": ("time", "total"),
     "time_rollout": ("time", "rollout"),
+    "time_reward": ("time", "reward"),
     "time_train": ("time", "train"),
     "time_eval": ("time", "eval"),
     "peak_memory_bytes": ("peak_memory_bytes",),
+    "adapter": ("adapter", "name"),
+    "adapter_budget": ("adapter", "budget"),
     "adapter_parameters": ("adapter", "parameters"),
     "device": ("device",),
     "torch": ("versions", "torch"),
     "commit": ("git", "commit"),
 }
-NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "experiment", "tracker", "threads", "device", "hydra")
+NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "tracker", "threads", "device", "hydra")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ def collect(folder: Path) -> Collected:
     for run_id in sorted(found | set(planned)):
         summary = _read_json(folder / run_id / "summary.json")
         if summary is not None and summary.get("status") == "finished":
-            rows.append({**_row(summary), "overrides": _method_overrides(summary["overrides"])})
+            # the folder names the run, a warm start's too
+            rows.append({**_row(summary), "id": run_id, "overrides": _method_overrides(summary["overrides"])})
             continue
         name = " ".join(planned.get(run_id, [])) or run_id
         if summary is not None:
@@ -69,7 +76,7 @@ def collect(folder: Path) -> Collected:
             not_counted.append(f"{name}: not finished")
         else:
             not_counted.append(f"{name}: missing")
-    runs = pd.DataFrame(rows, columns=[*COLUMNS, "overrides"])
+    runs = pd.DataFrame(rows, columns=[*COLUMNS, "time_step", "overrides"])
     runs.insert(0, "method", _method_names(runs, [set(_method_overrides(o)) for o in planned.values()]))
     not_counted = [" ".join(line.split()) for line in not_counted]  # an error may have line breaks
     return Collected(
@@ -92,6 +99,8 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         row[column] = value
+    stages = [row[column] for column in ("time_rollout", "time_reward", "time_train") if row[column] is not None]
+    row["time_step"] = sum(stages) / row["steps"] if stages and row["steps"] else None
     return row
 
 

@@ -31,9 +31,12 @@ MEASURES = (
     Measure("base_sampled", "base, %", 100, 1, None),
     Measure("final_sampled", "final, %", 100, 1, "max"),
     Measure("final_greedy", "final greedy, %", 100, 1, "max"),
+    Measure("base_loss", "base loss, nats", 1, 3, None),
+    Measure("final_loss", "final loss, nats", 1, 3, "min"),
     Measure("curve_mean", "curve mean, %", 100, 1, "max"),
     Measure("frac_updated", "tokens updated, %", 100, 1, "min"),
     Measure("time_total", "time, s", 1, 1, "min"),
+    Measure("time_step", "step, s", 1, 2, "min"),
     Measure("peak_memory_bytes", "memory, GiB", 2**-30, 2, "min"),
 )
 
@@ -44,10 +47,15 @@ LATEX_SPECIAL = str.maketrans(
 )
 
 
+def measured(runs: pd.DataFrame) -> list[Measure]:
+    """The columns of the table: what any of its runs has a value of."""
+    return [one for one in MEASURES if one.column in runs and runs[one.column].notna().any()]
+
+
 def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """Method → measure column → estimate, methods in alphabetical order."""
     return {
-        str(method): {m.column: estimate(group[m.column] * m.factor) for m in MEASURES}
+        str(method): {m.column: estimate(group[m.column] * m.factor) for m in measured(runs)}
         for method, group in runs.groupby("method", sort=True)
     }
 
@@ -66,7 +74,7 @@ def grid(runs: pd.DataFrame, number: Callable[[Estimate, int], str], bold: Calla
     """The table as text cells: a row a method, a column a measure, and the number of seeds."""
     estimates = method_estimates(runs)
     table: dict[str, list[str]] = {"method": list(estimates)}
-    for measure in MEASURES:
+    for measure in measured(runs):
         best = best_methods(estimates, measure)
         cells = []
         for method, columns in estimates.items():
@@ -103,7 +111,7 @@ def csv(runs: pd.DataFrame) -> str:
     rows = []
     for method, columns in method_estimates(runs).items():
         row: dict[str, object] = {"method": method, "seeds": columns["final_sampled"].n}
-        for measure in MEASURES:
+        for measure in measured(runs):
             row[measure.title] = columns[measure.column].mean
             row[f"{measure.title} ±"] = columns[measure.column].half_width
         rows.append(row)

@@ -3,6 +3,9 @@
 Prefixes are the folders of the code that makes them. Printed as a table by ``python -m rlsparse.tracking.metrics``.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 # name -> (unit, meaning)
 TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "task/reward_mean": ("reward", "mean reward of the step's completions"),
@@ -36,9 +39,12 @@ ADAPTER_METRICS: dict[str, tuple[str, str]] = {
     "adapter/rank_total": ("rank", "ranks of all adapters together, after the step; never above adapter.budget"),
     "adapter/gate_min": ("1", "smallest gate, before ranks moved"),
     "adapter/gate_mean": ("1", "mean gate, before ranks moved"),
-    "adapter/pruned": ("count", "components removed after this step"),
-    "adapter/reassigned": ("count", "components given to other adapters after this step"),
-    RANK_PREFIX: ("rank", "of the adapter on the module that ends the name; a line at the start and for each change"),
+    "adapter/pruned": ("count", "components removed by a rank update after this step; absent where there was none"),
+    "adapter/reassigned": ("count", "components given to other adapters by it"),
+    RANK_PREFIX: (
+        "rank",
+        "of the adapter on the module that ends the name; a line at the start and for each rank update",
+    ),
 }
 EVAL_METRICS: dict[str, tuple[str, str]] = {
     "eval/accuracy_greedy": ("share", "held-out rows answered right by greedy decoding"),
@@ -51,7 +57,17 @@ EVAL_METRICS: dict[str, tuple[str, str]] = {
 }
 
 
-METRICS = TRAIN_METRICS | ADAPTER_METRICS | EVAL_METRICS
+# of a warm start, whose training steps also have train/lr, train/grad_norm and time/train
+SUPERVISED_METRICS: dict[str, tuple[str, str]] = {
+    "supervised/loss": ("nats", "cross-entropy of the batch's solution tokens"),
+    "eval/loss": ("nats", "cross-entropy of held-out solution tokens, over warm_start.loss_rows rows"),
+}
+METRICS = TRAIN_METRICS | SUPERVISED_METRICS | ADAPTER_METRICS | EVAL_METRICS
+
+
+def rank_row(step: int, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The line of ``metrics.jsonl`` that holds each adapter's rank, by module name."""
+    return {"step": step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}}
 
 
 def is_documented(name: str) -> bool:

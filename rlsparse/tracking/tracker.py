@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsparse.tracking.files import JsonLines
-from rlsparse.tracking.metrics import RANK_PREFIX
+from rlsparse.tracking.metrics import rank_row
 from rlsparse.tracking.progress import Progress
 from rlsparse.tracking.wandb_view import WandbView
 
@@ -40,8 +40,8 @@ class Tracker:
         self._progress.evaluation(step, metrics["eval/accuracy_greedy"], metrics["eval/accuracy_sampled"])
 
     def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
-        """The rank of the adapter on each module, by module name: at the start and whenever one has changed."""
-        self._log({"step": step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}})
+        """The rank of the adapter on each module, by module name: at the start and after each rank update."""
+        self._log(rank_row(step, ranks))
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """A completion worth keeping."""

@@ -1,0 +1,91 @@
+"""Where the rank went: from the runs of an experiment to tidy tables of final ranks and of their history."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from rlsparse.results.statistics import Estimate, estimate
+
+PREFIX = "adapter/rank/"  # as in tracking/metrics.py
+LAYER = re.compile(r"\.(\d+)\.")
+FINAL = ["method", "seed", "module", "layer", "rank"]
+HISTORY = ["method", "seed", "step", "module", "rank"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of the runs in which any moved.
+
+    Attributes:
+        final: a row for each adapter of each run: method, seed, module type, layer, rank at the end.
+        history: a row for each module type, rank update and run: its mean rank over the layers after that step.
+    """
+
+    final: pd.DataFrame
+    history: pd.DataFrame
+
+
+def collect_ranks(folder: Path, runs: pd.DataFrame) -> Ranks:
+    """Read the ranks of an experiment's finished runs.
+
+    Args:
+        runs: their tidy table, of which ``method``, ``seed`` and ``id`` are used.
+    """
+    final, history = [], []
+    for method, seed, run_id in zip(runs["method"], runs["seed"], runs["id"], strict=True):
+        who = {"method": method, "seed": seed}
+        logged = [(step, _by_place(ranks)) for step, ranks in _rows(folder / run_id / "metrics.jsonl")]
+        for step, table in logged:
+            means = table.groupby("module", sort=False)["rank"].mean().reset_index()
+            history.append(means.assign(**who, step=step))
+        if logged:
+            final.append(logged[-1][1].assign(**who))
+    return Ranks(_concat(final, FINAL), _concat(history, HISTORY))
+
+
+def rank_table(final: pd.DataFrame) -> str:
+    """Mean final rank by module type in Markdown: a row a method, mean ± 95 % interval over seeds."""
+    modules = list(dict.fromkeys(final["module"]))
+    rows = []
+    for method, of_method in final.groupby("method", sort=True):
+        means = of_method.groupby(["seed", "module"])["rank"].mean().unstack()
+        cells = [_cell(estimate(means[module])) for module in modules]
+        total = estimate(of_method.groupby("seed")["rank"].sum())
+        rows.append([method, *cells, f"{total.mean:.0f}", total.n])
+    table = pd.DataFrame(rows, columns=["mean final rank", *modules, "total", "seeds"]).astype(str)
+    aligned = ("left", *["right"] * (table.shape[1] - 1))
+    return table.to_markdown(index=False, colalign=aligned, disable_numparse=True) + "\n"
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, int]]]:
+    """Step and ranks by module name of each line that holds them."""
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if '"kind": "ranks"' in line:
+            row = json.loads(line)
+            yield row["step"], {key.removeprefix(PREFIX): row[key] for key in row if key.startswith(PREFIX)}
+
+
+def _by_place(ranks: dict[str, int]) -> pd.DataFrame:
+    """Module type, layer number and rank, from names as ``model.layers.3.self_attn.q_proj``."""
+    layers = [LAYER.search(name) for name in ranks]
+    return pd.DataFrame(
+        {
+            "module": [name.rsplit(".", 1)[-1] for name in ranks],
+            "layer": [int(found[1]) if found else 0 for found in layers],
+            "rank": list(ranks.values()),
+        }
+    )
+
+
+def _concat(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _cell(value: Estimate) -> str:
+    return f"{value.mean:.1f}" if value.n < 2 else f"{value.mean:.1f} ± {value.half_width:.1f}"
