@@ -24,7 +24,7 @@ OPTIONS = sorted(
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_composes_into_a_typed_config(group, option):
-    if (group, option) == ("model", "scratch"):
+    if (group, option) in (("model", "scratch"), ("adapter", "none")):
         pytest.skip("for warm_start, which has a test of its own below")
     config = composed(f"{group}={option}")
     if group not in ("advantage", "token_sampler", "clipping"):  # these change a part that others must match
@@ -141,8 +141,9 @@ def test_unknown_names_and_wrong_types_are_refused(override, message):
         ("eval.pass_at=[0]", "each k must be at least 1"),
         ("advantage.name=nope", "advantage.name=nope: choose one of group_zscore"),
         ("token_sampler.name=stochastic", "the other keys of token_sampler are another option's"),
-        ("adapter.name=vera", "adapter.name=vera: choose one of lora, l1ra"),
+        ("adapter.name=vera", "adapter.name=vera: choose one of none, lora, l1ra"),
         ("adapter.name=l1ra", "adapter.name=l1ra: the other keys of adapter are another option's"),
+        ("adapter=none", "adapter=none: trains all weights, which only a warm start does"),
         ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be 0 or more"),
         ("adapter=l1ra adapter.gate_lr=0", "adapter.gate_lr=0.0: must be above 0"),
         ("adapter=l1ra adapter.threshold=1", r"adapter.threshold=1.0: must be in \[0, 1\)"),
@@ -211,14 +212,15 @@ def test_the_lists_of_choices_are_those_of_the_code():
     assert set(checks.SCHEMA_OF["advantage"]) == set(advantage.NAMES)
     for group, table in {
         "token_sampler": TOKEN_SAMPLERS,
-        "adapter": ADAPTERS,
+        "adapter": {"none", *ADAPTERS},
         "task": TASKS,
         "rollout": ENGINES,
     }.items():
         assert set(checks.SCHEMA_OF[group]) == set(table)
     for group, option in OPTIONS:  # what each yaml declares is what the checks expect
         if group in checks.SCHEMA_OF:
-            assert option in checks.SCHEMA_OF[group] or group == "clipping"
+            part = getattr(composed(f"{group}={option}"), group)
+            assert type(part) is checks.SCHEMA_OF[group][part.surrogate if group == "clipping" else part.name]
     assert set(checks.CHOICES["task.answer_format"]) == set(ANSWER_FORMATS)
 
 

@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "update": LEAVES | {"policy", "objective", "microbatch"},
     "evaluate": LEAVES | {"policy", "rollout", "task", "streams"},
     "scratch": LEAVES,
-    "supervised": LEAVES | {"policy", "task"},
+    "supervised": LEAVES | {"policy", "task", "adapter"},
 }
 # run.py, warm_start.py, train.py and preflight.py put the rooms together, so they may import all of them
 STAGES = ("task", "rollout", "advantage", "token_sampler", "objective", "adapter")

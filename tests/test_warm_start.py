@@ -1,18 +1,22 @@
 """The supervised stage: it learns, writes a model that the RL stage takes, and refuses what cannot work."""
 
+import json
 import random
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from peft import PeftModel
 
 from rlsparse.batch import Problem
 from rlsparse.compose import config_dir, run_config
 from rlsparse.config import ConfigError, NoiseConfig
 from rlsparse.policy import load_policy
+from rlsparse.results.collect import collect
 from rlsparse.run import run
-from rlsparse.supervised import IGNORED, Example, collate
+from rlsparse.supervised import IGNORED, Example, collate, held_out_loss
 from rlsparse.task.noise import spoil
+from rlsparse.tracking.metrics import is_documented
 from rlsparse.warm_start import warm_start
 from tests.conftest import composed
 
@@ -59,10 +63,10 @@ def test_from_nothing_to_a_model_that_rl_takes(tmp_path):
 
 
 def test_labels_cover_the_solution_and_eos_only(tiny):
-    config = composed_warm_start("out=x", "model=scratch").warm_start
+    noise = composed_warm_start("out=x", "model=scratch").warm_start.noise
     prompt = tuple(tiny.tokenizer("57*4=")["input_ids"])
     short = Problem("1", "2", "2")
-    ids, mask, labels = collate(tiny, [Example(prompt, PROBLEM), Example(prompt[:1], short)], config, random.Random(0))
+    ids, mask, labels = collate(tiny, [Example(prompt, PROBLEM), Example(prompt[:1], short)], noise, random.Random(0))
     solution = tiny.tokenizer(PROBLEM.solution)["input_ids"] + [tiny.tokenizer.eos_token_id]
     assert labels[0].tolist() == [IGNORED] * 5 + solution
     assert ids[0].tolist() == [*prompt, *solution]
@@ -81,6 +85,87 @@ def test_noise_comes_in_the_shares_asked_for():
     assert sum(text != "228" for text in direct) / len(direct) == pytest.approx(0.8, abs=0.03)
     assert sum(text != PROBLEM.solution for text in worked) / len(worked) == pytest.approx(0.5, abs=0.05)
     assert spoil(PROBLEM, NoiseConfig(0, 0, 0), rng) == PROBLEM.solution
+
+
+SHORT = ("model=tiny", "task=multiplication", "task.train_rows=64", "warm_start.batch_size=8", "warm_start.epochs=2")
+SMALL = ("eval.max_rows=8", "warm_start.loss_rows=16", "warm_start.lr=3e-3", "dtype=float32")
+FIRES = ("adapter=l1ra", "adapter.gate_lr=0.3", "adapter.l1=0.5", "adapter.threshold=0.6", "adapter.update_every=0.25")
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [("adapter=lora",), FIRES], ids=["lora", "l1ra"])
+def test_an_adapter_is_trained_merged_and_exported(adapter, tmp_path):
+    out = tmp_path / "model"
+    summary = warm_start(composed_warm_start(f"out={out}", *SHORT, *SMALL, *adapter), ["adapter=x"])
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["final"]["loss"] < 0.8 * summary["base"]["loss"]
+    assert summary["steps"] == 16  # 2 epochs x 64 / 8
+    base = load_policy(composed().model, torch.device("cpu"), "float32").model
+    merged = load_policy(composed(f"model.path={out}").model, torch.device("cpu"), "float32").model
+    before, after = base.state_dict(), merged.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{module}.weight" for module in summary["adapter"]["rank"]}
+    # the adapter alone, put on the base model by peft, is the same model
+    ids = torch.tensor([[5, 6, 7, 8]])
+    adapted = PeftModel.from_pretrained(base, out / "adapter")
+    assert float((adapted(ids).logits - merged(ids).logits).abs().max()) < 1e-4
+    metrics = rows(out)
+    assert all(is_documented(name) for row in metrics for name in row if name not in ("kind", "step"))
+    train = [row for row in metrics if row["kind"] == "train"]
+    assert [row["step"] for row in train] == list(range(1, 17))
+    assert sum(row["supervised/loss"] for row in train[8:]) / 8 == pytest.approx(summary["loss"][1])
+    logged = [row for row in metrics if row["kind"] == "ranks"]
+    assert [row["step"] for row in logged] == ([0, 4, 8, 12] if adapter == FIRES else [])
+    if adapter == FIRES:
+        assert len(set(summary["adapter"]["rank"].values())) > 1
+        assert sum(summary["adapter"]["rank"].values()) <= summary["adapter"]["budget"] == 168
+    # the tables read it as they read a run
+    found = collect(tmp_path).runs
+    assert found["final_loss"].tolist() == [summary["final"]["loss"]]
+    assert found["time_step"].tolist() == [summary["time"]["train"] / 16]
+
+
+def test_a_finished_one_is_skipped_and_another_is_refused(tmp_path, capsys):
+    setting = (f"out={tmp_path / 'm'}", *SHORT, *SMALL, "warm_start.max_rows=8")
+    first = warm_start(composed_warm_start(*setting))
+    assert first["steps"] == 2  # 2 epochs of one batch of 8
+    assert warm_start(composed_warm_start(*setting)) == first
+    assert "finished before, skipped" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="holds a model already"):
+        warm_start(composed_warm_start(*setting, "seed=1"))
+
+
+def test_the_held_out_loss_is_the_models_own(tiny):
+    examples = [
+        Example(tuple(tiny.tokenizer(question)["input_ids"]), Problem(question, "", solution))
+        for question, solution in (("57*4=", "50*4+7*4=200+28=228"), ("3*4=", "12"), ("12*3=", "10*3+2*3=36"))
+    ]
+    noise = composed_warm_start("out=x", "model=scratch").warm_start.noise
+    ids, mask, labels = collate(tiny, examples, noise, random.Random(0))
+    with torch.no_grad():
+        expected = float(tiny.model(input_ids=ids, attention_mask=mask, labels=labels).loss)
+    assert held_out_loss(tiny, examples, 3, "float32") == pytest.approx(expected, rel=1e-5)
+    assert held_out_loss(tiny, examples, 2, "float32") == pytest.approx(expected, rel=1e-5)  # in unequal batches too
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("adapter=l1ra adapter.update_every=1", r"adapter.update_every=1.0: .* after step 16 of 16, so never"),
+        ("adapter=l1ra adapter.budget=20", "adapter.budget=20: the model gets 21 adapters"),
+        ("adapter=lora adapter.layers=[9]", "this model has layers 0 to 2"),
+        ("adapter=l1ra model=scratch", "adapter=l1ra: model=scratch has random weights"),
+        ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be 0 or more"),
+    ],
+)
+def test_an_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        warm_start(composed_warm_start(f"out={tmp_path / 'o'}", *SHORT, *overrides.split()))
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
