@@ -96,6 +96,9 @@ class _StepTracker:
         self._gate.report(**{key: metrics[key] for key in ("time/rollout", "time/train")})
         self._next()
 
+    def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
+        """Nobody asks here."""
+
     def say(self, line: str) -> None:
         """What it says is that the model fell back to a plain path: its figures would not be those of ours."""
         sys.exit(line)
