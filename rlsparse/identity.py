@@ -13,7 +13,11 @@ from typing import Any
 from rlsparse.config import Config, WarmStartConfig
 
 NO_EFFECT = ("runs_dir", "out", "threads", "tracker", "experiment")
-REPORTS = ("summary.json", "warm_start.json")  # what a warm start leaves in a model folder beside the model
+REPORTS = (
+    "summary.json",
+    "metrics.jsonl",
+    "warm_start.json",
+)  # what a warm start leaves in a model folder beside the model
 
 
 @dataclass(frozen=True)

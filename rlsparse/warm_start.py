@@ -21,6 +21,7 @@ from rlsparse.compose import config_dir, register_schemas, run_config
 from rlsparse.config import ConfigError, ScratchConfig, WarmStartConfig
 from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
+from rlsparse.summary import FILE as SUMMARY
 from rlsparse.summary import Summary, provenance, read_summary, write_summary
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rlsparse.task import Task
     from rlsparse.tracking.measure import Clock
 
-ALGORITHM, METRICS = "supervised", "metrics.jsonl"
+ALGORITHM, METRICS, CONFIG = "supervised", "metrics.jsonl", "config.yaml"
 
 
 def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summary:
@@ -52,7 +53,7 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     from rlsparse.adapter import ADAPTERS
     from rlsparse.policy import resolve_device, set_threads
     from rlsparse.streams import stream_seed
-    from rlsparse.tracking.measure import Clock, peak_memory, reuse_freed_memory
+    from rlsparse.tracking.measure import Clock, free_memory, reuse_freed_memory
 
     quieten()
     check_warm_start(config)
@@ -62,14 +63,16 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     if earlier is not None and earlier.get("config_hash") == identity.config_hash:
         _say(f"{out}: finished before, skipped")
         return earlier
-    if (out / "config.json").exists():
+    written = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    if (out / "config.json").exists() and not _cut_off(out, written):
         raise ConfigError(f"out={config.out}: holds a model already; give a new folder")
     check_writable("out", config.out)
-    OmegaConf.save(OmegaConf.create(asdict(config)), out / "config.yaml")
+    (out / CONFIG).write_text(written, encoding="utf-8")
     summary = provenance(identity, out.resolve().parent.name, ALGORITHM, config.seed, list(overrides))
     clock = Clock(device)
     reuse_freed_memory()
     policy, stored = _policy(config, task, device)
+    free_memory(device)  # a warm start in a sweep's process pays for itself only
     set_threads(config.threads, policy.model.num_parameters())
     make = ADAPTERS.get(config.adapter.name)
     adapter = make(policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")) if make else None
@@ -82,7 +85,6 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
         trained = sum(tensor.numel() for tensor in adapter.state().values())
         summary["adapter"] |= {"parameters": trained, "rank": adapter.ranks(), "budget": adapter.budget}
     summary["time"] = {"total": clock.elapsed(), **clock.total}
-    summary["peak_memory_bytes"] = peak_memory(device)
     write_summary(out, summary)
     _say(f"written to {out}; use it with model.path={out}")
     return summary
@@ -103,6 +105,7 @@ def _train(
     from rlsparse.supervised import Example, count_updates, fit, held_out_loss
     from rlsparse.task.verifier import Verifier
     from rlsparse.tracking.files import JsonLines
+    from rlsparse.tracking.measure import peak_memory
     from rlsparse.tracking.metrics import rank_row
 
     settings, held_out_rows = config.warm_start, max(config.eval.max_rows, config.warm_start.loss_rows)
@@ -133,10 +136,17 @@ def _train(
         rows = train[: settings.max_rows]
         with clock("train"):
             losses = fit(policy, rows, settings, config.dtype, config.seed, adapter, log)
+        peak = peak_memory(policy.device)  # of training: the merge has the whole model in float32
         _settle(policy, adapter, stored, Path(config.out))
         updates = count_updates(len(rows), settings)
         final = held_out(updates)
-    return {"base": base, "final": final, "loss": losses, "steps": updates}
+    return {"base": base, "final": final, "loss": losses, "steps": updates, "peak_memory_bytes": peak}
+
+
+def _cut_off(out: Path, config: str) -> bool:
+    """Whether what lies there is an attempt at the same that was stopped while it saved."""
+    file = out / CONFIG
+    return not (out / SUMMARY).exists() and file.is_file() and file.read_text(encoding="utf-8") == config
 
 
 def _settle(policy: "Policy", adapter: "Adapter | None", stored: "torch.dtype", out: Path) -> None:
@@ -145,7 +155,8 @@ def _settle(policy: "Policy", adapter: "Adapter | None", stored: "torch.dtype", 
         adapter.export(out / "adapter")
         policy.model = adapter.merge()
         policy.first_adapted, policy.merged = 0, nullcontext
-    policy.model.to(stored)
+    for parameter in policy.model.parameters():  # not the buffers: a checkpoint's dtype is not theirs
+        parameter.data = parameter.data.to(stored)
 
 
 def _preflight(config: WarmStartConfig, device: str) -> "tuple[Task, Identity]":

@@ -141,9 +141,9 @@ class L1ra(Lora):
     def export(self, folder: Path) -> None:
         """Write an ordinary LoRA adapter in peft's format, gates folded into A, with each module's own rank."""
         peft_config = self.model.peft_config["default"]
-        peft_config.rank_pattern = self.ranks()
-        # peft divides α by the module's rank, so that α/r is the scale again
-        peft_config.alpha_pattern = {name: self._config.scale * rank for name, rank in self.ranks().items()}
+        # patterns, of which peft accepts any that a name ends with; α is divided by the module's own rank
+        peft_config.rank_pattern = {f"^{name}": rank for name, rank in self.ranks().items()}
+        peft_config.alpha_pattern = {f"^{name}": self._config.scale * rank for name, rank in self.ranks().items()}
         folded = {}
         for name, layer in self.layers.items():
             for part in ("lora_A", "lora_B"):

@@ -30,7 +30,8 @@ def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, config
     """Prune the components whose gate is below the threshold and hand free ranks on, one each in turn.
 
     Free is what the budget leaves, earlier rounds' rest included. It goes to the adapters that lost none (to all with
-    ``exclude_pruned=false``), the one with the largest smallest gate first. The total never exceeds the budget.
+    ``exclude_pruned=false``), the one with the largest smallest gate first. The total never exceeds the budget. An
+    adapter that is at ``min_rank`` already loses none, even with its gates closed: it comes last.
 
     Args:
         gates: of each adapter, (r,) in [0, 1].
@@ -51,9 +52,13 @@ def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, config
 
 
 def even_ranks(budget: int, most: Sequence[int]) -> list[int]:
-    """The start: the budget in equal parts, the remainder one each to the first, none above what its matrix allows."""
-    part, rest = divmod(budget, len(most))
-    return [min(limit, part + (i < rest)) for i, limit in enumerate(most)]
+    """The start: the budget handed out one each in turn, to none more than its matrix allows."""
+    ranks = [0] * len(most)
+    while budget > 0 and (open_ := [i for i, limit in enumerate(most) if ranks[i] < limit]):
+        for i in open_[:budget]:
+            ranks[i] += 1
+        budget -= min(budget, len(open_))
+    return ranks
 
 
 def _survivors(gate: Tensor, config: L1raConfig) -> Tensor:
