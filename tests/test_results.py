@@ -224,6 +224,19 @@ def test_the_figure_of_ranks_has_the_same_bytes_twice_and_goes_with_its_runs(wit
     assert first == {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
 
 
+def test_methods_stand_in_natural_order(tmp_path):
+    for rank in (16, 4, 8):
+        put(tmp_path, f"r{rank}", "grpo", 0, 0.5, overrides=[f"lora_rank={rank}"], method=str(rank))
+    put(tmp_path, "t", "tspmo", 0, 0.5)
+    lines = markdown(collect(tmp_path).runs, []).splitlines()[2:6]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "grpo lora_rank=4",
+        "grpo lora_rank=8",
+        "grpo lora_rank=16",
+        "tspmo",
+    ]
+
+
 def test_a_measure_that_no_run_has_is_no_column(with_ranks):
     runs = collect(with_ranks).runs
     assert "loss" not in markdown(runs, [])

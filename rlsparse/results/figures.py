@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from rlsparse.results.order import natural
+
 STYLE: Any = {"svg.hashsalt": "rlsparse", "svg.fonttype": "none", "font.size": 9}
 ROW_HEIGHT, WIDTH = 2.4, 9.0  # inches
 
@@ -20,7 +22,7 @@ def rank_figure(final: pd.DataFrame, history: pd.DataFrame, file: Path) -> None:
     Args:
         final, history: tables as in ``results.ranks.Ranks``.
     """
-    methods = sorted(final["method"].unique())
+    methods = sorted(final["method"].unique(), key=natural)
     modules = list(dict.fromkeys(final["module"]))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(methods)), layout="constrained")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rlsparse.results.order import natural
 from rlsparse.results.statistics import Estimate, estimate
 
 PREFIX = "adapter/rank/"  # as in tracking/metrics.py
@@ -51,7 +52,8 @@ def rank_table(final: pd.DataFrame) -> str:
     """Mean final rank by module type in Markdown: a row a method, mean ± 95 % interval over seeds."""
     modules = list(dict.fromkeys(final["module"]))
     rows = []
-    for method, of_method in final.groupby("method", sort=True):
+    for method in sorted(final["method"].unique(), key=natural):
+        of_method = final[final["method"] == method]
         means = of_method.groupby(["seed", "module"])["rank"].mean().unstack()
         cells = [_cell(estimate(means[module])) for module in modules]
         total = estimate(of_method.groupby("seed")["rank"].sum())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from rlsparse.results.order import natural
 from rlsparse.results.statistics import Estimate, estimate
 
 
@@ -53,10 +54,11 @@ def measured(runs: pd.DataFrame) -> list[Measure]:
 
 
 def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
-    """Method → measure column → estimate, methods in alphabetical order."""
+    """Method → measure column → estimate."""
+    groups = {str(method): group for method, group in runs.groupby("method")}
     return {
-        str(method): {m.column: estimate(group[m.column] * m.factor) for m in measured(runs)}
-        for method, group in runs.groupby("method", sort=True)
+        method: {m.column: estimate(groups[method][m.column] * m.factor) for m in measured(runs)}
+        for method in sorted(groups, key=natural)
     }
 
 
