@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from peft import PeftModel
 
-from rlsparse.adapter import Lora
+from rlsparse.adapter import L1ra, Lora
 from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import Policy, load_policy, token_log_probs
 from rlsparse.prompts import encode_task
@@ -55,3 +56,32 @@ def test_in_float32_greedy_rollouts_equal_generate_and_packed_log_probs_the_plai
         torch.testing.assert_close(drawn.log_probs, plain, atol=1e-4, rtol=1e-5)
         packed = packed_log_probs(policy, drawn, rows, drawn.mask, 1.0)
         torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-5)
+
+
+def test_a_rank_update_keeps_the_function_and_the_export_is_the_same_model(load, tmp_path):
+    policy, prompts, config = load("float32", "adapter=l1ra")
+    adapter = L1ra(policy, config.adapter, 4, 0)
+    optimizer = adapter.optimizer(1e-3, 0.0)
+    ids = torch.tensor([prompts[0].ids])
+    for _ in range(2):
+        optimizer.zero_grad()
+        policy.model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before_closing = policy.model(input_ids=ids).logits
+        for c in optimizer.param_groups[1]["params"]:
+            c[torch.rand(4, generator=generator) < 0.3] = 0.0
+        before = policy.model(input_ids=ids).logits
+        adapter.move_ranks(generator)
+        after = policy.model(input_ids=ids).logits
+    assert float((before - before_closing).abs().max()) > 1e-2  # the closed gates had carried something
+    assert float((after - before).norm() / before.norm()) < 1e-5
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=0)  # float32, of logits up to 30
+    assert len(set(adapter.ranks().values())) > 2
+    assert sum(adapter.ranks().values()) == adapter.budget == 4 * 210
+    adapter.export(tmp_path)
+    plain = load("float32")[0].model
+    with torch.no_grad():
+        exported = PeftModel.from_pretrained(plain, tmp_path)(input_ids=ids).logits
+    torch.testing.assert_close(exported, after, atol=1e-5, rtol=0)
