@@ -64,6 +64,8 @@ def identify(
     model = {k: v for k, v in relevant["model"].items() if k != "lr"}
     task = {k: v for k, v in relevant["task"].items() if k != "max_new_tokens"}
     relevant |= {"model": model, "task": task, "device": device}
+    if config.adapter.name == "none":
+        del relevant["lora_rank"]
     if model_folder is not None:
         relevant["model"] = {**model, "name": None, "path": digest(model_folder), "revision": None}
     if task.get("path") is not None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.compose import config_dir, register_schemas, run_config
 from rlsparse.config import Config
-from rlsparse.summary import Summary, headline, provenance, read_summary, results, write_summary
+from rlsparse.summary import Summary, about_adapter, headline, provenance, read_summary, results, write_summary
 from rlsparse.sweep import latest_sweep
 
 if TYPE_CHECKING:
@@ -137,12 +137,10 @@ def _train(config: Config, folder: Path, tracker: "Tracker", summary: Summary, l
                 train(config, policy, adapter, data, verifier, tracker, clock)
         finally:
             summary |= results(tracker.history)
-            summary["adapter"] = {
-                "name": config.adapter.name,
-                "rank": adapter.ranks(),
-                "budget": adapter.budget,
-                "parameters": sum(p.numel() for p in adapter.parameters()),
-            }
+            parameters = sum(p.numel() for p in adapter.parameters())
+            summary["adapter"] = about_adapter(
+                config.adapter.name, adapter.ranks(), adapter.budget, parameters, adapter.moves, tracker.history
+            )
             summary["time"] = {"total": clock.elapsed(), **clock.total}
             summary["peak_memory_bytes"] = peak_memory(device)
             adapter.export(folder / "adapter")

@@ -58,6 +58,27 @@ def results(history: list[dict[str, Any]]) -> Summary:
     }
 
 
+def about_adapter(
+    name: str, ranks: dict[str, int], budget: int, parameters: int, moves: bool, history: list[dict[str, Any]]
+) -> Summary:
+    """What became of the adapter: ranks, budget, trained parameters and, of one whose ranks move, how many did.
+
+    Args:
+        history: the logged rows.
+    """
+    about: Summary = {"name": name, "rank": ranks, "budget": budget, "parameters": parameters}
+    if moves:
+        for count in ("pruned", "reassigned"):
+            about[count] = sum(row.get(f"adapter/{count}", 0) for row in history)
+    return about
+
+
+def moved_ranks(summary: Summary) -> str:
+    """How many ranks moved, for a line on the terminal; empty for an adapter whose ranks stay."""
+    adapter = summary["adapter"]
+    return f", {adapter['reassigned']} of {adapter['budget']} ranks moved" if "reassigned" in adapter else ""
+
+
 def headline(summary: Summary) -> str:
     """One line for the terminal."""
     if summary["status"] != "finished":
@@ -68,6 +89,7 @@ def headline(summary: Summary) -> str:
         f"sampled {100 * base['accuracy_sampled']:.1f} -> {100 * final['accuracy_sampled']:.1f} %, "
         f"greedy {100 * base['accuracy_greedy']:.1f} -> {100 * final['accuracy_greedy']:.1f} %, "
         f"{100 * summary['tokens']['frac_updated']:.1f} % of tokens, {summary['time']['total']:.0f} s"
+        + moved_ranks(summary)
         + (f", {idle} of {summary['steps']} steps had nothing to update" if idle else "")
     )
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,10 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.compose import run_config
-from rlsparse.config import Config, ConfigError
+from rlsparse.config import ConfigError
 
 PLAN = "plan.json"
 SAME_AT_ONE_UPDATE = ("clipped_ratio", "ratio", "log_prob")
@@ -27,7 +28,7 @@ class Point:
     """A job of a sweep: what was asked for, and what it composes to."""
 
     overrides: list[str]
-    config: Config
+    config: Any  # Config or WarmStartConfig
 
 
 class SweepCallback(Callback):
@@ -61,6 +62,25 @@ class SweepCallback(Callback):
             )
 
 
+class WarmStartCallback(Callback):
+    """The same for a sweep of warm starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from rlsparse.policy import resolve_device
+        from rlsparse.warm_start import preflight
+
+        with _one_message():
+            points = sweep_points(config)
+            for out, count in Counter(point.config.out for point in points).items():
+                if count > 1:
+                    raise ConfigError(
+                        f"out={out}: {count} points of the sweep would write there; let it name what is swept, such as "
+                        "'out=models/${adapter.name}-r${lora_rank}-s${seed}' (in quotes)"
+                    )
+            for point in points:
+                preflight(point.config, resolve_device(point.config.device).type)
+
+
 @contextmanager
 def _one_message() -> Iterator[None]:
     """End the program on bad input. Hydra would turn an error raised in a callback into a warning and go on."""
@@ -83,7 +103,9 @@ def sweep_points(config: DictConfig) -> list[Point]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for this
 
     params = config.hydra.sweeper.get("params") or {}
-    arguments = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # an interpolation is each point's own
+    assert isinstance(typed, list)
+    arguments = [f"{key}={value}" for key, value in params.items()] + typed
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +22,7 @@ from rlsparse.config import ConfigError, ScratchConfig, WarmStartConfig
 from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
 from rlsparse.summary import FILE as SUMMARY
-from rlsparse.summary import Summary, provenance, read_summary, write_summary
+from rlsparse.summary import Summary, about_adapter, moved_ranks, provenance, read_summary, write_summary
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,8 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     from rlsparse.tracking.measure import Clock, free_memory, reuse_freed_memory
 
     quieten()
-    check_warm_start(config)
     out, device = Path(config.out), resolve_device(config.device)
-    task, identity = _preflight(config, device.type)
+    task, identity = preflight(config, device.type)
     earlier = read_summary(out)
     if earlier is not None and earlier.get("config_hash") == identity.config_hash:
         _say(f"{out}: finished before, skipped")
@@ -77,16 +76,12 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     make = ADAPTERS.get(config.adapter.name)
     adapter = make(policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")) if make else None
     summary |= {"status": "finished", "error": None, "device": str(device)}
-    summary["adapter"] = {"name": config.adapter.name, "parameters": policy.model.num_parameters()}
     summary |= _train(config, policy, adapter, stored, task, clock)
     policy.model.save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
-    if adapter is not None:
-        trained = sum(tensor.numel() for tensor in adapter.state().values())
-        summary["adapter"] |= {"parameters": trained, "rank": adapter.ranks(), "budget": adapter.budget}
     summary["time"] = {"total": clock.elapsed(), **clock.total}
     write_summary(out, summary)
-    _say(f"written to {out}; use it with model.path={out}")
+    _say(f"written to {out}{moved_ranks(summary)}; use it with model.path={out}")
     return summary
 
 
@@ -114,6 +109,7 @@ def _train(
     generate = engine(policy, config.rollout, _say)
     (Path(config.out) / METRICS).unlink(missing_ok=True)  # of an attempt that was cut off
     with Verifier(config.task) as verifier, closing(JsonLines(Path(config.out) / METRICS)) as lines:
+        history: list[dict[str, Any]] = []
 
         def held_out(step: int) -> dict[str, float]:
             prompts = data.test[: config.eval.max_rows]
@@ -127,6 +123,7 @@ def _train(
 
         def log(step: int, metrics: dict[str, float]) -> None:
             lines.write({"step": step, "kind": "train", **metrics})
+            history.append(metrics)
             if adapter is not None and "adapter/pruned" in metrics:
                 lines.write(rank_row(step, adapter.ranks()))
 
@@ -136,11 +133,24 @@ def _train(
         rows = train[: settings.max_rows]
         with clock("train"):
             losses = fit(policy, rows, settings, config.dtype, config.seed, adapter, log)
+        about = _about(config, policy, adapter, history)
         peak = peak_memory(policy.device)  # of training: the merge has the whole model in float32
         _settle(policy, adapter, stored, Path(config.out))
         updates = count_updates(len(rows), settings)
         final = held_out(updates)
-    return {"base": base, "final": final, "loss": losses, "steps": updates, "peak_memory_bytes": peak}
+    results = {"base": base, "final": final, "loss": losses, "steps": updates}
+    return {**results, "adapter": about, "peak_memory_bytes": peak}
+
+
+def _about(
+    config: WarmStartConfig, policy: "Policy", adapter: "Adapter | None", history: list[dict[str, Any]]
+) -> Summary:
+    """The summary's word on what was trained."""
+    name = config.adapter.name
+    if adapter is None:
+        return {"name": name, "parameters": policy.model.num_parameters()}
+    trained = sum(tensor.numel() for tensor in adapter.state().values())
+    return about_adapter(name, adapter.ranks(), adapter.budget, trained, adapter.moves, history)
 
 
 def _cut_off(out: Path, config: str) -> bool:
@@ -159,13 +169,18 @@ def _settle(policy: "Policy", adapter: "Adapter | None", stored: "torch.dtype", 
         parameter.data = parameter.data.to(stored)
 
 
-def _preflight(config: WarmStartConfig, device: str) -> "tuple[Task, Identity]":
-    """What can be known to be wrong before weights are loaded; the rows and who the run is."""
+def preflight(config: WarmStartConfig, device: str) -> "tuple[Task, Identity]":
+    """What can be known to be wrong before weights are loaded; the rows and who the run is.
+
+    Raises:
+        ConfigError: key, value and remedy.
+    """
     from rlsparse.adapter import check_adapter
     from rlsparse.policy import check_model_folder, local_folder, model_skeleton
     from rlsparse.supervised import count_updates
     from rlsparse.task import load_task
 
+    check_warm_start(config)
     check_model_folder(config.model)
     task = load_task(config.task)
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None

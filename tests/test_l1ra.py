@@ -19,6 +19,7 @@ from rlsparse.preflight import preflight
 from rlsparse.rollout import ENGINES
 from rlsparse.run import run
 from rlsparse.streams import stream
+from rlsparse.summary import headline
 from rlsparse.update import set_learning_rates
 from tests.conftest import composed
 from tests.test_objective import updated
@@ -467,7 +468,10 @@ def test_every_algorithm_runs_with_it(algorithm, tmp_path):
     assert last == summary["adapter"]["rank"]
     updates = [row for row in steps if "adapter/pruned" in row]
     assert [row["step"] for row in updates] == [2, 4] == [row["step"] for row in logged[1:]]  # 0.34 x 6 steps
-    assert sum(row["adapter/pruned"] for row in updates) > 0
+    pruned = sum(row["adapter/pruned"] for row in updates)
+    assert summary["adapter"]["pruned"] == pruned > 0
+    assert summary["adapter"]["reassigned"] == sum(row["adapter/reassigned"] for row in updates)
+    assert f"{summary['adapter']['reassigned']} of 168 ranks moved" in headline(summary)
 
 
 def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):
@@ -486,7 +490,8 @@ def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):
     ("overrides", "message"),
     [
         (["adapter.budget=20"], r"adapter.budget=20: the model gets 21 adapters .* must be at least 21"),
-        (["lora_rank=2", "adapter.min_rank=3"], r"lora_rank=2: .* must be at least 63"),
+        (["adapter.budget=50", "adapter.min_rank=3"], r"adapter.budget=50: .* must be at least 63"),
+        (["lora_rank=2", "adapter.min_rank=3"], r"adapter.min_rank=3: the adapters start with lora_rank=2; lower it"),
         (["adapter.update_every=1"], r"adapter.update_every=1.0: .* after step 40 of 40, so never"),
         (["train.steps=1"], r"adapter.update_every=0.1: .* after step 1 of 1, so never"),
     ],

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,7 @@ from rlsparse.adapter import L1ra
 from rlsparse.batch import Problem
 from rlsparse.compose import config_dir, run_config
 from rlsparse.config import ConfigError, NoiseConfig
-from rlsparse.identity import folder_digest
+from rlsparse.identity import folder_digest, identify
 from rlsparse.policy import load_policy
 from rlsparse.prompts import encode_task
 from rlsparse.results.collect import collect
@@ -236,3 +238,37 @@ def test_an_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
 def test_bad_input(override, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         warm_start(composed_warm_start(f"out={tmp_path / 'o'}", "task=multiplication", override))
+
+
+def sweep(*overrides, cwd):
+    command = [sys.executable, "-m", "rlsparse.warm_start", "-m", *SHORT, *SMALL, "warm_start.max_rows=8", *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("adapter=l1ra,l1ra_short", "out=m/${adapter.name}"), "error: out=m/l1ra: 2 points of the sweep would write"),
+        (("adapter=l1ra", "adapter.l1=0.1,-1", "out=m/${adapter.l1}"), "error: adapter.l1=-1.0: must be 0 or more"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_point(overrides, message, tmp_path):
+    done = sweep(*overrides, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith(message)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.slow
+def test_each_point_of_a_sweep_has_its_own_folder(tmp_path):
+    done = sweep("adapter=none,lora", "out=m/${adapter.name}-s${seed}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {folder.name for folder in (tmp_path / "m").iterdir()} == {"none-s0", "lora-s0"}
+    assert collect(tmp_path / "m").runs["method"].tolist() == ["supervised adapter=lora", "supervised adapter=none"]
+
+
+def test_the_rank_of_no_adapter_is_no_method_of_its_own():
+    one, two = (composed_warm_start("out=x", "lora_rank=8"), composed_warm_start("out=x", "lora_rank=4"))
+    assert identify(one, None, "cpu") == identify(two, None, "cpu")
+    one, two = (composed_warm_start("out=x", "adapter=lora", f"lora_rank={rank}") for rank in (8, 4))
+    assert identify(one, None, "cpu") != identify(two, None, "cpu")

@@ -42,12 +42,12 @@ def check_l1ra(config: L1raConfig, adapters: int, rank: int, steps: int) -> None
     Raises:
         ConfigError: the budget gives some adapter less than ``min_rank``, or no rank update comes within the steps.
     """
-    budget = rank * adapters if config.budget is None else config.budget
-    if budget < adapters * config.min_rank:
-        key = f"lora_rank={rank}" if config.budget is None else f"adapter.budget={config.budget}"
+    if config.budget is None and rank < config.min_rank:
+        raise ConfigError(f"adapter.min_rank={config.min_rank}: the adapters start with lora_rank={rank}; lower it")
+    if config.budget is not None and config.budget < adapters * config.min_rank:
         raise ConfigError(
-            f"{key}: the model gets {adapters} adapters of rank adapter.min_rank={config.min_rank} or more, so the "
-            f"budget must be at least {adapters * config.min_rank} (lora_rank x adapters); raise it, or take fewer "
+            f"adapter.budget={config.budget}: the model gets {adapters} adapters of rank adapter.min_rank="
+            f"{config.min_rank} or more, so it must be at least {adapters * config.min_rank}; raise it, or take fewer "
             "modules (adapter.target_modules, adapter.layers)"
         )
     every = interval(config.update_every, steps)

@@ -1,7 +1,7 @@
 """``python -m rlsparse.results``: the tables of every experiment, from what is on disk.
 
 For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder, and where ranks
-moved, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``. For a study under ``--studies`` (a
+could move, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``. For a study under ``--studies`` (a
 folder with a committed ``results.csv``): its tables and figures again, from those files. ``--out`` publishes one
 experiment's results as a study. The same files give the same bytes.
 """

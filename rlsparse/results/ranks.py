@@ -19,7 +19,7 @@ HISTORY = ["method", "seed", "step", "module", "rank"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of the runs in which any moved.
+    """The ranks of the runs whose adapter can move them.
 
     Attributes:
         final: a row for each adapter of each run: method, seed, module type, layer, rank at the end.
