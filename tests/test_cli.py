@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_every_command_of_the_readme_composes(tmp_path):
     commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&)]*)", text.replace("\\\n", " "))
     assert len(commands) >= 6
     for module, arguments in commands:
-        words = [word for word in arguments.split() if word not in ("-m", "--cfg", "job")]
+        words = [word for word in shlex.split(arguments) if word not in ("-m", "--cfg", "job")]
         first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in words]  # one point of each sweep axis
         if any(word.startswith("experiment=") for word in first):
             first.append("hydra.mode=RUN")
