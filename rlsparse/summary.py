@@ -74,9 +74,11 @@ def about_adapter(
 
 
 def moved_ranks(summary: Summary) -> str:
-    """How many ranks moved, for a line on the terminal; empty for an adapter whose ranks stay."""
+    """How often a rank moved, for a line on the terminal; empty for an adapter whose ranks stay."""
     adapter = summary["adapter"]
-    return f", {adapter['reassigned']} of {adapter['budget']} ranks moved" if "reassigned" in adapter else ""
+    if "pruned" not in adapter:
+        return ""
+    return f", {adapter['pruned']} ranks pruned, {adapter['reassigned']} handed on (budget {adapter['budget']})"
 
 
 def headline(summary: Summary) -> str:

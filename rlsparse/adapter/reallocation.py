@@ -39,26 +39,27 @@ def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, config
         budget: Σ r at most.
     """
     kept = [_survivors(gate, config) for gate in gates]
-    added = [0] * len(gates)
+    ranks = [len(indices) for indices in kept]
     if config.reassign:
         takers = [i for i, gate in enumerate(gates) if not config.exclude_pruned or len(kept[i]) == len(gate)]
         takers.sort(key=lambda i: -float(gates[i][kept[i]].min()))  # stable: ties in the adapters' order
-        free = budget - sum(len(indices) for indices in kept)
-        while free > 0 and (takers := [i for i in takers if len(kept[i]) + added[i] < most[i]]):
-            for i in takers[:free]:
-                added[i] += 1
-            free -= min(free, len(takers))
-    return [Change(indices, more) for indices, more in zip(kept, added, strict=True)]
+        ranks = _hand_out(budget - sum(ranks), ranks, takers, most)
+    return [Change(indices, rank - len(indices)) for indices, rank in zip(kept, ranks, strict=True)]
 
 
 def even_ranks(budget: int, most: Sequence[int]) -> list[int]:
     """The start: the budget handed out one each in turn, to none more than its matrix allows."""
-    ranks = [0] * len(most)
-    while budget > 0 and (open_ := [i for i, limit in enumerate(most) if ranks[i] < limit]):
-        for i in open_[:budget]:
-            ranks[i] += 1
-        budget -= min(budget, len(open_))
-    return ranks
+    return _hand_out(budget, [0] * len(most), range(len(most)), most)
+
+
+def _hand_out(free: int, ranks: Sequence[int], takers: Sequence[int], most: Sequence[int]) -> list[int]:
+    """The ranks after one each in turn to the takers, as long as there are free ones and matrices with room."""
+    after = list(ranks)
+    while free > 0 and (takers := [i for i in takers if after[i] < most[i]]):
+        for i in takers[:free]:
+            after[i] += 1
+        free -= min(free, len(takers))
+    return after
 
 
 def _survivors(gate: Tensor, config: L1raConfig) -> Tensor:

@@ -9,6 +9,6 @@ trap 'rm -rf "$work"' EXIT
 common="model=scratch task=arithmetic dtype=float32"
 "$python" -m rlsparse.warm_start $common warm_start=clean out="$work/clean"
 "$python" -m rlsparse.warm_start $common warm_start=noisy task.train_rows=3000 model.path="$work/clean" out="$work/tiny"
-cd "$work/tiny" && rm -f summary.json metrics.jsonl config.yaml && cd - >/dev/null
+rm -f "$work/tiny/summary.json" "$work/tiny/metrics.jsonl" "$work/tiny/config.yaml"
 rm -rf "$here/tiny"
 mv "$work/tiny" "$here/tiny"
