@@ -33,13 +33,12 @@ from rlsparse.config import (
     RolloutConfig,
     ScratchConfig,
     StochasticConfig,
-    SupervisedConfig,
     TokenSamplerConfig,
     TrackerConfig,
     TrainConfig,
     WandbConfig,
-    WarmStartConfig,
 )
+from rlsparse.warm_start_config import SupervisedConfig, WarmStartConfig
 
 # group -> schema name -> dataclass; an option's yaml names <group>_<schema name> in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {

@@ -1,7 +1,7 @@
 """The schema of a run: names and types only. Every default value stands in ``conf/``, with a comment that explains it.
 
 One dataclass for each option of a config group that has keys of its own, so that a key which an option does not know
-is refused by Hydra at compose time. ``checks.py`` refuses the combinations that types cannot.
+is refused by Hydra at compose time. ``values.py`` and ``checks.py`` refuse what types cannot.
 """
 
 from dataclasses import dataclass
@@ -233,39 +233,3 @@ class Config:
     train: TrainConfig
     eval: EvalConfig
     tracker: TrackerConfig
-
-
-@dataclass
-class NoiseConfig:
-    direct: float
-    direct_wrong: float
-    slip: float
-
-
-@dataclass
-class SupervisedConfig:
-    epochs: int
-    batch_size: int
-    lr: float
-    warmup: float
-    weight_decay: float
-    max_grad_norm: float
-    max_rows: int | None
-    loss_rows: int
-    noise: NoiseConfig
-
-
-@dataclass
-class WarmStartConfig:
-    seed: int
-    out: str
-    device: str
-    dtype: str
-    threads: int | None
-    lora_rank: int
-    adapter: AdapterConfig
-    model: ModelConfig
-    task: TaskConfig
-    rollout: RolloutConfig
-    eval: EvalConfig
-    warm_start: SupervisedConfig

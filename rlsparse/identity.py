@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsparse.config import Config, WarmStartConfig
+from rlsparse.config import Config
+from rlsparse.warm_start_config import WarmStartConfig
 
 NO_EFFECT = ("runs_dir", "out", "threads", "tracker", "experiment")
 REPORTS = (

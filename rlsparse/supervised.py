@@ -15,9 +15,9 @@ from torch.optim import AdamW, Optimizer
 
 from rlsparse.adapter import Adapter
 from rlsparse.batch import Problem, chunks
-from rlsparse.config import NoiseConfig, SupervisedConfig
 from rlsparse.policy import DTYPES, Policy
 from rlsparse.task.noise import spoil
+from rlsparse.warm_start_config import NoiseConfig, SupervisedConfig
 
 IGNORED = -100  # the label that cross_entropy leaves out
 

@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.checks import check_warm_start, check_writable
 from rlsparse.compose import config_dir, register_schemas, run_config
-from rlsparse.config import ConfigError, ScratchConfig, WarmStartConfig
+from rlsparse.config import ConfigError, ScratchConfig
 from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
 from rlsparse.summary import FILE as SUMMARY
 from rlsparse.summary import Summary, about_adapter, moved_ranks, provenance, read_summary, write_summary
+from rlsparse.warm_start_config import WarmStartConfig
 
 if TYPE_CHECKING:
     import torch

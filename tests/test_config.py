@@ -201,27 +201,27 @@ def test_clipping_swept_with_one_update_is_warned_of():
 
 
 def test_the_lists_of_choices_are_those_of_the_code():
-    from rlsparse import advantage, checks
+    from rlsparse import advantage, values
     from rlsparse.adapter import ADAPTERS
     from rlsparse.rollout import ENGINES
     from rlsparse.task import TASKS
     from rlsparse.token_sampler import TOKEN_SAMPLERS
 
-    assert set(checks.CHOICES["objective.aggregation"]) == set(AGGREGATIONS)
-    assert set(checks.SCHEMA_OF["clipping"]) == set(SURROGATES)
-    assert set(checks.SCHEMA_OF["advantage"]) == set(advantage.NAMES)
+    assert set(values.CHOICES["objective.aggregation"]) == set(AGGREGATIONS)
+    assert set(values.SCHEMA_OF["clipping"]) == set(SURROGATES)
+    assert set(values.SCHEMA_OF["advantage"]) == set(advantage.NAMES)
     for group, table in {
         "token_sampler": TOKEN_SAMPLERS,
         "adapter": {"none", *ADAPTERS},
         "task": TASKS,
         "rollout": ENGINES,
     }.items():
-        assert set(checks.SCHEMA_OF[group]) == set(table)
+        assert set(values.SCHEMA_OF[group]) == set(table)
     for group, option in OPTIONS:  # what each yaml declares is what the checks expect
-        if group in checks.SCHEMA_OF:
+        if group in values.SCHEMA_OF:
             part = getattr(composed(f"{group}={option}"), group)
-            assert type(part) is checks.SCHEMA_OF[group][part.surrogate if group == "clipping" else part.name]
-    assert set(checks.CHOICES["task.answer_format"]) == set(ANSWER_FORMATS)
+            assert type(part) is values.SCHEMA_OF[group][part.surrogate if group == "clipping" else part.name]
+    assert set(values.CHOICES["task.answer_format"]) == set(ANSWER_FORMATS)
 
 
 def test_every_key_is_commented():

@@ -15,11 +15,13 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "batch": set(),
     "streams": set(),
-    "checks": {"config"},
-    "identity": {"config"},
+    "warm_start_config": {"config"},
+    "values": {"config", "warm_start_config"},
+    "checks": {"config", "warm_start_config", "values"},
+    "identity": {"config", "warm_start_config"},
     "summary": {"config", "identity"},
     "policy": LEAVES,
-    "task": LEAVES,
+    "task": LEAVES | {"warm_start_config"},
     "adapter": LEAVES | {"policy"},
     "attention": set(),
     "head": set(),
@@ -38,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "update": LEAVES | {"policy", "objective", "microbatch"},
     "evaluate": LEAVES | {"policy", "rollout", "task", "streams"},
     "scratch": LEAVES,
-    "supervised": LEAVES | {"policy", "task", "adapter"},
+    "supervised": LEAVES | {"warm_start_config", "policy", "task", "adapter"},
 }
 # run.py, warm_start.py, train.py and preflight.py put the rooms together, so they may import all of them
 STAGES = ("task", "rollout", "advantage", "token_sampler", "objective", "adapter")

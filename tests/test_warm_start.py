@@ -14,7 +14,7 @@ from peft import PeftModel
 from rlsparse.adapter import L1ra
 from rlsparse.batch import Problem
 from rlsparse.compose import config_dir, run_config
-from rlsparse.config import ConfigError, NoiseConfig
+from rlsparse.config import ConfigError
 from rlsparse.identity import folder_digest, identify
 from rlsparse.policy import load_policy
 from rlsparse.prompts import encode_task
@@ -25,6 +25,7 @@ from rlsparse.task import load_task
 from rlsparse.task.noise import spoil
 from rlsparse.tracking.metrics import is_documented
 from rlsparse.warm_start import warm_start
+from rlsparse.warm_start_config import NoiseConfig
 from tests.conftest import composed
 
 PROBLEM = Problem("57*4=", "228", "50*4+7*4=200+28=228")

@@ -4,7 +4,7 @@ import random
 import re
 
 from rlsparse.batch import Problem
-from rlsparse.config import NoiseConfig
+from rlsparse.warm_start_config import NoiseConfig
 
 
 def spoil(problem: Problem, config: NoiseConfig, rng: random.Random) -> str:
