@@ -54,10 +54,12 @@ class Prompt:
 
     Attributes:
         ids: token ids of the prompt, chat template included.
+        begun: how many of them, at the end, are a completion's first tokens; 0 but in replay.
     """
 
     problem: Problem
     ids: tuple[int, ...]
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,10 @@ class ScoredBatch:
         advantages: (B, T) float32.
         scales: (B, T) float32: a token's share in the loss: weight and aggregation in one factor; 0 for a token that
             is not selected or whose term cannot move the policy.
+        on_policy: the policy itself sampled the completions, so that nothing is to be corrected.
     """
 
     rollout: Rollout
     advantages: Tensor
     scales: Tensor
+    on_policy: bool = True

@@ -5,7 +5,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlsparse.config import AdapterConfig, Config, ConfigError, LoraConfig, StochasticConfig
+from rlsparse.config import (
+    AdapterConfig,
+    Config,
+    ConfigError,
+    LayerSkipConfig,
+    LoraConfig,
+    StochasticConfig,
+    TruncatedConfig,
+)
 from rlsparse.values import value_problems
 from rlsparse.warm_start_config import WarmStartConfig
 
@@ -28,6 +36,11 @@ def check_warm_start(config: WarmStartConfig) -> None:
         ConfigError: with all that is wrong, a line each: key, value and remedy.
     """
     _refuse([*value_problems(config), *_task_problems(config), *_adapter_problems(config.adapter)])
+
+
+def skips_layers(config: LayerSkipConfig) -> bool:
+    """Whether rollouts leave decoder layers out."""
+    return config.ratio > 0 or config.choice == "fixed"
 
 
 def check_writable(key: str, path: str) -> None:
@@ -67,7 +80,14 @@ def _run_problems(config: Config) -> Iterator[str]:
         yield "adapter=none: trains all weights, which only a warm start does; take adapter=lora or adapter=l1ra"
     yield from _adapter_problems(config.adapter)
     yield from _credit_problems(config)
+    yield from _off_policy_problems(config)
     sampler = config.token_sampler
+    for kind, count in (("successes", sampler.replay.successes), ("failures", sampler.replay.failures)):
+        if count > 0 and sampler.name != "prefix_tree":
+            yield (
+                f"token_sampler.replay.{kind}={count}: only T-SPMO replays, whose trees need deep branch points; "
+                f"leave it 0 with token_sampler={sampler.name}, or take algorithm=tspmo"
+            )
     if isinstance(sampler, StochasticConfig) and sampler.budget < sampler.always_first:
         yield (
             f"token_sampler.budget={sampler.budget}: the first token_sampler.always_first={sampler.always_first} "
@@ -87,6 +107,21 @@ def _adapter_problems(config: AdapterConfig) -> Iterator[str]:
 
 def _is_list_of(kind: type, value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+
+
+def _off_policy_problems(config: Config) -> Iterator[str]:
+    skip, off_policy = config.layer_skip, config.off_policy
+    if skip.choice == "fixed" and not _is_list_of(int, skip.layers):
+        yield f"layer_skip.layers={skip.layers}: layer_skip.choice=fixed needs a list of layer numbers such as [2,5]"
+    if skip.choice != "fixed" and skip.layers is not None:
+        yield f"layer_skip.layers={skip.layers}: only layer_skip.choice=fixed takes a list"
+    if isinstance(off_policy, TruncatedConfig) and off_policy.cap < 1:
+        yield f"off_policy.cap={off_policy.cap}: must be at least 1: below, tokens with ratio 1 would be held down too"
+    if off_policy.name != "none" and config.token_sampler.name == "prefix_tree":
+        yield (
+            f"off_policy={off_policy.name}: T-SPMO's term of a transition is not a sample whose weight could be "
+            "corrected, since each distinct one counts once, whoever drew it; take off_policy=none"
+        )
 
 
 def _credit_problems(config: Config) -> Iterator[str]:

@@ -30,8 +30,15 @@ class NegativeFeedbackConfig:
 
 
 @dataclass
+class ReplayConfig:
+    successes: int
+    failures: int
+
+
+@dataclass
 class TokenSamplerConfig:
     name: str
+    replay: ReplayConfig
 
 
 @dataclass
@@ -96,6 +103,33 @@ class L1raConfig(LoraConfig):
     reassign: bool
     exclude_pruned: bool
     min_rank: int
+
+
+@dataclass
+class LayerSkipConfig:
+    ratio: float
+    choice: str
+    layers: Any  # a list of layer numbers for choice=fixed, else None
+
+
+@dataclass
+class OffPolicyConfig:
+    name: str
+
+
+@dataclass
+class ImportanceConfig(OffPolicyConfig):
+    level: str
+
+
+@dataclass
+class TruncatedConfig(ImportanceConfig):
+    cap: float
+
+
+@dataclass
+class RetraceConfig(OffPolicyConfig):
+    trace: float
 
 
 @dataclass
@@ -230,6 +264,8 @@ class Config:
     objective: ObjectiveConfig
     adapter: AdapterConfig
     rollout: RolloutConfig
+    layer_skip: LayerSkipConfig
+    off_policy: OffPolicyConfig
     train: TrainConfig
     eval: EvalConfig
     tracker: TrackerConfig

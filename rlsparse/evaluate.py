@@ -41,14 +41,14 @@ def evaluate(
     for rows in chunks(prompts, config.batch_rows):
         rollout = generate(policy, rows, rollout_config, 1, generator, greedy=True)
         rollout.require_finite()
-        for prompt, text in zip(rows, decode(policy, rollout), strict=True):
+        for prompt, text in zip(rows, decode(policy, rollout, rows), strict=True):
             greedy_correct += verifier.score(text, prompt.problem.answer).correct
     for rows in chunks(prompts, max(1, config.batch_rows // config.samples)):
         rollout = generate(policy, rows, rollout_config, config.samples, generator)
         rollout.require_finite()
         lengths += rollout.lengths.tolist()
         ended += int(rollout.ended.sum())
-        for prompt, texts in zip(rows, chunks(decode(policy, rollout), config.samples), strict=True):
+        for prompt, texts in zip(rows, chunks(decode(policy, rollout, rows), config.samples), strict=True):
             scores = [verifier.score(text, prompt.problem.answer) for text in texts]
             correct.append(sum(score.correct for score in scores))
             answered += sum(score.answered for score in scores)

@@ -1,7 +1,7 @@
 """The policy: loading a causal LM and its tokenizer, and its log-probabilities at chosen tokens (the plain path)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,11 @@ class Policy:
     def causal_lm(self) -> Any:
         """The transformers model, out of its peft wrapping; its modules carry the adapter all the same."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return int(self.causal_lm.config.get_text_config().num_hidden_layers)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, the model is the base model: the adapter is off."""
@@ -188,10 +193,15 @@ def encode_prompt(policy: Policy, problem: Problem, text: str) -> Prompt:
     return Prompt(problem=problem, ids=tuple(ids))
 
 
-def decode(policy: Policy, rollout: Rollout) -> list[str]:
-    """The B completions as text, special tokens left out."""
-    rows = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-    return policy.tokenizer.batch_decode([ids[:length] for ids, length in rows], skip_special_tokens=True)
+def decode(policy: Policy, rollout: Rollout, prompts: Sequence[Prompt]) -> list[str]:
+    """The B completions as text, special tokens left out; with what the prompts hold of them already.
+
+    Args:
+        prompts: the P prompts of the rollout.
+    """
+    begun = [prompt.ids[len(prompt.ids) - prompt.begun :] for prompt in prompts for _ in range(rollout.group_size)]
+    rows = zip(begun, rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
+    return policy.tokenizer.batch_decode([[*start, *ids[:n]] for start, ids, n in rows], skip_special_tokens=True)
 
 
 def positions(mask: Tensor) -> Tensor:

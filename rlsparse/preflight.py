@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 from rlsparse.adapter import check_adapter
-from rlsparse.checks import check, check_writable
-from rlsparse.config import Config, ConfigError, TrackerConfig
+from rlsparse.checks import check, check_writable, skips_layers
+from rlsparse.config import Config, ConfigError, LayerSkipConfig, TrackerConfig
 from rlsparse.identity import Identity, folder_digest, identify
 from rlsparse.policy import context_length, local_folder, model_skeleton, resolve_device
+from rlsparse.rollout.layer_skip import count_skipped
 from rlsparse.task import load_task
 
 
@@ -39,7 +41,9 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = ()) -> list[Ide
             device = resolve_device(config.device).type
             if once(("tracker", config.tracker)):
                 _check_tracker(config.tracker)
-            if once((config.model, config.adapter, config.lora_rank, config.train.steps, config.rollout)):
+            if once(
+                (config.model, config.adapter, config.lora_rank, config.train.steps, config.rollout, config.layer_skip)
+            ):
                 _check_model(config)
             if once(config.task):
                 load_task(config.task)
@@ -61,12 +65,21 @@ def _check_model(config: Config) -> None:
         )
     skeleton = model_skeleton(model)
     check_adapter(skeleton, config.adapter, config.lora_rank, config.train.steps)
+    _check_layer_skip(skeleton, config.layer_skip)
     context = context_length(skeleton)
     if config.rollout.max_new_tokens >= context:
         raise ConfigError(
             f"rollout.max_new_tokens={config.rollout.max_new_tokens}: the model's context is {context} tokens, prompt "
             "included; lower it"
         )
+
+
+def _check_layer_skip(skeleton: Any, config: LayerSkipConfig) -> None:
+    if not skips_layers(config):
+        return
+    if not hasattr(skeleton.get_decoder(), "layers"):
+        raise ConfigError("layer_skip: this model's decoder has no list of layers to skip from; take layer_skip=off")
+    count_skipped(config, len(skeleton.get_decoder().layers))
 
 
 def _check_tracker(config: TrackerConfig) -> None:

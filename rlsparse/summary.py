@@ -36,7 +36,10 @@ def results(history: list[dict[str, Any]]) -> Summary:
     Returns:
         base, final: the evaluations at step 0 and at the end (metric names without prefix); None where there is none.
         curve_mean: mean sampled accuracy over the evaluations after step 0 (share).
-        tokens: generated for training, selected by the token sampler, and their ratio frac_updated.
+        tokens: generated for training (replayed: of those, from the middle of completions), selected by the token
+            sampler, and their ratio frac_updated; depth_mean, where they stand, mean of the steps that chose any.
+        off_policy: means of the steps' measures of how far the sampling model is from the policy (of weight_max the
+            largest), by metric name without prefix; empty where the policy itself sampled.
         steps: training steps done; steps_without_update: those in which no token had anything to teach.
     """
     evaluations = [row for row in history if row["kind"] == "eval"]
@@ -50,9 +53,12 @@ def results(history: list[dict[str, Any]]) -> Summary:
         "curve_mean": sum(curve) / len(curve) if curve else None,
         "tokens": {
             "generated": generated,
+            "replayed": steps[-1]["tokens/replayed"] if steps else 0,
             "selected": selected,
             "frac_updated": selected / generated if generated else None,
+            "depth_mean": _mean("tokens/depth_mean", steps),
         },
+        "off_policy": _off_policy(steps),
         "steps": len(steps),
         "steps_without_update": sum(row["train/updates"] == 0 for row in steps),
     }
@@ -115,6 +121,19 @@ def write_summary(folder: Path, summary: Summary) -> None:
 def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
     names = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
     return {"step": row["step"], **names}
+
+
+def _mean(name: str, rows: list[dict[str, Any]]) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else None
+
+
+def _off_policy(steps: list[dict[str, Any]]) -> dict[str, float | None]:
+    names = dict.fromkeys(name for row in steps for name in row if name.startswith("off_policy/"))
+    about = {name.removeprefix("off_policy/"): _mean(name, steps) for name in names}
+    if about:
+        about["weight_max"] = max(row.get("off_policy/weight_max", 0.0) for row in steps)
+    return about
 
 
 def _version(package: str) -> str | None:

@@ -16,8 +16,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from rlsparse.checks import skips_layers
 from rlsparse.compose import run_config
-from rlsparse.config import ConfigError
+from rlsparse.config import Config, ConfigError
 
 PLAN = "plan.json"
 SAME_AT_ONE_UPDATE = ("clipped_ratio", "ratio", "log_prob")
@@ -38,7 +39,9 @@ class SweepCallback(Callback):
         from rlsparse.preflight import preflight  # torch and transformers come with it
 
         with _one_message():
-            preflight([run_config(config)])
+            ours = run_config(config)
+            preflight([ours])
+        _warn(idle_off_policy([ours]))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from rlsparse.preflight import preflight
@@ -48,8 +51,7 @@ class SweepCallback(Callback):
             everywhere = set.intersection(*(set(point.overrides) for point in points))
             names = [" ".join(o for o in point.overrides if o not in everywhere) for point in points]
             identities = preflight([point.config for point in points], names)
-        for line in idle_clipping(points):
-            print(line, file=sys.stderr)
+        _warn(idle_clipping(points) + idle_off_policy([point.config for point in points]))
         for name in dict.fromkeys(point.config.experiment.name for point in points):
             write_plan(
                 Path(points[0].config.runs_dir) / name,
@@ -92,6 +94,11 @@ def _one_message() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def sweep_points(config: DictConfig) -> list[Point]:
@@ -159,6 +166,18 @@ def idle_clipping(points: Sequence[Point]) -> list[str]:
     if not swept:
         return []
     return [
-        f"warning: clipping is swept ({', '.join(sorted(swept))}) with train.updates_per_rollout=1: the ratio is 1, so "
+        f"clipping is swept ({', '.join(sorted(swept))}) with train.updates_per_rollout=1: the ratio is 1, so "
         "these have the same gradient and differ only by rounding; add train.updates_per_rollout=4 to compare them"
+    ]
+
+
+def idle_off_policy(configs: Sequence[Config]) -> list[str]:
+    """The warning that a correction has nothing to correct, where the policy itself samples."""
+    names = {one.off_policy.name for one in configs if not skips_layers(one.layer_skip)}
+    idle = sorted(names - {"none"})
+    if not idle:
+        return []
+    return [
+        f"off_policy={','.join(idle)} corrects nothing where layer_skip=off: the policy itself samples, so such a run "
+        "is that of off_policy=none; add layer_skip=r10, say, or leave off_policy out"
     ]

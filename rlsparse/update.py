@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from rlsparse.batch import NonFiniteError, ScoredBatch
 from rlsparse.config import Config, TrainConfig
 from rlsparse.microbatch import Microbatch, microbatches
 from rlsparse.objective import token_loss
+from rlsparse.objective.off_policy import OFF_POLICY, Mismatch, correction_ratio, needs_whole_rows
 from rlsparse.policy import LogProbs, Policy
 
 # share of the peak learning rate, by the share of the steps after warm-up that are done
@@ -30,6 +31,7 @@ class UpdateMetrics:
     kl: float = 0.0
     frac_clipped: float = 0.0
     grad_norm: float = 0.0
+    mismatch: Mismatch = field(default_factory=Mismatch)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -70,6 +72,8 @@ def update(
         return UpdateMetrics()
     reference = _reference_log_probs(policy, log_probs_of, batch, pieces, config)
     old: list[Tensor] = []  # log-probs of the first pass: π_old, on the same code path as π
+    scales: list[Tensor] = []  # corrected for who sampled the tokens
+    mismatch = Mismatch()
     loss = kl = clipped = grad_norm = 0.0
     tokens = 0
     for _ in range(config.train.updates_per_rollout):
@@ -78,12 +82,13 @@ def update(
             log_probs = log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
             if len(old) == i:
                 old.append(log_probs.detach())
+                scales.append(_corrected(policy, log_probs_of, batch, piece, old[i], config, mismatch))
             part = token_loss(
                 log_probs,
                 old[i],
                 reference[i],
                 batch.advantages[piece.rows, : piece.needed.shape[1]],
-                batch.scales[piece.rows, : piece.needed.shape[1]],
+                scales[i],
                 config.clipping,
                 config.kl,
             )
@@ -97,7 +102,35 @@ def update(
         grad_norm += norm
         optimizer.step()
     n = config.train.updates_per_rollout
-    return UpdateMetrics(n, loss / n, kl / n, clipped / tokens, grad_norm / n)
+    return UpdateMetrics(n, loss / n, kl / n, clipped / tokens, grad_norm / n, mismatch)
+
+
+def _corrected(
+    policy: Policy,
+    log_probs_of: LogProbs,
+    batch: ScoredBatch,
+    piece: Microbatch,
+    old: Tensor,
+    config: Config,
+    mismatch: Mismatch,
+) -> Tensor:
+    """The piece's scales (b, T) times the off-policy weights of its tokens; how far off they were, to ``mismatch``."""
+    T = piece.needed.shape[1]
+    scales = batch.scales[piece.rows, :T]
+    if batch.on_policy:
+        return scales
+    behaviour = batch.rollout.log_probs[piece.rows]  # (b, longest)
+    if needs_whole_rows(config.off_policy):
+        mask = batch.rollout.mask[piece.rows]
+        with torch.no_grad():
+            whole = log_probs_of(policy, batch.rollout, piece.rows, mask, config.rollout.temperature)
+        ratio = correction_ratio(whole, behaviour, mask, config.off_policy)[:, :T]
+    else:
+        ratio = correction_ratio(old, behaviour[:, :T], piece.needed, config.off_policy)
+    weights = OFF_POLICY[config.off_policy.name](ratio, config.off_policy)  # (b, T)
+    chosen = piece.needed
+    mismatch.add((old - behaviour[:, :T])[chosen], ratio[chosen], weights[chosen], config.off_policy)
+    return scales * weights
 
 
 def _share_of_peak(step: int, config: TrainConfig) -> float:

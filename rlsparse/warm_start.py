@@ -114,6 +114,7 @@ def _train(
 
         def held_out(step: int) -> dict[str, float]:
             prompts = data.test[: config.eval.max_rows]
+            clock.lap()
             with clock("eval"):
                 metrics = evaluate(policy, generate, prompts, verifier, config.eval, config.rollout, config.seed)
                 rows = test[: settings.loss_rows]

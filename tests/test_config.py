@@ -203,6 +203,7 @@ def test_clipping_swept_with_one_update_is_warned_of():
 def test_the_lists_of_choices_are_those_of_the_code():
     from rlsparse import advantage, values
     from rlsparse.adapter import ADAPTERS
+    from rlsparse.objective.off_policy import OFF_POLICY
     from rlsparse.rollout import ENGINES
     from rlsparse.task import TASKS
     from rlsparse.token_sampler import TOKEN_SAMPLERS
@@ -215,6 +216,7 @@ def test_the_lists_of_choices_are_those_of_the_code():
         "adapter": {"none", *ADAPTERS},
         "task": TASKS,
         "rollout": ENGINES,
+        "off_policy": OFF_POLICY,
     }.items():
         assert set(values.SCHEMA_OF[group]) == set(table)
     for group, option in OPTIONS:  # what each yaml declares is what the checks expect

@@ -52,7 +52,7 @@ def scales(aggregation, advantages, kl=NO_KL):
     # two prompts, two completions each; selected tokens: 2, 1 | 3, 0
     weights = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
     selection = Selection(weights, weights.sum(dim=1))
-    return token_scales(selection, advantages, ObjectiveConfig(aggregation, 0.0), 2, 10, kl)
+    return token_scales(selection, advantages, ObjectiveConfig(aggregation, 0.0), range(2), 10, kl)
 
 
 def test_aggregations_by_hand():
@@ -106,7 +106,7 @@ def batch_for(policy: Policy, config, seed=0):
     rewards[1] = 1.0  # a degenerate group
     advantages = token_advantages(rewards, rollout, config.advantage, config.negative_feedback)
     selection = TOKEN_SAMPLERS[config.token_sampler.name](advantages, rollout, config.token_sampler, stream(0, "t"))
-    scale = token_scales(selection, advantages, config.objective, 4, config.rollout.max_new_tokens, config.kl)
+    scale = token_scales(selection, advantages, config.objective, range(3), config.rollout.max_new_tokens, config.kl)
     return ScoredBatch(rollout, advantages, scale)
 
 
@@ -173,7 +173,7 @@ def test_tspmos_whole_objective_on_the_worked_example():
     rollout = make_rollout([[5, 6, 7], [5, 6, 8], [5, 9]])
     advantages = token_advantages(torch.tensor([[1.0, 0.0, 0.0]]), rollout, config.advantage, config.negative_feedback)
     selection = TOKEN_SAMPLERS["prefix_tree"](advantages, rollout, config.token_sampler, torch.Generator())
-    scale = token_scales(selection, advantages, config.objective, 3, 8, config.kl)
+    scale = token_scales(selection, advantages, config.objective, range(1), 8, config.kl)
     probs = torch.tensor([[0.9, 0.6, 0.7], [0.9, 0.6, 0.2], [0.9, 0.3, 1.0]])  # shared transitions agree
     log_probs = probs.log().requires_grad_()
     part = token_loss(log_probs, log_probs.detach(), None, advantages, scale, config.clipping, config.kl)
@@ -231,7 +231,7 @@ def test_our_loss_equals_trls_on_the_same_tensors(tiny, tmp_path, loss_type, agg
     advantage = torch.randn(12, generator=torch.Generator().manual_seed(0))  # no degenerate group: TRL keeps all rows
     advantages = advantage[:, None] * mask
     selection = Selection(mask.float(), rollout.lengths.float())
-    scale = token_scales(selection, advantages, config.objective, 4, 16, config.kl)
+    scale = token_scales(selection, advantages, config.objective, range(3), 16, config.kl)
     width = rollout.completion_ids.shape[1]
     log_probs = token_log_probs(tiny, rollout, torch.arange(12), mask, 0.8)
     noise = torch.randn(12, width, generator=torch.Generator().manual_seed(1))

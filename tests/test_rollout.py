@@ -79,7 +79,7 @@ def test_a_completion_ends_with_eos_or_at_the_limit(tiny, engine):
         assert is_eos[-1] == bool(rollout.ended[row])
         assert rollout.ended[row] or len(ids) == 15
     assert tiny.tokenizer.eos_token in tiny.tokenizer.decode(rollout.completion_ids[rollout.ended][0])
-    assert all(tiny.tokenizer.eos_token not in text for text in decode(tiny, rollout))
+    assert all(tiny.tokenizer.eos_token not in text for text in decode(tiny, rollout, prompts(tiny)))
 
 
 @engines

@@ -42,7 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "scratch": LEAVES,
     "supervised": LEAVES | {"warm_start_config", "policy", "task", "adapter"},
 }
-# run.py, warm_start.py, train.py and preflight.py put the rooms together, so they may import all of them
+# run.py, warm_start.py, train.py, experience.py, step_metrics.py and preflight.py put the rooms together, so they may
+# import all of them
 STAGES = ("task", "rollout", "advantage", "token_sampler", "objective", "adapter")
 
 

@@ -60,7 +60,9 @@ def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
     drawn = torch.tensor(next(rewards(work))).reshape(PROMPTS, GROUP)
     advantages = token_advantages(drawn, fast, config.advantage, config.negative_feedback)
     selection = TOKEN_SAMPLERS[config.token_sampler.name](advantages, fast, config.token_sampler, stream(0, "t"))
-    scales = token_scales(selection, advantages, config.objective, GROUP, config.rollout.max_new_tokens, config.kl)
+    scales = token_scales(
+        selection, advantages, config.objective, range(PROMPTS), config.rollout.max_new_tokens, config.kl
+    )
     batch = ScoredBatch(fast, advantages, scales)
     packed = _gradient(policy, batch, config, adapter.parameters(), packed_log_probs)
     rows = _gradient(policy, batch, config, adapter.parameters(), token_log_probs)

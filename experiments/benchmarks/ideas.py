@@ -87,7 +87,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     advantages = token_advantages(drawn, rollout, config.advantage, config.negative_feedback)
     select = TOKEN_SAMPLERS[config.token_sampler.name]
     selection = select(advantages, rollout, config.token_sampler, stream(0, "t"))
-    scales = token_scales(selection, advantages, config.objective, work.group_size, work.new_tokens, config.kl)
+    scales = token_scales(selection, advantages, config.objective, range(work.prompts), work.new_tokens, config.kl)
     batch = ScoredBatch(rollout, advantages, scales)
     trunkless = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, trunk=None))
 

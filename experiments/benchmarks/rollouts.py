@@ -11,8 +11,10 @@ from contenders import our_overrides
 from workload import Work
 
 from rlsparse.adapter import ADAPTERS
+from rlsparse.batch import Prompt
 from rlsparse.compose import compose_config
-from rlsparse.policy import load_policy, resolve_device
+from rlsparse.config import Config
+from rlsparse.policy import Policy, load_policy, resolve_device
 from rlsparse.prompts import encode_task
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.columns import left_pad
@@ -21,16 +23,22 @@ from rlsparse.task import load_task
 from rlsparse.tracking.measure import reuse_freed_memory
 
 
-def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
-    """Tokens a second, and how many times those of generate: median, least, most. The first round is left out."""
+def sampler(work: Work) -> tuple[Config, Policy, list[Prompt]]:
+    """The model with its adapter, none of whose completions ends early, and the prompts."""
     torch.set_num_threads(work.threads)
     reuse_freed_memory()
     config = compose_config(our_overrides(work))
     device = resolve_device(work.device)
     policy = dataclasses.replace(load_policy(config.model, device, config.dtype), eos_ids=())
     prompts = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval).train
-    prompts = prompts[: work.prompts]
     ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
+    return config, policy, prompts[: work.prompts]
+
+
+def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
+    """Tokens a second, and how many times those of generate: median, least, most. The first round is left out."""
+    config, policy, prompts = sampler(work)
+    device = policy.device
     ids, lengths = left_pad(prompts, policy)
     ids, lengths = (x.repeat_interleave(work.group_size, dim=0) for x in (ids, lengths))
     mask = torch.arange(ids.shape[1], 0, -1, device=device) <= lengths[:, None]

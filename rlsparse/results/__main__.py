@@ -1,7 +1,8 @@
 """``python -m rlsparse.results``: the tables of every experiment, from what is on disk.
 
 For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder, and where ranks
-could move, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``. For a study under ``--studies`` (a
+could move, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``; where rollouts skipped layers,
+``speed.svg``. For a study under ``--studies`` (a
 folder with a committed ``results.csv``): its tables and figures again, from those files. ``--out`` publishes one
 experiment's results as a study. The same files give the same bytes.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from rlsparse.results.collect import collect
-from rlsparse.results.figures import rank_figure
+from rlsparse.results.figures import rank_figure, speed_figure
 from rlsparse.results.ranks import Ranks, collect_ranks, rank_table
 from rlsparse.results.tables import csv, latex, markdown
 
@@ -66,6 +67,9 @@ def _write_tables(folder: Path, show: bool) -> None:
     if show:
         print(f"\n{folder.name}\n\n{markdown(runs, not_counted)}")
     print(f"tables: {folder / 'table.md'}, table.tex, table.csv, {RESULTS}")
+    if "off_policy_kl" in runs and runs["off_policy_kl"].notna().any():
+        speed_figure(runs, folder / "speed.svg")
+        print(f"figure: {folder / 'speed.svg'}")
     if (folder / RANKS_FINAL).is_file():
         final, history = pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY)
         (folder / "ranks.md").write_text(rank_table(final), encoding="utf-8")

@@ -25,7 +25,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "mean_length": ("final", "mean_length"),
     "frac_updated": ("tokens", "frac_updated"),
     "tokens_generated": ("tokens", "generated"),
+    "tokens_replayed": ("tokens", "replayed"),
+    "depth_mean": ("tokens", "depth_mean"),
+    "off_policy_kl": ("off_policy", "kl"),
+    "effective_sample_size": ("off_policy", "effective_sample_size"),
+    "weight_max": ("off_policy", "weight_max"),
+    "frac_truncated": ("off_policy", "frac_truncated"),
     "steps": ("steps",),
+    "steps_without_update": ("steps_without_update",),
     "time_total": ("time", "total"),
     "time_rollout": ("time", "rollout"),
     "time_reward": ("time", "reward"),
@@ -39,6 +46,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "torch": ("versions", "torch"),
     "commit": ("git", "commit"),
 }
+DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle")
 NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "tracker", "threads", "device", "hydra")
 
 
@@ -76,7 +84,7 @@ def collect(folder: Path) -> Collected:
             not_counted.append(f"{name}: not finished")
         else:
             not_counted.append(f"{name}: missing")
-    runs = pd.DataFrame(rows, columns=[*COLUMNS, "time_step", "overrides"])
+    runs = pd.DataFrame(rows, columns=[*COLUMNS, *DERIVED, "overrides"])
     runs.insert(0, "method", _method_names(runs, [set(_method_overrides(o)) for o in planned.values()]))
     not_counted = [" ".join(line.split()) for line in not_counted]  # an error may have line breaks
     return Collected(
@@ -100,8 +108,15 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
             value = value.get(key) if isinstance(value, dict) else None
         row[column] = value
     stages = [row[column] for column in ("time_rollout", "time_reward", "time_train") if row[column] is not None]
-    row["time_step"] = sum(stages) / row["steps"] if stages and row["steps"] else None
+    row["time_step"] = _share(sum(stages), row["steps"]) if stages else None
+    row["tokens_per_second"] = _share(row["tokens_generated"], row["time_rollout"])
+    row["frac_replayed"] = _share(row["tokens_replayed"], row["tokens_generated"])
+    row["frac_idle"] = _share(row["steps_without_update"], row["steps"])
     return row
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _method_overrides(overrides: list[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ class Measure:
         factor: from the stored unit to the heading's.
         decimals: shown.
         best: which end is best, "max" or "min"; None for a column in which nothing is.
+        where: shown only where this other column has a value other than 0.
     """
 
     column: str
@@ -26,6 +27,7 @@ class Measure:
     factor: float
     decimals: int
     best: str | None
+    where: str | None = None
 
 
 MEASURES = (
@@ -36,6 +38,12 @@ MEASURES = (
     Measure("final_loss", "final loss, nats", 1, 3, "min"),
     Measure("curve_mean", "curve mean, %", 100, 1, "max"),
     Measure("frac_updated", "tokens updated, %", 100, 1, "min"),
+    Measure("depth_mean", "depth of updated tokens", 1, 1, None, where="tokens_replayed"),
+    Measure("frac_replayed", "tokens replayed, %", 100, 1, None, where="tokens_replayed"),
+    Measure("off_policy_kl", "off-policy KL, nats", 1, 3, None, where="off_policy_kl"),
+    Measure("effective_sample_size", "effective samples, %", 100, 1, None, where="off_policy_kl"),
+    Measure("frac_idle", "idle steps, %", 100, 1, None, where="off_policy_kl"),
+    Measure("tokens_per_second", "rollout, tokens/s", 1, 0, "max", where="off_policy_kl"),
     Measure("time_total", "time, s", 1, 1, "min"),
     Measure("time_step", "step, s", 1, 2, "min"),
     Measure("peak_memory_bytes", "memory, GiB", 2**-30, 2, "min"),
@@ -49,8 +57,16 @@ LATEX_SPECIAL = str.maketrans(
 
 
 def measured(runs: pd.DataFrame) -> list[Measure]:
-    """The columns of the table: what any of its runs has a value of."""
-    return [one for one in MEASURES if one.column in runs and runs[one.column].notna().any()]
+    """The columns of the table: what any of its runs has a value of, and its study looks at."""
+    return [
+        one
+        for one in MEASURES
+        if one.column in runs and runs[one.column].notna().any() and (one.where is None or _used(runs, one.where))
+    ]
+
+
+def _used(runs: pd.DataFrame, column: str) -> bool:
+    return column in runs and bool((runs[column].fillna(0) != 0).any())
 
 
 def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:

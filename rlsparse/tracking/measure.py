@@ -19,12 +19,12 @@ class Clock:
 
     Attributes:
         total: seconds by stage since the start.
-        last: seconds of each stage's latest visit.
+        last: seconds by stage since the latest lap.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.total: dict[str, float] = defaultdict(float)
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float] = defaultdict(float)
         self._device = device
         self._start = time.perf_counter()
 
@@ -34,8 +34,13 @@ class Clock:
         yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.last[stage] = time.perf_counter() - start
-        self.total[stage] += self.last[stage]
+        seconds = time.perf_counter() - start
+        self.last[stage] += seconds
+        self.total[stage] += seconds
+
+    def lap(self) -> None:
+        """A new step begins."""
+        self.last.clear()
 
     def elapsed(self) -> float:
         """Seconds since the clock was made."""

@@ -17,11 +17,16 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "rollout/frac_truncated": ("share", "completions cut off at rollout.max_new_tokens"),
     "rollout/entropy": ("nats", "mean entropy of the policy over the sampled tokens"),
     "rollout/frac_degenerate_groups": ("share", "groups whose rewards are all equal"),
-    "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled per second of rollout"),
+    "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled, replay included, per second of rollout"),
+    "rollout/layers_skipped": ("count", "decoder layers left out while sampling"),
+    "rollout/replayed_groups": ("count", "groups sampled from the middle of completions (token_sampler.replay)"),
     "advantage/abs_mean": ("reward", "mean |A| over completion tokens (standard deviations for group_zscore)"),
     "tokens/frac_updated": ("share", "completion tokens that the token sampler chose"),
     "tokens/frac_forward": ("share", "completion tokens in rows that took part in the forward and backward pass"),
+    "tokens/depth_mean": ("tokens", "tokens of its completion that stand before a chosen token; absent without any"),
+    "tokens/depth_p90": ("tokens", "the same, 90th percentile of the step's chosen tokens"),
     "tokens/generated": ("tokens", "completion tokens sampled for training since the start"),
+    "tokens/replayed": ("tokens", "of those, sampled from the middle of earlier completions (token_sampler.replay)"),
     "tokens/selected": ("tokens", "of those, chosen by the token sampler"),
     "objective/loss": ("reward", "loss that was minimised, mean over the step's updates"),
     "objective/kl": ("nats", "aggregated KL(pi || base model), k3 estimator; 0 where beta = 0"),
@@ -32,6 +37,16 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "time/rollout": ("s", "sampling, this step"),
     "time/reward": ("s", "verifying, this step"),
     "time/train": ("s", "advantages to optimizer, this step"),
+}
+# of steps whose completions another model than the policy wrote (layer_skip), over the tokens of the loss
+OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
+    "off_policy/kl": (
+        "nats",
+        "KL(mu || pi_old) a token, mu the sampling model: mean of r - 1 - log r, r = pi_old/mu",
+    ),
+    "off_policy/effective_sample_size": ("share", "(sum w)^2 / (n sum w^2) of the weights: 1 where all are equal"),
+    "off_policy/weight_max": ("1", "largest weight"),
+    "off_policy/frac_truncated": ("share", "tokens whose ratio truncated or retrace held down"),
 }
 RANK_PREFIX = "adapter/rank/"
 # of an adapter whose ranks move (adapter=l1ra)
@@ -62,7 +77,7 @@ SUPERVISED_METRICS: dict[str, tuple[str, str]] = {
     "supervised/loss": ("nats", "cross-entropy of the batch's solution tokens"),
     "eval/loss": ("nats", "cross-entropy of held-out solution tokens, over warm_start.loss_rows rows"),
 }
-METRICS = TRAIN_METRICS | SUPERVISED_METRICS | ADAPTER_METRICS | EVAL_METRICS
+METRICS = TRAIN_METRICS | OFF_POLICY_METRICS | SUPERVISED_METRICS | ADAPTER_METRICS | EVAL_METRICS
 
 
 def rank_row(step: int, ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""What a step learns from: prompts → rollouts → rewards, and the same again from the middle where it replays."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from rlsparse.batch import Prompt, Rollout
+from rlsparse.config import Config
+from rlsparse.policy import Policy, decode
+from rlsparse.rollout import Engine
+from rlsparse.rollout.layer_skip import without_layers
+from rlsparse.rollout.replay import cut_completions, cut_off, joined
+from rlsparse.task.verifier import Score, Verifier
+from rlsparse.tracking.measure import Clock
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Completions of P prompts, G each, and what they are worth.
+
+    Attributes:
+        prompts: P.
+        rollout: of them.
+        texts: B: whole completions, what a prompt holds of them included.
+        scores: B: the verifier's word.
+        rewards: (P, G).
+        sampled: completion tokens that were generated; more than the rollout holds where replay cut some off.
+    """
+
+    prompts: list[Prompt]
+    rollout: Rollout
+    texts: list[str]
+    scores: list[Score]
+    rewards: Tensor
+    sampled: int
+
+    @property
+    def correct(self) -> Tensor:
+        """(P, G) bool."""
+        return torch.tensor([one.correct for one in self.scores]).view(self.rewards.shape)
+
+    @property
+    def begun(self) -> Tensor:
+        """(B,) long: tokens of each row's completion that its prompt holds."""
+        begun = torch.tensor([prompt.begun for prompt in self.prompts], device=self.rewards.device)
+        return begun.repeat_interleave(self.rollout.group_size)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where experience comes from.
+
+    Attributes:
+        keep_trunk: have rollouts keep what the trunk gave out, where the policy itself writes them.
+    """
+
+    policy: Policy
+    generate: Engine
+    verifier: Verifier
+    config: Config
+    clock: Clock
+    keep_trunk: bool
+
+    def experience(self, prompts: list[Prompt], left_out: list[int], generator: Generator) -> Experience:
+        """A group of completions of each prompt, scored.
+
+        Args:
+            left_out: decoder layers that do not take part in sampling.
+
+        Raises:
+            NonFiniteError: the policy's own log-probabilities are not finite.
+        """
+        longest = self.config.rollout.max_new_tokens
+        limits = torch.tensor([longest - prompt.begun for prompt in prompts], device=self.policy.device)  # (P,)
+        settings = replace(self.config.rollout, max_new_tokens=int(limits.max()))
+        group_size = self.config.train.group_size
+        with self.clock("rollout"), without_layers(self.policy, left_out):
+            # another model's states would be of no use to the policy's training
+            keep_trunk = self.keep_trunk and not left_out
+            rollout = self.generate(self.policy, prompts, settings, group_size, generator, keep_trunk=keep_trunk)
+            rollout.require_finite()
+        sampled = int(rollout.lengths.sum())
+        if int(limits.min()) < int(limits.max()):
+            rollout = cut_off(rollout, limits.repeat_interleave(group_size))
+        with self.clock("reward"):
+            texts = decode(self.policy, rollout, prompts)
+            answers = [prompt.problem.answer for prompt in prompts for _ in range(group_size)]
+            scores = [self.verifier.score(text, answer) for text, answer in zip(texts, answers, strict=True)]
+            rewards = torch.tensor([one.reward(self.config.task.reward) for one in scores], device=self.policy.device)
+        return Experience(prompts, rollout, texts, scores, rewards.view(-1, group_size), sampled)
+
+
+def with_replay(
+    environment: Environment, first: Experience, left_out: list[int], generator: Generator
+) -> tuple[Experience, list[int]]:
+    """The experience and, where ``token_sampler.replay`` asks for it, groups that go on from its completions.
+
+    Returns:
+        all groups, the given ones first; and for each the number of the prompt it belongs to.
+    """
+    own = list(range(len(first.prompts)))
+    replay = environment.config.token_sampler.replay
+    if replay.successes + replay.failures == 0:
+        return first, own
+    prompts, origins = cut_completions(first.prompts, first.rollout, first.correct, replay, generator)
+    if not prompts:
+        return first, own
+    second = environment.experience(prompts, left_out, generator)
+    both = Experience(
+        prompts=first.prompts + second.prompts,
+        rollout=joined(first.rollout, second.rollout),
+        texts=first.texts + second.texts,
+        scores=first.scores + second.scores,
+        rewards=torch.cat([first.rewards, second.rewards]),
+        sampled=first.sampled + second.sampled,
+    )
+    return both, own + origins

@@ -1,0 +1,93 @@
+"""Replay: sampling on from the middle of completions, since deep tokens rarely branch (T-SPMO, Lee & Tong 2025)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+
+from rlsparse.batch import Prompt, Rollout, TrunkStates
+from rlsparse.config import ReplayConfig
+
+
+def cut_completions(
+    prompts: Sequence[Prompt], rollout: Rollout, correct: Tensor, config: ReplayConfig, generator: Generator
+) -> tuple[list[Prompt], list[int]]:
+    """Some right and some wrong completions of each prompt, cut at a random place, as prompts to go on from.
+
+    As many of either as asked for, drawn without replacement, or all there are. A cut leaves at least one token and
+    takes at least one away, each place alike; a completion of one token has none.
+
+    Args:
+        correct: (P, G) bool.
+
+    Returns:
+        the prompts, and for each the number of the one that it goes on with.
+    """
+    lengths = rollout.lengths.view(correct.shape).tolist()
+    ids = rollout.completion_ids.view(*correct.shape, -1).tolist()
+    found, origins = [], []
+    for p, prompt in enumerate(prompts):
+        for kind, count in ((True, config.successes), (False, config.failures)):
+            rows = [g for g, right in enumerate(correct[p].tolist()) if right is kind and lengths[p][g] > 1]
+            for i in torch.randperm(len(rows), generator=generator)[:count].tolist():
+                g = rows[i]
+                kept = 1 + int(torch.randint(lengths[p][g] - 1, (1,), generator=generator))
+                found.append(replace(prompt, ids=(*prompt.ids, *ids[p][g][:kept]), begun=kept))
+                origins.append(p)
+    return found, origins
+
+
+def cut_off(rollout: Rollout, limits: Tensor) -> Rollout:
+    """The rollout as if each completion had ended, at the latest, after so many tokens.
+
+    Args:
+        limits: (B,) long, at least 1.
+    """
+    lengths = torch.minimum(rollout.lengths, limits)  # (B,)
+    T = int(lengths.max())
+    kept = torch.arange(T, device=lengths.device) < lengths[:, None]  # (B, T)
+    return replace(
+        rollout,
+        completion_ids=rollout.completion_ids[:, :T],
+        lengths=lengths,
+        ended=rollout.ended & (rollout.lengths <= limits),
+        log_probs=rollout.log_probs[:, :T] * kept,
+        entropy=rollout.entropy[:, :T] * kept,
+        trunk=rollout.trunk and TrunkStates(rollout.trunk.prompt, rollout.trunk.completion[:, :T]),
+    )
+
+
+def joined(first: Rollout, second: Rollout) -> Rollout:
+    """Both rollouts' groups in one, padded to the longer; what is padding stays padding."""
+    trunk = None
+    if first.trunk is not None and second.trunk is not None:
+        trunk = TrunkStates(
+            _left(first.trunk.prompt, second.trunk.prompt), _right(first.trunk.completion, second.trunk.completion)
+        )
+    return Rollout(
+        prompt_ids=_left(first.prompt_ids, second.prompt_ids),
+        prompt_lengths=torch.cat([first.prompt_lengths, second.prompt_lengths]),
+        completion_ids=_right(first.completion_ids, second.completion_ids),
+        lengths=torch.cat([first.lengths, second.lengths]),
+        ended=torch.cat([first.ended, second.ended]),
+        log_probs=_right(first.log_probs, second.log_probs),
+        entropy=_right(first.entropy, second.entropy),
+        trunk=trunk,
+    )
+
+
+def _right(first: Tensor, second: Tensor) -> Tensor:
+    """(n, L, …) and (m, L', …) → (n + m, max(L, L'), …), zeros on the right."""
+    longest = max(first.shape[1], second.shape[1])
+    return torch.cat([_widened(x, (0, longest - x.shape[1])) for x in (first, second)])
+
+
+def _left(first: Tensor, second: Tensor) -> Tensor:
+    longest = max(first.shape[1], second.shape[1])
+    return torch.cat([_widened(x, (longest - x.shape[1], 0)) for x in (first, second)])
+
+
+def _widened(x: Tensor, by: tuple[int, int]) -> Tensor:
+    return pad(x, (*(0, 0) * (x.ndim - 2), *by))

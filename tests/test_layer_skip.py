@@ -1,0 +1,189 @@
+"""Rollouts from a part of the model: what is left out, what it costs, and that training and evaluation see the whole."""
+
+import copy
+
+import pytest
+import torch
+
+from rlsparse.batch import Problem, ScoredBatch
+from rlsparse.config import ConfigError
+from rlsparse.policy import encode_prompt, token_log_probs
+from rlsparse.preflight import preflight
+from rlsparse.rollout import ENGINES
+from rlsparse.rollout.cache import GroupCache
+from rlsparse.rollout.layer_skip import choose_layers, count_skipped, without_layers
+from rlsparse.run import run
+from rlsparse.streams import stream
+from rlsparse.update import update
+from tests.conftest import composed
+from tests.test_objective import assert_same
+from tests.test_packed import FAMILIES, family, with_adapter
+from tests.test_run import SHORT, folder_of, rows, without_times
+
+MIDDLE = ("layer_skip.choice=fixed", "layer_skip.layers=[1]")  # of the embedded model's three
+
+
+def skip(*overrides):
+    return composed(*overrides).layer_skip
+
+
+def test_the_share_of_layers_is_rounded_and_the_first_and_the_last_stay():
+    assert [count_skipped(skip(f"layer_skip=r{n}"), 30) for n in ("05", "10", "15", "25")] == [2, 3, 4, 8]
+    assert count_skipped(skip("layer_skip=off"), 30) == 0
+    generator = stream(0, "layer_skip")
+    quarter = skip("layer_skip=r25")
+    drawn = [choose_layers(quarter, 12, generator) for _ in range(300)]
+    assert all(len(set(layers)) == 3 and layers == sorted(layers) for layers in drawn)
+    assert {layer for layers in drawn for layer in layers} == set(range(1, 11))  # each inner one, never 0 or 11
+    assert choose_layers(skip("layer_skip=r25", "layer_skip.choice=last"), 12, generator) == [8, 9, 10]
+    assert choose_layers(skip("layer_skip.choice=fixed", "layer_skip.layers=[7,2]"), 12, generator) == [2, 7]
+
+
+def test_off_draws_nothing():
+    generator = stream(0, "layer_skip")
+    before = generator.get_state()
+    assert choose_layers(skip(), 12, generator) == []
+    assert torch.equal(generator.get_state(), before)
+
+
+def shallower(policy, layers):
+    """An independent model that never had these layers."""
+    copied = copy.deepcopy(policy)
+    decoder = copied.model.get_decoder()
+    decoder.layers = torch.nn.ModuleList(layer for i, layer in enumerate(decoder.layers) if i not in layers)
+    for i, layer in enumerate(decoder.layers):
+        layer.self_attn.layer_idx = i
+    copied.model.config.num_hidden_layers = len(decoder.layers)
+    return copied
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("name", ["tiny", *FAMILIES])
+def test_the_rollout_is_that_of_the_remaining_layers(tiny, name, engine):
+    """Tokens and log-probs equal those of a model without the layers; the log-probs also a plain forward of it."""
+    policy = tiny if name == "tiny" else family(tiny, name, num_hidden_layers=6)
+    left_out = [1] if name == "tiny" else [1, 3, 4]
+    prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
+    config = composed("rollout.max_new_tokens=8").rollout
+    with without_layers(policy, left_out):
+        rollout = ENGINES[engine](policy, prompts, config, 3, stream(0, "r"))
+    reference = shallower(policy, left_out)
+    expected = ENGINES["plain"](reference, prompts, config, 3, stream(0, "r"))
+    assert torch.equal(rollout.completion_ids, expected.completion_ids)
+    with torch.no_grad():
+        plain = token_log_probs(reference, rollout, torch.arange(6), rollout.mask, 1.0)
+        whole = token_log_probs(policy, rollout, torch.arange(6), rollout.mask, 1.0)
+    assert float((rollout.log_probs - plain).abs().max()) < 1e-5
+    assert float((rollout.log_probs - whole).abs().max()) > 1e-3  # and the whole model says something else
+
+
+def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
+    policy = family(tiny, "Llama", num_hidden_layers=6)
+    calls = dict.fromkeys(range(6), 0)
+    for i, layer in enumerate(policy.model.get_decoder().layers):
+        layer.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+    caches = []
+    original = GroupCache.__init__
+    monkeypatch.setattr(GroupCache, "__init__", lambda self, *a: (original(self, *a), caches.append(self))[0])
+    prompts = [encode_prompt(policy, Problem("57*4=", "", ""), "57*4=")]
+    with without_layers(policy, [2, 3]):
+        ENGINES["fast"](policy, prompts, composed("rollout.max_new_tokens=4").rollout, 2, stream(0, "r"))
+    assert [calls[i] > 0 for i in range(6)] == [True, True, False, False, True, True]
+    assert set(caches[0]._layers) == {0, 1, 4, 5}
+    ENGINES["fast"](policy, prompts, composed("rollout.max_new_tokens=4").rollout, 2, stream(0, "r"))
+    assert all(calls.values())  # the model is whole again
+
+
+def scored(policy, config, left_out):
+    """A batch that the remaining layers wrote, with random advantages."""
+    prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
+    with without_layers(policy, left_out):
+        rollout = ENGINES["fast"](policy, prompts, config.rollout, 3, stream(0, "r"))
+    mask = rollout.mask.float()
+    advantages = torch.randn(rollout.mask.shape, generator=stream(0, "a")) * mask
+    return ScoredBatch(rollout, advantages, mask / mask.sum(), on_policy=not left_out)
+
+
+@pytest.mark.parametrize(
+    "off_policy",
+    [
+        ["off_policy=none"],
+        ["off_policy=importance"],
+        ["off_policy=importance", "off_policy.level=sequence"],
+        ["off_policy=truncated", "off_policy.cap=1.1"],
+        ["off_policy=retrace", "off_policy.trace=0.7"],
+    ],
+    ids=lambda o: " ".join(o),
+)
+@pytest.mark.parametrize("microbatch", [6, 1])
+def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch):
+    """Against the loss written out: -sum of scale x weight x A x log pi, weights from the whole model and mu."""
+    setting = ["clipping=off", "train.max_grad_norm=0", "rollout.max_new_tokens=10", f"train.microbatch={microbatch}"]
+    config = composed(*setting, *off_policy)
+    adapter = with_adapter(tiny)
+    batch = scored(tiny, config, [1])
+    optimizer = adapter.optimizer(0.0, 0.0)
+    metrics = update(tiny, token_log_probs, optimizer, batch, config)
+    got = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+
+    tiny.model.zero_grad()
+    mask = batch.rollout.mask
+    log_probs = token_log_probs(tiny, batch.rollout, torch.arange(6), mask, 1.0)
+    ratio = torch.where(mask, (log_probs.detach() - batch.rollout.log_probs).exp(), torch.ones(()))
+    weight = {
+        "off_policy=none": torch.ones_like(ratio),
+        "off_policy=importance": ratio.prod(dim=1, keepdim=True) if len(off_policy) > 1 else ratio,
+        "off_policy=truncated": ratio.clamp(max=1.1),
+        "off_policy=retrace": 0.7 * ratio.clamp(max=1.0),
+    }[off_policy[0]]
+    (-batch.scales * weight * batch.advantages * log_probs).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+    assert_same(got, expected)
+    assert metrics.mismatch.tokens == int(mask.sum())
+    assert metrics.mismatch.kl > 0
+
+
+@pytest.mark.parametrize("off_policy", ["none", "importance", "truncated", "retrace"])
+def test_with_no_layer_skipped_all_corrections_are_the_on_policy_run(off_policy, tmp_path):
+    plain, corrected = (
+        composed(*SHORT, "train.updates_per_rollout=2", f"off_policy={name}", f"runs_dir={tmp_path / name}")
+        for name in ("none", off_policy)
+    )
+    assert run(plain)["status"] == run(corrected)["status"] == "finished"
+    assert [without_times(r) for r in rows(folder_of(plain))] == [without_times(r) for r in rows(folder_of(corrected))]
+
+
+def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
+    skipping = composed(
+        *SHORT, *MIDDLE, "off_policy=truncated", f"runs_dir={tmp_path}", "advantage=raw_reward", "task.reward.wrong=-1"
+    )
+    whole = composed(*SHORT, f"runs_dir={tmp_path}")
+    summary, other = run(skipping), run(whole)
+    assert summary["base"] == other["base"]
+    for row in rows(folder_of(skipping)):
+        if row["kind"] == "train":
+            assert row["rollout/layers_skipped"] == 1
+            assert row["off_policy/kl"] > 0
+            assert 0 < row["off_policy/effective_sample_size"] <= 1
+            assert 0 < row["off_policy/weight_max"] <= 2
+    assert all("off_policy/kl" not in row for row in rows(folder_of(whole)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["layer_skip=r05"], r"layer_skip.ratio=0.05: skips nothing, since this model has 3 decoder layers"),
+        (["layer_skip.ratio=0.7"], r"layer_skip.ratio=0.7: would skip 2 layers, but this model has 3"),
+        (["layer_skip.ratio=1"], r"layer_skip.ratio=1.0: must be in \[0, 1\)"),
+        (["layer_skip.choice=fixed", "layer_skip.layers=[2]"], r"layer_skip.layers=\[2\]: .* some of 1 to 1"),
+        (["layer_skip.choice=fixed", "layer_skip.layers=[1,1]"], "each once"),
+        (["layer_skip.choice=fixed"], "layer_skip.choice=fixed needs a list"),
+        (["layer_skip.layers=[1]"], "only layer_skip.choice=fixed takes a list"),
+        (["off_policy=truncated", "off_policy.cap=0.5"], "off_policy.cap=0.5: must be at least 1"),
+        (["off_policy=importance", "off_policy.level=word"], "off_policy.level=word: choose one of token, sequence"),
+        (["off_policy=importance", "algorithm=tspmo"], "off_policy=importance: T-SPMO's term"),
+    ],
+)
+def test_bad_input_is_refused_before_loading(overrides, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        preflight([composed(f"runs_dir={tmp_path}", *overrides)])
