@@ -12,7 +12,6 @@ from rlsparse.config import (
     LayerSkipConfig,
     LoraConfig,
     StochasticConfig,
-    TruncatedConfig,
 )
 from rlsparse.values import value_problems
 from rlsparse.warm_start_config import WarmStartConfig
@@ -106,7 +105,7 @@ def _adapter_problems(config: AdapterConfig) -> Iterator[str]:
 
 
 def _is_list_of(kind: type, value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+    return isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
 
 
 def _off_policy_problems(config: Config) -> Iterator[str]:
@@ -115,8 +114,8 @@ def _off_policy_problems(config: Config) -> Iterator[str]:
         yield f"layer_skip.layers={skip.layers}: layer_skip.choice=fixed needs a list of layer numbers such as [2,5]"
     if skip.choice != "fixed" and skip.layers is not None:
         yield f"layer_skip.layers={skip.layers}: only layer_skip.choice=fixed takes a list"
-    if isinstance(off_policy, TruncatedConfig) and off_policy.cap < 1:
-        yield f"off_policy.cap={off_policy.cap}: must be at least 1: below, tokens with ratio 1 would be held down too"
+    if skip.choice == "last" and skip.ratio == 0:
+        yield "layer_skip.choice=last: skips nothing with layer_skip.ratio=0; give a share such as layer_skip.ratio=0.1"
     if off_policy.name != "none" and config.token_sampler.name == "prefix_tree":
         yield (
             f"off_policy={off_policy.name}: T-SPMO's term of a transition is not a sample whose weight could be "

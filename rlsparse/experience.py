@@ -1,6 +1,6 @@
 """What a step learns from: prompts → rollouts → rewards, and the same again from the middle where it replays."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -10,7 +10,7 @@ from rlsparse.config import Config
 from rlsparse.policy import Policy, decode
 from rlsparse.rollout import Engine
 from rlsparse.rollout.layer_skip import without_layers
-from rlsparse.rollout.replay import cut_completions, cut_off, joined
+from rlsparse.rollout.replay import cut_completions, joined
 from rlsparse.task.verifier import Score, Verifier
 from rlsparse.tracking.measure import Clock
 
@@ -25,7 +25,6 @@ class Experience:
         texts: B: whole completions, what a prompt holds of them included.
         scores: B: the verifier's word.
         rewards: (P, G).
-        sampled: completion tokens that were generated; more than the rollout holds where replay cut some off.
     """
 
     prompts: list[Prompt]
@@ -33,7 +32,11 @@ class Experience:
     texts: list[str]
     scores: list[Score]
     rewards: Tensor
-    sampled: int
+
+    @property
+    def sampled(self) -> int:
+        """Completion tokens that were generated."""
+        return int(self.rollout.lengths.sum())
 
     @property
     def correct(self) -> Tensor:
@@ -71,24 +74,18 @@ class Environment:
         Raises:
             NonFiniteError: the policy's own log-probabilities are not finite.
         """
-        longest = self.config.rollout.max_new_tokens
-        limits = torch.tensor([longest - prompt.begun for prompt in prompts], device=self.policy.device)  # (P,)
-        settings = replace(self.config.rollout, max_new_tokens=int(limits.max()))
-        group_size = self.config.train.group_size
+        group_size, settings = self.config.train.group_size, self.config.rollout
         with self.clock("rollout"), without_layers(self.policy, left_out):
             # another model's states would be of no use to the policy's training
             keep_trunk = self.keep_trunk and not left_out
             rollout = self.generate(self.policy, prompts, settings, group_size, generator, keep_trunk=keep_trunk)
             rollout.require_finite()
-        sampled = int(rollout.lengths.sum())
-        if int(limits.min()) < int(limits.max()):
-            rollout = cut_off(rollout, limits.repeat_interleave(group_size))
         with self.clock("reward"):
             texts = decode(self.policy, rollout, prompts)
             answers = [prompt.problem.answer for prompt in prompts for _ in range(group_size)]
             scores = [self.verifier.score(text, answer) for text, answer in zip(texts, answers, strict=True)]
             rewards = torch.tensor([one.reward(self.config.task.reward) for one in scores], device=self.policy.device)
-        return Experience(prompts, rollout, texts, scores, rewards.view(-1, group_size), sampled)
+        return Experience(prompts, rollout, texts, scores, rewards.view(-1, group_size))
 
 
 def with_replay(
@@ -113,6 +110,5 @@ def with_replay(
         texts=first.texts + second.texts,
         scores=first.scores + second.scores,
         rewards=torch.cat([first.rewards, second.rewards]),
-        sampled=first.sampled + second.sampled,
     )
     return both, own + origins

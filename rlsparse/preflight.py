@@ -79,6 +79,13 @@ def _check_layer_skip(skeleton: Any, config: LayerSkipConfig) -> None:
         return
     if not hasattr(skeleton.get_decoder(), "layers"):
         raise ConfigError("layer_skip: this model's decoder has no list of layers to skip from; take layer_skip=off")
+    text = skeleton.config.get_text_config()
+    kinds = sorted(set(getattr(text, "layer_types", None) or []))
+    if len(kinds) > 1 or bool(getattr(text, "num_kv_shared_layers", None)):
+        raise ConfigError(
+            f"layer_skip: this model's layers are not alike ({', '.join(kinds) or 'some share keys and values'}), and "
+            "transformers tells them apart by their place, which skipping changes; take layer_skip=off"
+        )
     count_skipped(config, len(skeleton.get_decoder().layers))
 
 

@@ -38,16 +38,15 @@ def of_rollout(first: Experience, seen: Experience, clock: Clock) -> dict[str, f
         first: the step's prompts. seen: with the groups that replay added, which only count towards the cost.
     """
     scores, rewards, rollout = first.scores, first.rewards, first.rollout
-    generated = int(rollout.lengths.sum())
     return {
         "task/reward_mean": float(rewards.mean()),
         "task/reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
         "task/accuracy": sum(one.correct for one in scores) / len(scores),
         "task/frac_answered": sum(one.answered for one in scores) / len(scores),
         "task/verifier_timeouts": sum(one.timed_out for one in seen.scores),
-        "rollout/length_mean": generated / len(scores),
+        "rollout/length_mean": first.sampled / len(scores),
         "rollout/frac_truncated": 1 - float(rollout.ended.float().mean()),
-        "rollout/entropy": float(rollout.entropy.sum()) / generated,
+        "rollout/entropy": float(rollout.entropy.sum()) / first.sampled,
         "rollout/frac_degenerate_groups": float(degenerate_groups(rewards).float().mean()),
         "rollout/tokens_per_second": seen.sampled / clock.last["rollout"],
         "rollout/replayed_groups": len(seen.prompts) - len(first.prompts),
@@ -61,13 +60,12 @@ def of_update(
 ) -> dict[str, float]:
     """What was learned from, and what the optimizer did with it."""
     lengths = seen.rollout.lengths  # (B,)
-    held = int(lengths.sum())
     chosen = selection.weights != 0  # (B, T)
     in_forward = (batch.scales != 0).any(dim=1)  # (B,)
     metrics = {
-        "advantage/abs_mean": float(batch.advantages.abs().sum()) / held,
-        "tokens/frac_updated": int(chosen.sum()) / held,
-        "tokens/frac_forward": int(lengths[in_forward].sum()) / held,
+        "advantage/abs_mean": float(batch.advantages.abs().sum()) / seen.sampled,
+        "tokens/frac_updated": int(chosen.sum()) / seen.sampled,
+        "tokens/frac_forward": int(lengths[in_forward].sum()) / seen.sampled,
         "objective/loss": updated.loss,
         "objective/kl": updated.kl,
         "objective/frac_clipped": updated.frac_clipped,

@@ -40,6 +40,7 @@ def results(history: list[dict[str, Any]]) -> Summary:
             sampler, and their ratio frac_updated; depth_mean, where they stand, mean of the steps that chose any.
         off_policy: means of the steps' measures of how far the sampling model is from the policy (of weight_max the
             largest), by metric name without prefix; empty where the policy itself sampled.
+        layers_skipped: mean of the steps.
         steps: training steps done; steps_without_update: those in which no token had anything to teach.
     """
     evaluations = [row for row in history if row["kind"] == "eval"]
@@ -59,6 +60,7 @@ def results(history: list[dict[str, Any]]) -> Summary:
             "depth_mean": _mean("tokens/depth_mean", steps),
         },
         "off_policy": _off_policy(steps),
+        "layers_skipped": _mean("rollout/layers_skipped", steps),
         "steps": len(steps),
         "steps_without_update": sum(row["train/updates"] == 0 for row in steps),
     }

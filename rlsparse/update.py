@@ -71,8 +71,9 @@ def update(
     if not pieces:
         return UpdateMetrics()
     reference = _reference_log_probs(policy, log_probs_of, batch, pieces, config)
+    whole = _completion_ratios(policy, log_probs_of, batch, pieces, config)
     old: list[Tensor] = []  # log-probs of the first pass: π_old, on the same code path as π
-    scales: list[Tensor] = []  # corrected for who sampled the tokens
+    scales: list[Tensor] = []  # corrected for who sampled the tokens; such a weight may underflow to 0
     mismatch = Mismatch()
     loss = kl = clipped = grad_norm = 0.0
     tokens = 0
@@ -82,7 +83,7 @@ def update(
             log_probs = log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
             if len(old) == i:
                 old.append(log_probs.detach())
-                scales.append(_corrected(policy, log_probs_of, batch, piece, old[i], config, mismatch))
+                scales.append(_corrected(batch, piece, old[i], whole[i], config, mismatch))
             part = token_loss(
                 log_probs,
                 old[i],
@@ -102,35 +103,49 @@ def update(
         grad_norm += norm
         optimizer.step()
     n = config.train.updates_per_rollout
-    return UpdateMetrics(n, loss / n, kl / n, clipped / tokens, grad_norm / n, mismatch)
+    return UpdateMetrics(n, loss / n, kl / n, clipped / max(1, tokens), grad_norm / n, mismatch)
+
+
+def _completion_ratios(
+    policy: Policy, log_probs_of: LogProbs, batch: ScoredBatch, pieces: list[Microbatch], config: Config
+) -> list[Tensor | None]:
+    """π_old/μ of the pieces' whole completions, (b, 1) each, where a weight depends on them; else None.
+
+    A completion may be longer than the tokens of it that the loss looks at, so the rows are cut anew.
+    """
+    if batch.on_policy or not needs_whole_rows(config.off_policy):
+        return [None] * len(pieces)
+    rollout, found = batch.rollout, list[Tensor | None]()
+    most = max(1, config.train.max_tokens_per_microbatch // rollout.completion_ids.shape[1])  # rows
+    with torch.no_grad():
+        for piece in pieces:
+            ratios = []
+            for rows in piece.rows.split(most):
+                mask = rollout.mask[rows]  # (b, T)
+                old = log_probs_of(policy, rollout, rows, mask, config.rollout.temperature)
+                ratios.append(correction_ratio(old, rollout.log_probs[rows], mask, config.off_policy)[:, :1])
+            found.append(torch.cat(ratios))
+    return found
 
 
 def _corrected(
-    policy: Policy,
-    log_probs_of: LogProbs,
-    batch: ScoredBatch,
-    piece: Microbatch,
-    old: Tensor,
-    config: Config,
-    mismatch: Mismatch,
+    batch: ScoredBatch, piece: Microbatch, old: Tensor, whole: Tensor | None, config: Config, mismatch: Mismatch
 ) -> Tensor:
-    """The piece's scales (b, T) times the off-policy weights of its tokens; how far off they were, to ``mismatch``."""
-    T = piece.needed.shape[1]
-    scales = batch.scales[piece.rows, :T]
+    """The piece's scales (b, T) times the off-policy weights of its tokens; how far off they were, to ``mismatch``.
+
+    Args:
+        old: (b, T) log π_old.
+        whole: (b, 1) ratios of whole completions, where they make the weights.
+    """
+    chosen = piece.needed  # (b, T)
+    scales = batch.scales[piece.rows, : chosen.shape[1]]
     if batch.on_policy:
         return scales
-    behaviour = batch.rollout.log_probs[piece.rows]  # (b, longest)
-    if needs_whole_rows(config.off_policy):
-        mask = batch.rollout.mask[piece.rows]
-        with torch.no_grad():
-            whole = log_probs_of(policy, batch.rollout, piece.rows, mask, config.rollout.temperature)
-        ratio = correction_ratio(whole, behaviour, mask, config.off_policy)[:, :T]
-    else:
-        ratio = correction_ratio(old, behaviour[:, :T], piece.needed, config.off_policy)
+    behaviour = batch.rollout.log_probs[piece.rows, : chosen.shape[1]]
+    ratio = correction_ratio(old, behaviour, chosen, config.off_policy) if whole is None else whole.expand_as(old)
     weights = OFF_POLICY[config.off_policy.name](ratio, config.off_policy)  # (b, T)
-    chosen = piece.needed
-    mismatch.add((old - behaviour[:, :T])[chosen], ratio[chosen], weights[chosen], config.off_policy)
-    return scales * weights
+    mismatch.add((old - behaviour)[chosen], ratio[chosen], weights[chosen], config.off_policy)
+    return torch.where(chosen, scales * weights, 0.0)
 
 
 def _share_of_peak(step: int, config: TrainConfig) -> float:

@@ -98,6 +98,7 @@ AT_LEAST_ONE = (
     "task.train_rows",
     "task.test_rows",
     "token_sampler.budget",
+    "off_policy.cap",
     "adapter.budget",
     "adapter.min_rank",
     "warm_start.epochs",

@@ -1,19 +1,27 @@
 """Rollouts from a part of the model: what is left out, what it costs, and that training and evaluation see the whole."""
 
 import copy
+import dataclasses
+import json
+import math
+import shutil
 
 import pytest
 import torch
 
 from rlsparse.batch import Problem, ScoredBatch
 from rlsparse.config import ConfigError
-from rlsparse.policy import encode_prompt, token_log_probs
+from rlsparse.policy import EMBEDDED, encode_prompt, token_log_probs
 from rlsparse.preflight import preflight
+from rlsparse.results.collect import collect
+from rlsparse.results.figures import speed_figure
+from rlsparse.results.tables import markdown
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.cache import GroupCache
 from rlsparse.rollout.layer_skip import choose_layers, count_skipped, without_layers
 from rlsparse.run import run
 from rlsparse.streams import stream
+from rlsparse.sweep import idle_off_policy
 from rlsparse.update import update
 from tests.conftest import composed
 from tests.test_objective import assert_same
@@ -28,6 +36,7 @@ def skip(*overrides):
 
 
 def test_the_share_of_layers_is_rounded_and_the_first_and_the_last_stay():
+    assert choose_layers(skip("layer_skip=off"), 1, stream(0, "layer_skip")) == []  # a model of one layer trains
     assert [count_skipped(skip(f"layer_skip=r{n}"), 30) for n in ("05", "10", "15", "25")] == [2, 3, 4, 8]
     assert count_skipped(skip("layer_skip=off"), 30) == 0
     generator = stream(0, "layer_skip")
@@ -116,10 +125,11 @@ def scored(policy, config, left_out):
     ids=lambda o: " ".join(o),
 )
 @pytest.mark.parametrize("microbatch", [6, 1])
-def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch):
+@pytest.mark.parametrize("tokens", [1024, 12])  # 12: whole completions go through in pieces
+def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch, tokens):
     """Against the loss written out: -sum of scale x weight x A x log pi, weights from the whole model and mu."""
     setting = ["clipping=off", "train.max_grad_norm=0", "rollout.max_new_tokens=10", f"train.microbatch={microbatch}"]
-    config = composed(*setting, *off_policy)
+    config = composed(*setting, f"train.max_tokens_per_microbatch={tokens}", *off_policy)
     adapter = with_adapter(tiny)
     batch = scored(tiny, config, [1])
     optimizer = adapter.optimizer(0.0, 0.0)
@@ -180,6 +190,8 @@ def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
         (["layer_skip.choice=fixed"], "layer_skip.choice=fixed needs a list"),
         (["layer_skip.layers=[1]"], "only layer_skip.choice=fixed takes a list"),
         (["off_policy=truncated", "off_policy.cap=0.5"], "off_policy.cap=0.5: must be at least 1"),
+        (["off_policy=truncated", "off_policy.cap=nan"], "off_policy.cap=nan: must be a finite number"),
+        (["layer_skip.choice=last"], "layer_skip.choice=last: skips nothing with layer_skip.ratio=0"),
         (["off_policy=importance", "off_policy.level=word"], "off_policy.level=word: choose one of token, sequence"),
         (["off_policy=importance", "algorithm=tspmo"], "off_policy=importance: T-SPMO's term"),
     ],
@@ -187,3 +199,55 @@ def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
 def test_bad_input_is_refused_before_loading(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         preflight([composed(f"runs_dir={tmp_path}", *overrides)])
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("shift", [60.0, -60.0])
+def test_weights_beyond_float32_end_no_run(tiny, level, shift):
+    """A ratio that underflows takes its tokens out of the loss; one that overflows is reported as a broken loss."""
+    config = composed("clipping=off", "rollout.max_new_tokens=10", "off_policy=truncated", f"off_policy.level={level}")
+    adapter = with_adapter(tiny)
+    batch = scored(tiny, config, [1])
+    shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs + shift * batch.rollout.mask)
+    batch = dataclasses.replace(batch, rollout=shifted)
+    metrics = update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), batch, config)
+    assert math.isfinite(metrics.loss)
+    assert metrics.mismatch.largest == pytest.approx(2.0 if shift < 0 else 0.0, abs=1e-6)
+
+
+def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path):
+    """transformers picks a layer's mask by its place in the list, so the ones after a gap would get another's."""
+    folder = shutil.copytree(EMBEDDED["tiny"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    mixed = ["full_attention", "sliding_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps({**config, "layer_types": mixed, "use_sliding_window": True}))
+    overrides = [f"model.path={folder}", f"runs_dir={tmp_path}"]
+    preflight([composed(*overrides)])
+    with pytest.raises(ConfigError, match=r"layers are not alike \(full_attention, sliding_attention\)"):
+        preflight([composed(*overrides, "layer_skip=r25")])
+
+
+def test_a_correction_with_nothing_to_correct_is_warned_of():
+    (line,) = idle_off_policy([composed("off_policy=retrace"), composed("off_policy=importance", "layer_skip=r25")])
+    assert "off_policy=retrace corrects nothing where layer_skip=off" in line
+    assert not idle_off_policy([composed(), composed("off_policy=importance", *MIDDLE)])
+
+
+def test_what_a_run_says_of_its_rollouts(tmp_path):
+    config = composed(*SHORT, *MIDDLE, f"runs_dir={tmp_path}", "advantage=raw_reward", "task.reward.wrong=-1")
+    summary = run(config)
+    logged = [row for row in rows(folder_of(config)) if row["kind"] == "train"]
+    assert summary["layers_skipped"] == 1
+    for name in ("kl", "effective_sample_size", "frac_truncated"):
+        assert summary["off_policy"][name] == pytest.approx(sum(row[f"off_policy/{name}"] for row in logged) / 3)
+    assert summary["off_policy"]["weight_max"] == 1  # off_policy=none
+    run(composed(*SHORT, f"runs_dir={tmp_path}"))
+    found = collect(tmp_path / "default").runs
+    table = markdown(found, [])
+    assert "off-policy KL, nats" in table
+    assert "tokens replayed" not in table  # nothing was
+    for file in ("a.svg", "b.svg"):
+        speed_figure(found, tmp_path / file)
+    figure = (tmp_path / "a.svg").read_text()
+    assert figure == (tmp_path / "b.svg").read_text()
+    assert "rollout, tokens/s" in figure

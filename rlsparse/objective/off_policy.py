@@ -1,6 +1,7 @@
 """Weights for tokens that another model wrote: μ sampled the completions, π_old is the policy before the update.
 
 Every correction is ``f(ratio (b, T), config) -> weights (b, T)`` with ratio = π_old/μ. The weights carry no gradient.
+They multiply all that a token adds to the loss, its KL penalty too (ours): an expectation under π_old takes that.
 Heuillet et al. 2025 (2508.10123); truncation as in IMPALA (1802.01561), the trace as in Retrace (1606.02647).
 """
 
@@ -68,7 +69,9 @@ class Mismatch:
 
     Attributes:
         tokens: their number.
-        kl: Σ of π_old/μ − 1 − log(π_old/μ), each an unbiased estimate of KL(μ‖π_old) that is never negative.
+        kl: Σ of π_old/μ − 1 − log(π_old/μ), never negative and, on a token that μ drew, an unbiased estimate of
+            KL(μ‖π_old) there. Only tokens of the loss are seen, so a choice by outcome (groups of unequal rewards, a
+            tree's branch points) shows in it.
         weight, square, largest: Σ w, Σ w² and the largest w.
         cut: tokens whose ratio the correction held down.
     """

@@ -27,6 +27,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "tokens_generated": ("tokens", "generated"),
     "tokens_replayed": ("tokens", "replayed"),
     "depth_mean": ("tokens", "depth_mean"),
+    "layers_skipped": ("layers_skipped",),
     "off_policy_kl": ("off_policy", "kl"),
     "effective_sample_size": ("off_policy", "effective_sample_size"),
     "weight_max": ("off_policy", "weight_max"),

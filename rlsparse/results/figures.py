@@ -58,7 +58,6 @@ def _lines(panel: Any, history: pd.DataFrame, modules: list[str]) -> None:
     panel.set_ylabel("mean rank")
 
 
-SKIP = "layer_skip"
 MARKERS = "osD^vPX*"
 
 
@@ -66,28 +65,27 @@ def speed_figure(runs: pd.DataFrame, file: Path) -> None:
     """What skipping layers buys and costs: rollout tokens/s against final sampled accuracy, a point a method.
 
     Means over seeds; the bars reach from the worst to the best seed. Colour and marker tell what else differs, the
-    label beside a point its ``layer_skip``.
+    number beside a point how many layers were skipped.
 
     Args:
         runs: the tidy table of ``results.collect``.
     """
-    parts = runs["method"].str.split(" ")
-    skip = parts.map(lambda words: next((w.split("=")[1] for w in words if w.split("=")[0] == SKIP), "off"))
-    rest = parts.map(lambda words: " ".join(w for w in words if w.split("=")[0] != SKIP))
+    words = runs["method"].str.split(" ")
+    rest = words.map(lambda names: " ".join(name for name in names if not name.startswith("layer_skip")))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
         panel = figure.subplots()
         for i, name in enumerate(sorted(set(rest), key=natural)):
-            of_name = runs[rest == name].assign(skip=skip)
-            points = of_name.groupby("skip")[["tokens_per_second", "final_sampled"]].agg(["mean", "min", "max"])
-            speed, accuracy = points["tokens_per_second"], 100 * points["final_sampled"]
+            by_method = runs[rest == name].groupby("method")
+            speed, skipped = by_method["tokens_per_second"].mean(), by_method["layers_skipped"].mean()
+            accuracy = 100 * by_method["final_sampled"].agg(["mean", "min", "max"])
             spread = [accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]]
             marker = MARKERS[i % len(MARKERS)]
-            panel.errorbar(speed["mean"], accuracy["mean"], yerr=spread, fmt=marker, capsize=2, lw=0.8, label=name)
-            for ratio in points.index:
-                at = (speed["mean"][ratio], accuracy["mean"][ratio])
-                panel.annotate(str(ratio), at, (4, 4), textcoords="offset points", fontsize=7)
+            panel.errorbar(speed, accuracy["mean"], yerr=spread, fmt=marker, capsize=2, lw=0.8, label=name)
+            for method in speed.index:
+                at = (speed[method], accuracy["mean"][method])
+                panel.annotate(f"{skipped[method]:g}", at, (4, 4), textcoords="offset points", fontsize=7)
         panel.set_xlabel("rollout, tokens/s")
         panel.set_ylabel("final accuracy, sampled, %")
-        panel.legend(fontsize=7, frameon=False)
+        panel.legend(fontsize=7, frameon=False, title="numbers: layers skipped", title_fontsize=7)
         figure.savefig(file, metadata={"Date": None})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Prompt, Rollout, TrunkStates
+from rlsparse.config import RolloutConfig
 from rlsparse.policy import Policy
 
 
@@ -57,3 +58,9 @@ def left_pad(prompts: Sequence[Prompt], policy: Policy) -> tuple[Tensor, Tensor]
     lengths = [len(prompt.ids) for prompt in prompts]
     rows = [[policy.pad_id] * (max(lengths) - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]
     return torch.tensor(rows, device=policy.device), torch.tensor(lengths, device=policy.device)
+
+
+def completion_limits(prompts: Sequence[Prompt], config: RolloutConfig, group_size: int, policy: Policy) -> Tensor:
+    """(B,) most tokens to sample for each completion, at least 1."""
+    limits = torch.tensor([config.max_new_tokens - prompt.begun for prompt in prompts], device=policy.device)
+    return limits.repeat_interleave(group_size)

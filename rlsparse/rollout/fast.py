@@ -12,7 +12,7 @@ from rlsparse.batch import Prompt, Rollout, TrunkStates
 from rlsparse.config import FastRolloutConfig
 from rlsparse.policy import Policy, positions
 from rlsparse.rollout.cache import ATTENTION, GroupCache
-from rlsparse.rollout.columns import Columns, left_pad
+from rlsparse.rollout.columns import Columns, completion_limits, left_pad
 from rlsparse.rollout.prepacked import prepacked
 from rlsparse.rollout.sampling import sample
 from rlsparse.trunk import Capture, captured
@@ -30,7 +30,8 @@ def generate(
 ) -> Rollout:
     """Sample ``group_size`` completions of each prompt, ``rollout.max_rows`` rows at a time.
 
-    A row's random numbers depend neither on the other rows nor on the split.
+    A row's random numbers depend neither on the other rows nor on the split. What a prompt holds of a completion counts
+    towards its ``max_new_tokens``.
 
     Args:
         generator: CPU stream of the uniform numbers; not drawn from when greedy.
@@ -42,6 +43,7 @@ def generate(
     uniform = torch.zeros(B, T) if greedy else torch.rand(B, T, generator=generator)
     uniform = uniform.to(policy.device)
     out = Columns.empty(B, T, policy)
+    limits = completion_limits(prompts, config, group_size, policy)  # (B,)
     trunk: _Trunk | None = None
     with ExitStack() as changed:
         if config.merge_adapter:
@@ -53,7 +55,7 @@ def generate(
             capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
             trunk = _Trunk.empty(policy, prompt_ids, B, T, capture)
         for part, rows in _parts(len(prompts), group_size, config.max_rows):
-            _complete(policy, prompt_ids, prompt_lengths, part, rows, uniform, config, greedy, out, trunk)
+            _complete(policy, prompt_ids, prompt_lengths, part, rows, uniform, limits, config, greedy, out, trunk)
     return out.rollout(prompt_ids, prompt_lengths, None if trunk is None else trunk.states)
 
 
@@ -74,6 +76,7 @@ def _complete(
     part: slice,
     rows: range,
     uniform: Tensor,
+    limits: Tensor,
     config: FastRolloutConfig,
     greedy: bool,
     out: Columns,
@@ -102,10 +105,11 @@ def _complete(
         tokens, log_probs, entropy = sample(logits, uniform[alive, t], config, greedy)
         ended = torch.isin(tokens, eos)
         out.write(alive, t, tokens, log_probs, entropy, ended)
-        if t == T - 1 or bool(ended.all()):
+        done = ended | (limits[alive] <= t + 1)
+        if bool(done.all()):
             break
-        if bool(ended.any()):
-            keep = (~ended).nonzero().squeeze(1)
+        if bool(done.any()):
+            keep = (~done).nonzero().squeeze(1)
             cache.keep(keep)
             alive, tokens, position = alive[keep], tokens[keep], position[keep]
         cache.next_column()

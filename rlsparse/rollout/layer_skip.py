@@ -29,10 +29,10 @@ def count_skipped(config: LayerSkipConfig, depth: int) -> int:
     count = round(config.ratio * depth)
     if config.ratio > 0 and count == 0:
         raise ConfigError(
-            f"layer_skip.ratio={config.ratio}: skips nothing, since {inner}; give at least {1 / depth:.2f}, or "
+            f"layer_skip.ratio={config.ratio}: skips nothing, since {inner}; give more than {0.5 / depth:.2f}, or "
             "layer_skip=off"
         )
-    if count > depth - 2:
+    if count > max(0, depth - 2):
         raise ConfigError(
             f"layer_skip.ratio={config.ratio}: would skip {count} layers, but {inner}; give at most {1 - 2 / depth:.2f}"
         )

@@ -8,7 +8,7 @@ from torch import Generator
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.config import RolloutConfig
 from rlsparse.policy import Policy, positions
-from rlsparse.rollout.columns import Columns, left_pad
+from rlsparse.rollout.columns import Columns, completion_limits, left_pad
 from rlsparse.rollout.sampling import sample
 
 
@@ -24,7 +24,8 @@ def generate(
 ) -> Rollout:
     """Sample ``group_size`` completions of each prompt.
 
-    A row's random numbers do not depend on the other rows; finished rows leave the batch.
+    A row's random numbers do not depend on the other rows; finished rows leave the batch. What a prompt holds of a
+    completion counts towards its ``max_new_tokens``.
 
     Args:
         generator: CPU stream of the uniform numbers; not drawn from when greedy.
@@ -36,6 +37,7 @@ def generate(
     uniform = torch.zeros(B, T) if greedy else torch.rand(B, T, generator=generator)
     uniform = uniform.to(policy.device)
     out = Columns.empty(B, T, policy)
+    limits = completion_limits(prompts, config, group_size, policy)  # (B,)
 
     mask = torch.arange(prompt_ids.shape[1], 0, -1, device=policy.device) <= prompt_lengths[:, None]  # (P, S)
     reply = policy.model(
@@ -57,10 +59,11 @@ def generate(
         tokens, log_probs, entropy = sample(logits, uniform[alive, t], config, greedy)
         ended = torch.isin(tokens, eos)
         out.write(alive, t, tokens, log_probs, entropy, ended)
-        if t == T - 1 or bool(ended.all()):
+        done = ended | (limits[alive] <= t + 1)
+        if bool(done.all()):
             break
-        if bool(ended.any()):
-            keep = (~ended).nonzero().squeeze(1)
+        if bool(done.any()):
+            keep = (~done).nonzero().squeeze(1)
             cache.batch_select_indices(keep)
             alive, tokens, mask, position = alive[keep], tokens[keep], mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)

@@ -39,26 +39,6 @@ def cut_completions(
     return found, origins
 
 
-def cut_off(rollout: Rollout, limits: Tensor) -> Rollout:
-    """The rollout as if each completion had ended, at the latest, after so many tokens.
-
-    Args:
-        limits: (B,) long, at least 1.
-    """
-    lengths = torch.minimum(rollout.lengths, limits)  # (B,)
-    T = int(lengths.max())
-    kept = torch.arange(T, device=lengths.device) < lengths[:, None]  # (B, T)
-    return replace(
-        rollout,
-        completion_ids=rollout.completion_ids[:, :T],
-        lengths=lengths,
-        ended=rollout.ended & (rollout.lengths <= limits),
-        log_probs=rollout.log_probs[:, :T] * kept,
-        entropy=rollout.entropy[:, :T] * kept,
-        trunk=rollout.trunk and TrunkStates(rollout.trunk.prompt, rollout.trunk.completion[:, :T]),
-    )
-
-
 def joined(first: Rollout, second: Rollout) -> Rollout:
     """Both rollouts' groups in one, padded to the longer; what is padding stays padding."""
     trunk = None

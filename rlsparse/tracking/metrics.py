@@ -42,7 +42,7 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
 OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/kl": (
         "nats",
-        "KL(mu || pi_old) a token, mu the sampling model: mean of r - 1 - log r, r = pi_old/mu",
+        "KL(mu || pi_old) a token of the loss, mu the sampling model: mean of r - 1 - log r, r = pi_old/mu",
     ),
     "off_policy/effective_sample_size": ("share", "(sum w)^2 / (n sum w^2) of the weights: 1 where all are equal"),
     "off_policy/weight_max": ("1", "largest weight"),
