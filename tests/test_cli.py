@@ -143,11 +143,12 @@ def test_help_names_the_groups(tmp_path):
 
 def test_every_command_of_the_readme_composes(tmp_path):
     text = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("experiments/*/README.md")])
-    commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&)]*)", text.replace("\\\n", " "))
+    commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&]*)", text.replace("\\\n", " "))
     assert len(commands) >= 6
     for module, arguments in commands:
         words = [word for word in shlex.split(arguments) if word not in ("-m", "--cfg", "job")]
-        first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in words]  # one point of each sweep axis
+        plain = [re.sub(r"=choice\((\w+)\)$", r"=\1", word) for word in words]
+        first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in plain]  # one point of each sweep axis
         if any(word.startswith("experiment=") for word in first):
             first.append("hydra.mode=RUN")
         done = call(*first, "--cfg", "job", cwd=tmp_path, module=module)

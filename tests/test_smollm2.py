@@ -9,9 +9,11 @@ from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import Policy, load_policy, token_log_probs
 from rlsparse.prompts import encode_task
 from rlsparse.rollout import ENGINES, engine
+from rlsparse.rollout.layer_skip import choose_layers, without_layers
 from rlsparse.streams import stream
 from rlsparse.task import load_task
 from tests.conftest import composed
+from tests.test_layer_skip import shallower
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,20 @@ def test_in_float32_greedy_rollouts_equal_generate_and_packed_log_probs_the_plai
         torch.testing.assert_close(drawn.log_probs, plain, atol=1e-4, rtol=1e-5)
         packed = packed_log_probs(policy, drawn, rows, drawn.mask, 1.0)
         torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-5)
+
+
+def test_a_rollout_without_some_layers_is_that_of_a_model_without_them(load):
+    policy, prompts, config = load("float32", "rollout.max_new_tokens=16", "layer_skip=r10")
+    left_out = choose_layers(config.layer_skip, policy.depth, stream(0, "layer_skip"))
+    assert len(left_out) == 3  # of 30
+    with without_layers(policy, left_out):
+        rollout = ENGINES["fast"](policy, prompts, config.rollout, 3, stream(1, "x"))
+    with torch.no_grad():
+        rows = torch.arange(9)
+        plain = token_log_probs(shallower(policy, left_out), rollout, rows, rollout.mask, 1.0)
+        whole = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
+    torch.testing.assert_close(rollout.log_probs, plain, atol=1e-4, rtol=1e-5)
+    assert float((rollout.log_probs - whole).abs().max()) > 0.1
 
 
 def test_a_rank_update_keeps_the_function_and_the_export_is_the_same_model(load, tmp_path):
