@@ -87,6 +87,11 @@ def _run_problems(config: Config) -> Iterator[str]:
                 f"token_sampler.replay.{kind}={count}: only T-SPMO replays, whose trees need deep branch points; "
                 f"leave it 0 with token_sampler={sampler.name}, or take algorithm=tspmo"
             )
+        elif count > config.train.group_size:
+            yield (
+                f"token_sampler.replay.{kind}={count}: a group has train.group_size={config.train.group_size} "
+                "completions to cut; give at most that many"
+            )
     if isinstance(sampler, StochasticConfig) and sampler.budget < sampler.always_first:
         yield (
             f"token_sampler.budget={sampler.budget}: the first token_sampler.always_first={sampler.always_first} "
@@ -111,9 +116,10 @@ def _is_list_of(kind: type, value: object) -> bool:
 def _off_policy_problems(config: Config) -> Iterator[str]:
     skip, off_policy = config.layer_skip, config.off_policy
     if skip.choice == "fixed" and not _is_list_of(int, skip.layers):
-        yield f"layer_skip.layers={skip.layers}: layer_skip.choice=fixed needs a list of layer numbers such as [2,5]"
+        given = "null" if skip.layers is None else skip.layers
+        yield f"layer_skip.layers={given}: layer_skip.choice=fixed needs a list of layer numbers such as [2,5]"
     if skip.choice != "fixed" and skip.layers is not None:
-        yield f"layer_skip.layers={skip.layers}: only layer_skip.choice=fixed takes a list"
+        yield f"layer_skip.layers={skip.layers}: only layer_skip.choice=fixed takes a list; add that, or leave it null"
     if skip.choice == "last" and skip.ratio == 0:
         yield "layer_skip.choice=last: skips nothing with layer_skip.ratio=0; give a share such as layer_skip.ratio=0.1"
     if off_policy.name != "none" and config.token_sampler.name == "prefix_tree":

@@ -1,5 +1,6 @@
 """From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from rlsparse.config import (
 from rlsparse.warm_start_config import SupervisedConfig, WarmStartConfig
 
 # group -> schema name -> dataclass; an option's yaml names <group>_<schema name> in its defaults list.
+# a number or a truth value, or a list of them, on the right of a name without dots
+VALUE = re.compile(r"(\w+)=((?:-?[\d.]+|true|false|null)(?:,(?:-?[\d.]+|true|false|null))*)", re.IGNORECASE)
 SCHEMAS: dict[str, dict[str, type]] = {
     "advantage": {"plain": AdvantageConfig, "group_zscore": GroupZscoreConfig},
     "negative_feedback": {"plain": NegativeFeedbackConfig},
@@ -94,6 +97,25 @@ def config_dir() -> str:
     """The folder of yaml files: ``conf/`` of the checkout, or the copy that a wheel carries."""
     inside = Path(__file__).parent / "conf"
     return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+def check_group_options(arguments: Sequence[str]) -> None:
+    """Refuse a value where a config group wants an option's name (``layer_skip=0.25``): Hydra answers with a traceback.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        ConfigError: the group, the value, the options and the way to its keys.
+    """
+    for group, value in (match.groups() for match in map(VALUE.fullmatch, arguments) if match):
+        folder = Path(config_dir()) / group
+        if folder.is_dir():
+            options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise ConfigError(
+                f"{group}={value}: {group} is a config group; choose one of {options}, and give values to its keys as "
+                f"{group}.KEY={value}"
+            )
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

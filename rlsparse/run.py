@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.compose import config_dir, register_schemas, run_config
-from rlsparse.config import Config
+from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config import Config, ConfigError
 from rlsparse.summary import Summary, about_adapter, headline, provenance, read_summary, results, write_summary
 from rlsparse.sweep import latest_sweep
 
@@ -196,6 +196,10 @@ def main() -> None:
         except KeyboardInterrupt:
             sys.exit(130)  # the shell's code for it; ends a sweep too
 
+    try:
+        check_group_options(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     job()
 
 

@@ -141,6 +141,15 @@ def test_help_names_the_groups(tmp_path):
         assert re.search(rf"^{group}: ", done.stdout, re.MULTILINE), group
 
 
+@pytest.mark.parametrize("arguments", [["layer_skip=0.25"], ["-m", "layer_skip=0.1,0.25"], ["negative_feedback=true"]])
+def test_a_value_for_a_group_is_one_message(arguments, tmp_path):
+    done = call(*arguments, cwd=tmp_path)
+    group, value = arguments[-1].split("=")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {group}={value}: {group} is a config group; choose one of o")
+    assert "Traceback" not in done.stderr
+
+
 def test_every_command_of_the_readme_composes(tmp_path):
     text = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("experiments/*/README.md")])
     commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&]*)", text.replace("\\\n", " "))

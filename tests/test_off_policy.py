@@ -68,6 +68,7 @@ def test_the_measures_of_mismatch_by_hand():
     # (2 - 1 - log 2) + (0.5 - 1 - log 0.5) + (4 - 1 - log 4), over 3
     assert got["off_policy/kl"] == pytest.approx((1 - math.log(2) - 0.5 + math.log(2) + 3 - math.log(4)) / 3)
     assert got["off_policy/effective_sample_size"] == pytest.approx((2 + 0.5 + 3) ** 2 / (3 * (4 + 0.25 + 9)))
+    assert got["off_policy/weight_mean"] == pytest.approx((2 + 0.5 + 3) / 3)
     assert got["off_policy/weight_max"] == 3
     assert got["off_policy/frac_truncated"] == pytest.approx(1 / 3)
     assert Mismatch().metrics() == {}

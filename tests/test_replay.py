@@ -216,6 +216,8 @@ def test_a_run_counts_what_replay_costs_and_keeps_the_rest_of_its_draws(tmp_path
 
 def test_replay_with_another_algorithm_is_refused(tmp_path):
     for kind in ("successes", "failures"):
+        with pytest.raises(ConfigError, match=rf"replay.{kind}=9: a group has train.group_size=8 completions"):
+            preflight([composed("algorithm=tspmo", f"token_sampler.replay.{kind}=9", f"runs_dir={tmp_path}")])
         with pytest.raises(ConfigError, match=rf"replay.{kind}=2: only T-SPMO replays.*token_sampler=full"):
             preflight([composed(f"token_sampler.replay.{kind}=2", f"runs_dir={tmp_path}")])
         with pytest.raises(ConfigError, match=rf"replay.{kind}=-1: must be 0 or more"):

@@ -107,6 +107,7 @@ class Mismatch:
         return {
             "off_policy/kl": self.kl / self.tokens,
             "off_policy/effective_sample_size": self.weight**2 / (self.tokens * self.square) if self.square else 0.0,
+            "off_policy/weight_mean": self.weight / self.tokens,
             "off_policy/weight_max": self.largest,
             "off_policy/frac_truncated": self.cut / self.tokens,
         }

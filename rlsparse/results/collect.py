@@ -30,6 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "layers_skipped": ("layers_skipped",),
     "off_policy_kl": ("off_policy", "kl"),
     "effective_sample_size": ("off_policy", "effective_sample_size"),
+    "weight_mean": ("off_policy", "weight_mean"),
     "weight_max": ("off_policy", "weight_max"),
     "frac_truncated": ("off_policy", "frac_truncated"),
     "steps": ("steps",),

@@ -34,7 +34,8 @@ def count_skipped(config: LayerSkipConfig, depth: int) -> int:
         )
     if count > max(0, depth - 2):
         raise ConfigError(
-            f"layer_skip.ratio={config.ratio}: would skip {count} layers, but {inner}; give at most {1 - 2 / depth:.2f}"
+            f"layer_skip.ratio={config.ratio}: would skip {count} layers, but {inner}; give less than "
+            f"{1 - 1.5 / depth:.2f}"
         )
     return count
 

@@ -38,13 +38,15 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "time/reward": ("s", "verifying, this step"),
     "time/train": ("s", "advantages to optimizer, this step"),
 }
-# of steps whose completions another model than the policy wrote (layer_skip), over the tokens of the loss
+# of steps whose completions another model than the policy wrote (layer_skip), over the tokens of the loss; absent
+# where there are none
 OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/kl": (
         "nats",
         "KL(mu || pi_old) a token of the loss, mu the sampling model: mean of r - 1 - log r, r = pi_old/mu",
     ),
     "off_policy/effective_sample_size": ("share", "(sum w)^2 / (n sum w^2) of the weights: 1 where all are equal"),
+    "off_policy/weight_mean": ("1", "mean weight: near 1 where the correction neither shrinks nor blows up the step"),
     "off_policy/weight_max": ("1", "largest weight"),
     "off_policy/frac_truncated": ("share", "tokens whose ratio truncated or retrace held down"),
 }
