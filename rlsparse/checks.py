@@ -122,6 +122,13 @@ def _off_policy_problems(config: Config) -> Iterator[str]:
         yield f"layer_skip.layers={skip.layers}: only layer_skip.choice=fixed takes a list; add that, or leave it null"
     if skip.choice == "last" and skip.ratio == 0:
         yield "layer_skip.choice=last: skips nothing with layer_skip.ratio=0; give a share such as layer_skip.ratio=0.1"
+    rollout = config.rollout
+    if off_policy.name != "none" and skips_layers(skip) and (rollout.top_p < 1 or rollout.top_k > 0):
+        yield (
+            f"off_policy={off_policy.name}: its ratios need the probability that a token was sampled with, and "
+            f"rollout.top_p={rollout.top_p} rollout.top_k={rollout.top_k} change that; take rollout.top_p=1 "
+            "rollout.top_k=0, or off_policy=none"
+        )
     if off_policy.name != "none" and config.token_sampler.name == "prefix_tree":
         yield (
             f"off_policy={off_policy.name}: T-SPMO's term of a transition is not a sample whose weight could be "

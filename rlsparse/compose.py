@@ -1,6 +1,5 @@
 """From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -47,8 +46,6 @@ from rlsparse.config import (
 from rlsparse.warm_start_config import SupervisedConfig, WarmStartConfig
 
 # group -> schema name -> dataclass; an option's yaml names <group>_<schema name> in its defaults list.
-# a number or a truth value, or a list of them, on the right of a name without dots
-VALUE = re.compile(r"(\w+)=((?:-?[\d.]+|true|false|null)(?:,(?:-?[\d.]+|true|false|null))*)", re.IGNORECASE)
 SCHEMAS: dict[str, dict[str, type]] = {
     "advantage": {"plain": AdvantageConfig, "group_zscore": GroupZscoreConfig},
     "negative_feedback": {"plain": NegativeFeedbackConfig},
@@ -108,14 +105,22 @@ def check_group_options(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: the group, the value, the options and the way to its keys.
     """
-    for group, value in (match.groups() for match in map(VALUE.fullmatch, arguments) if match):
+    for group, _, value in (argument.partition("=") for argument in arguments):
         folder = Path(config_dir()) / group
-        if folder.is_dir():
+        if group.isidentifier() and folder.is_dir() and any(map(_is_value, value.strip("[]").split(","))):
             options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ConfigError(
                 f"{group}={value}: {group} is a config group; choose one of {options}, and give values to its keys as "
                 f"{group}.KEY={value}"
             )
+
+
+def _is_value(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return word.lower() in ("true", "false", "null")
+    return True
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

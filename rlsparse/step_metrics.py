@@ -32,7 +32,7 @@ class TokenCount:
 
 
 def of_rollout(first: Experience, seen: Experience, clock: Clock) -> dict[str, float]:
-    """How the policy did on the step's prompts, and what sampling took.
+    """How the model that sampled did on the step's prompts, and what that took.
 
     Args:
         first: the step's prompts. seen: with the groups that replay added, which only count towards the cost.

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.checks import check_warm_start, check_writable
-from rlsparse.compose import config_dir, register_schemas, run_config
+from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import ConfigError, ScratchConfig
 from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
@@ -243,4 +243,8 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        check_group_options(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     main()

@@ -141,7 +141,9 @@ def test_help_names_the_groups(tmp_path):
         assert re.search(rf"^{group}: ", done.stdout, re.MULTILINE), group
 
 
-@pytest.mark.parametrize("arguments", [["layer_skip=0.25"], ["-m", "layer_skip=0.1,0.25"], ["negative_feedback=true"]])
+@pytest.mark.parametrize(
+    "arguments", [["layer_skip=0.25"], ["-m", "layer_skip=0.1,0.25"], ["layer_skip=r25,1e-1"], ["layer_skip=[2,5]"]]
+)
 def test_a_value_for_a_group_is_one_message(arguments, tmp_path):
     done = call(*arguments, cwd=tmp_path)
     group, value = arguments[-1].split("=")

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from rlsparse.batch import Problem, ScoredBatch
+from rlsparse.batch import NonFiniteError, Problem, ScoredBatch
 from rlsparse.config import ConfigError
 from rlsparse.policy import EMBEDDED, encode_prompt, token_log_probs
 from rlsparse.preflight import preflight
@@ -103,14 +103,15 @@ def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
     assert all(calls.values())  # the model is whole again
 
 
-def scored(policy, config, left_out):
-    """A batch that the remaining layers wrote, with random advantages."""
+def scored(policy, config, left_out, tokens=99):
+    """A batch that the remaining layers wrote, with random advantages; the first tokens alone are in the loss."""
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
     with without_layers(policy, left_out):
         rollout = ENGINES["fast"](policy, prompts, config.rollout, 3, stream(0, "r"))
     mask = rollout.mask.float()
     advantages = torch.randn(rollout.mask.shape, generator=stream(0, "a")) * mask
-    return ScoredBatch(rollout, advantages, mask / mask.sum(), on_policy=not left_out)
+    chosen = mask * (torch.arange(mask.shape[1]) < tokens)
+    return ScoredBatch(rollout, advantages, chosen / chosen.sum(), on_policy=not left_out)
 
 
 @pytest.mark.parametrize(
@@ -120,18 +121,20 @@ def scored(policy, config, left_out):
         ["off_policy=importance"],
         ["off_policy=importance", "off_policy.level=sequence"],
         ["off_policy=truncated", "off_policy.cap=1.1"],
+        ["off_policy=truncated", "off_policy.cap=1.1", "off_policy.level=sequence"],
         ["off_policy=retrace", "off_policy.trace=0.7"],
     ],
     ids=lambda o: " ".join(o),
 )
 @pytest.mark.parametrize("microbatch", [6, 1])
 @pytest.mark.parametrize("tokens", [1024, 12])  # 12: whole completions go through in pieces
-def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch, tokens):
+@pytest.mark.parametrize("in_loss", [99, 3])  # 3: a weight of the whole completion sees more than the loss
+def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch, tokens, in_loss):
     """Against the loss written out: -sum of scale x weight x A x log pi, weights from the whole model and mu."""
     setting = ["clipping=off", "train.max_grad_norm=0", "rollout.max_new_tokens=10", f"train.microbatch={microbatch}"]
     config = composed(*setting, f"train.max_tokens_per_microbatch={tokens}", *off_policy)
     adapter = with_adapter(tiny)
-    batch = scored(tiny, config, [1])
+    batch = scored(tiny, config, [1], in_loss)
     optimizer = adapter.optimizer(0.0, 0.0)
     metrics = update(tiny, token_log_probs, optimizer, batch, config)
     got = torch.cat([p.grad.flatten() for p in adapter.parameters()])
@@ -140,24 +143,30 @@ def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch
     mask = batch.rollout.mask
     log_probs = token_log_probs(tiny, batch.rollout, torch.arange(6), mask, 1.0)
     ratio = torch.where(mask, (log_probs.detach() - batch.rollout.log_probs).exp(), torch.ones(()))
+    if "off_policy.level=sequence" in off_policy:
+        ratio = ratio.prod(dim=1, keepdim=True)
     weight = {
         "off_policy=none": torch.ones_like(ratio),
-        "off_policy=importance": ratio.prod(dim=1, keepdim=True) if len(off_policy) > 1 else ratio,
+        "off_policy=importance": ratio,
         "off_policy=truncated": ratio.clamp(max=1.1),
         "off_policy=retrace": 0.7 * ratio.clamp(max=1.0),
     }[off_policy[0]]
     (-batch.scales * weight * batch.advantages * log_probs).sum().backward()
     expected = torch.cat([p.grad.flatten() for p in adapter.parameters()])
     assert_same(got, expected)
-    assert metrics.mismatch.tokens == int(mask.sum())
+    assert metrics.mismatch.tokens == int((batch.scales != 0).sum())
     assert metrics.mismatch.kl > 0
 
 
-@pytest.mark.parametrize("off_policy", ["none", "importance", "truncated", "retrace"])
+@pytest.mark.parametrize(
+    "off_policy",
+    [["importance"], ["truncated"], ["retrace"]]
+    + [[f"{n}", "off_policy.level=sequence"] for n in ("importance", "truncated")],
+)
 def test_with_no_layer_skipped_all_corrections_are_the_on_policy_run(off_policy, tmp_path):
     plain, corrected = (
-        composed(*SHORT, "train.updates_per_rollout=2", f"off_policy={name}", f"runs_dir={tmp_path / name}")
-        for name in ("none", off_policy)
+        composed(*SHORT, "train.updates_per_rollout=2", f"off_policy={name}", *more, f"runs_dir={tmp_path / name}")
+        for name, *more in (["none"], off_policy)
     )
     assert run(plain)["status"] == run(corrected)["status"] == "finished"
     assert [without_times(r) for r in rows(folder_of(plain))] == [without_times(r) for r in rows(folder_of(corrected))]
@@ -191,6 +200,7 @@ def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
         (["layer_skip.layers=[1]"], "only layer_skip.choice=fixed takes a list"),
         (["off_policy=truncated", "off_policy.cap=0.5"], "off_policy.cap=0.5: must be at least 1"),
         (["off_policy=truncated", "off_policy.cap=nan"], "off_policy.cap=nan: must be a finite number"),
+        (["off_policy=retrace", "layer_skip=r25", "rollout.top_p=0.9"], "off_policy=retrace: its ratios need"),
         (["layer_skip.choice=last"], "layer_skip.choice=last: skips nothing with layer_skip.ratio=0"),
         (["off_policy=importance", "off_policy.level=word"], "off_policy.level=word: choose one of token, sequence"),
         (["off_policy=importance", "algorithm=tspmo"], "off_policy=importance: T-SPMO's term"),
@@ -202,9 +212,9 @@ def test_bad_input_is_refused_before_loading(overrides, message, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("shift", [60.0, -60.0])
-def test_weights_beyond_float32_end_no_run(tiny, level, shift):
-    """A ratio that underflows takes its tokens out of the loss; one that overflows is reported as a broken loss."""
+@pytest.mark.parametrize("shift", [200.0, -200.0])
+def test_truncated_weights_beyond_float32_end_no_run(tiny, level, shift):
+    """A ratio that underflows takes its tokens out of the loss; one that overflows is held down."""
     config = composed("clipping=off", "rollout.max_new_tokens=10", "off_policy=truncated", f"off_policy.level={level}")
     adapter = with_adapter(tiny)
     batch = scored(tiny, config, [1])
@@ -213,6 +223,15 @@ def test_weights_beyond_float32_end_no_run(tiny, level, shift):
     metrics = update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), batch, config)
     assert math.isfinite(metrics.loss)
     assert metrics.mismatch.largest == pytest.approx(2.0 if shift < 0 else 0.0, abs=1e-6)
+
+
+def test_importance_weights_that_overflow_are_reported_as_a_broken_loss(tiny):
+    config = composed("clipping=off", "rollout.max_new_tokens=10", "off_policy=importance")
+    adapter = with_adapter(tiny)
+    batch = scored(tiny, config, [1])
+    shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs - 200 * batch.rollout.mask)
+    with pytest.raises(NonFiniteError):
+        update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), dataclasses.replace(batch, rollout=shifted), config)
 
 
 def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path):

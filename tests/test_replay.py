@@ -123,13 +123,20 @@ def test_what_replay_adds(tiny, engine):
     assert origins[:P] == [0, 1]
     assert len(seen.scores) == len(seen.texts) == len(seen.prompts) * G == seen.rewards.numel()
     assert seen.texts == environment.verifier.texts
-    before = [(text, right) for text, right in zip(first.texts, first.correct.flatten().tolist(), strict=True)]
+    lengths, correct = first.rollout.lengths.view(P, G).tolist(), first.correct.tolist()
+    long_enough = [
+        {right for right, n in zip(*pair, strict=True) if n > 1} for pair in zip(correct, lengths, strict=True)
+    ]
+    # of each prompt a right completion, where there is one, and then a wrong one
+    kinds = [kind for p in range(P) for kind in (True, False) if kind in long_enough[p]]
+    assert len(kinds) == len(seen.prompts) - P
     for group in range(P, len(seen.prompts)):
         prompt, of_prompt = seen.prompts[group], origins[group]
         begun = prompt.ids[-prompt.begun :]
         assert prompt.ids[: -prompt.begun] == first.prompts[of_prompt].ids
         start = tiny.tokenizer.decode(begun, skip_special_tokens=True)
-        assert any(text.startswith(start) for text, _ in before[of_prompt * G : (of_prompt + 1) * G])
+        source = zip(first.texts[of_prompt * G : (of_prompt + 1) * G], correct[of_prompt], strict=True)
+        assert any(text.startswith(start) for text, right in source if right is kinds[group - P])
         for row in range(group * G, (group + 1) * G):
             length = int(seen.rollout.lengths[row])
             assert prompt.begun + length <= 14

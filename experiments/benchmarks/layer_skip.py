@@ -80,9 +80,18 @@ def table(report: dict[str, Any]) -> str:
                 f"{gain:.2f} ({min(one['gains']):.2f} to {max(one['gains']):.2f})",
                 f"{ideal:.2f}",
                 f"{100 * gain / ideal:.0f} %",
+                f"{100 * (gain - 1) / (ideal - 1):.0f} %" if ideal > 1 else "–",
             ]
         )
-    head = ["ratio", "layers skipped", "tokens/s", "times the whole model's (spread)", "ideal", "of the ideal"]
+    head = [
+        "ratio",
+        "layers skipped",
+        "tokens/s",
+        "times the whole model's (spread)",
+        "ideal",
+        "of the ideal",
+        "of the extra speed",
+    ]
     return tabulate(rows, head, tablefmt="pipe", disable_numparse=True)
 
 

@@ -19,6 +19,7 @@ from rlsparse.results.ranks import Ranks, collect_ranks, rank_table
 from rlsparse.results.tables import csv, latex, markdown
 
 RESULTS, NOT_COUNTED = "results.csv", "not_counted.txt"
+SPEED = "speed.svg"
 RANKS_FINAL, RANKS_HISTORY = "ranks_final.csv", "ranks_history.csv"
 
 
@@ -67,9 +68,10 @@ def _write_tables(folder: Path, show: bool) -> None:
     if show:
         print(f"\n{folder.name}\n\n{markdown(runs, not_counted)}")
     print(f"tables: {folder / 'table.md'}, table.tex, table.csv, {RESULTS}")
-    if "off_policy_kl" in runs and runs["off_policy_kl"].notna().any():
-        speed_figure(runs, folder / "speed.svg")
-        print(f"figure: {folder / 'speed.svg'}")
+    (folder / SPEED).unlink(missing_ok=True)
+    if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():
+        speed_figure(runs, folder / SPEED)
+        print(f"figure: {folder / SPEED}")
     if (folder / RANKS_FINAL).is_file():
         final, history = pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY)
         (folder / "ranks.md").write_text(rank_table(final), encoding="utf-8")

@@ -82,7 +82,7 @@ def speed_figure(runs: pd.DataFrame, file: Path) -> None:
             spread = [accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]]
             marker = MARKERS[i % len(MARKERS)]
             panel.errorbar(speed, accuracy["mean"], yerr=spread, fmt=marker, capsize=2, lw=0.8, label=name)
-            for method in speed.index:
+            for method in skipped.dropna().index:
                 at = (speed[method], accuracy["mean"][method])
                 panel.annotate(f"{skipped[method]:g}", at, (4, 4), textcoords="offset points", fontsize=7)
         panel.set_xlabel("rollout, tokens/s")

@@ -17,6 +17,8 @@ def count_skipped(config: LayerSkipConfig, depth: int) -> int:
         ConfigError: none although a share is asked for; more than leave the first and the last; or a list with a layer
             that is not an inner one.
     """
+    if depth < 3 and (config.ratio > 0 or config.choice == "fixed"):
+        raise ConfigError(f"layer_skip: this model has {depth} decoder layers, none between first and last; take off")
     inner = f"this model has {depth} decoder layers, of which the first and the last stay"
     if config.choice == "fixed":
         layers = config.layers or []
@@ -29,13 +31,13 @@ def count_skipped(config: LayerSkipConfig, depth: int) -> int:
     count = round(config.ratio * depth)
     if config.ratio > 0 and count == 0:
         raise ConfigError(
-            f"layer_skip.ratio={config.ratio}: skips nothing, since {inner}; give more than {0.5 / depth:.2f}, or "
+            f"layer_skip.ratio={config.ratio}: skips nothing, since {inner}; give more than {0.5 / depth:.3f}, or "
             "layer_skip=off"
         )
     if count > max(0, depth - 2):
         raise ConfigError(
             f"layer_skip.ratio={config.ratio}: would skip {count} layers, but {inner}; give less than "
-            f"{1 - 1.5 / depth:.2f}"
+            f"{1 - 1.5 / depth:.3f}"
         )
     return count
 

@@ -15,7 +15,7 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "task/verifier_timeouts": ("count", "answers that math-verify did not settle in time; they count as wrong"),
     "rollout/length_mean": ("tokens", "mean completion length, EOS included"),
     "rollout/frac_truncated": ("share", "completions cut off at rollout.max_new_tokens"),
-    "rollout/entropy": ("nats", "mean entropy of the policy over the sampled tokens"),
+    "rollout/entropy": ("nats", "mean entropy of the model that sampled, over its tokens"),
     "rollout/frac_degenerate_groups": ("share", "groups whose rewards are all equal"),
     "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled, replay included, per second of rollout"),
     "rollout/layers_skipped": ("count", "decoder layers left out while sampling"),
