@@ -2,9 +2,8 @@
 
 For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder, and where ranks
 could move, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``; where rollouts skipped layers,
-``speed.svg``. For a study under ``--studies`` (a
-folder with a committed ``results.csv``): its tables and figures again, from those files. ``--out`` publishes one
-experiment's results as a study. The same files give the same bytes.
+``speed.svg``. For a study under ``--studies`` (a folder with a committed ``results.csv``): its tables and figures
+again, from those files. ``--out`` publishes one experiment's results as a study. The same files give the same bytes.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from rlsparse.results.order import natural
 
 STYLE: Any = {"svg.hashsalt": "rlsparse", "svg.fonttype": "none", "font.size": 9}
 ROW_HEIGHT, WIDTH = 2.4, 9.0  # inches
+MARKERS = "osD^vPX*"
 
 
 def rank_figure(final: pd.DataFrame, history: pd.DataFrame, file: Path) -> None:
@@ -56,9 +57,6 @@ def _lines(panel: Any, history: pd.DataFrame, modules: list[str]) -> None:
         by_step = means.loc[module]
         panel.plot(by_step.index, by_step.to_numpy(), drawstyle="steps-post", label=module, color=f"C{i}", lw=1.2)
     panel.set_ylabel("mean rank")
-
-
-MARKERS = "osD^vPX*"
 
 
 def speed_figure(runs: pd.DataFrame, file: Path) -> None:
