@@ -23,6 +23,16 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the fault suite at full length (make test-faults)")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether the fault suite runs at full length; else in the short form of every test run."""
+    return bool(request.config.getoption("--full"))
+
+
 def composed(*overrides: str) -> Config:
     return compose_overrides(overrides)
 
