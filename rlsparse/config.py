@@ -191,11 +191,11 @@ class RolloutConfig:
     temperature: float
     top_p: float
     top_k: int
+    max_rows: int
 
 
 @dataclass
 class FastRolloutConfig(RolloutConfig):
-    max_rows: int
     merge_adapter: bool
     prepack_weights: bool
 
@@ -214,6 +214,7 @@ class TrainConfig:
     warmup_steps: int
     weight_decay: float
     max_grad_norm: float
+    checkpoint_every: int
 
 
 @dataclass
@@ -245,6 +246,12 @@ class ExperimentConfig:
 
 
 @dataclass
+class SweepConfig:
+    retry_failed: bool
+    lock: str
+
+
+@dataclass
 class Config:
     seed: int
     runs_dir: str
@@ -254,6 +261,7 @@ class Config:
     algorithm: str
     lora_rank: int
     experiment: ExperimentConfig
+    sweep: SweepConfig
     model: ModelConfig
     task: TaskConfig
     advantage: AdvantageConfig

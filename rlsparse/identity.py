@@ -13,7 +13,7 @@ from typing import Any
 from rlsparse.config import Config
 from rlsparse.warm_start_config import WarmStartConfig
 
-NO_EFFECT = ("runs_dir", "out", "threads", "tracker", "experiment")
+NO_EFFECT = ("runs_dir", "out", "threads", "tracker", "experiment", "sweep")
 REPORTS = (
     "summary.json",
     "metrics.jsonl",
@@ -65,6 +65,8 @@ def identify(
     model = {k: v for k, v in relevant["model"].items() if k != "lr"}
     task = {k: v for k, v in relevant["task"].items() if k != "max_new_tokens"}
     relevant |= {"model": model, "task": task, "device": device}
+    if isinstance(config, Config):
+        relevant["train"] = {k: v for k, v in relevant["train"].items() if k != "checkpoint_every"}
     if config.adapter.name == "none":
         del relevant["lora_rank"]
     if model_folder is not None:

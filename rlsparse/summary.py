@@ -1,8 +1,10 @@
 """``summary.json``: what a run was and what came out of it, written once."""
 
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlsparse.identity import Identity
 
-FILE = "summary.json"
+FILE, PROVENANCE = "summary.json", "provenance.json"
+STATUSES = ("finished", "diverged", "failed")
 PACKAGES = ("rlsparse", "torch", "transformers", "peft", "hydra-core", "datasets", "math-verify", "wandb")
 Summary = dict[str, Any]
 
@@ -28,6 +31,17 @@ def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _git(),
     }
+
+
+def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when a run began, a line each: packages, Python, the code's commit."""
+    lines = [
+        f"{name} is {now['versions'][name]}, was {version}"
+        for name, version in begun["versions"].items()
+        if now["versions"].get(name) != version
+    ]
+    commits = [(one["git"] or {}).get("commit") for one in (begun, now)]
+    return lines + ([f"the code is at commit {commits[1]}, was at {commits[0]}"] if commits[0] != commits[1] else [])
 
 
 def results(history: list[dict[str, Any]]) -> Summary:
@@ -108,16 +122,43 @@ def read_summary(folder: Path) -> Summary | None:
     """The summary in a run's folder; None where there is none yet, or none that can be read."""
     try:
         summary: Summary = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) and "status" in summary else None
+    return summary if isinstance(summary, dict) and summary.get("status") in STATUSES else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write it whole or not at all."""
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    """Write it whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; an earlier one is as it was.
+    """
+    temporary = folder / f".{FILE}.{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(summary, indent=1, ensure_ascii=False))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / FILE)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_provenance(folder: Path) -> Summary | None:
+    """What was known of a run when it began; None where that cannot be read."""
+    try:
+        begun: Summary = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(begun, dict) and isinstance(begun.get("versions"), dict) and "git" in begun
+    return begun if whole else None
+
+
+def record_death(folder: Path, cause: str) -> None:
+    """Say in a run's summary that its process died, which it could not do itself."""
+    begun = read_provenance(folder) or {"id": folder.name}
+    write_summary(folder, {**begun, "status": "failed", "error": f"its process died: {cause}"})
 
 
 def _evaluation(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """The training loop: prompts → rollouts → rewards → advantages → token selection → objective → optimizer → metrics."""
 
-from collections.abc import Iterator, Sequence
-
-import torch
-
 from rlsparse.adapter import Adapter
 from rlsparse.advantage import token_advantages
-from rlsparse.batch import Prompt, ScoredBatch
+from rlsparse.batch import ScoredBatch
 from rlsparse.config import Config
 from rlsparse.evaluate import evaluate
 from rlsparse.experience import Environment, with_replay
+from rlsparse.keeper import Keeper
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import LogProbs, Policy, token_log_probs
 from rlsparse.prompts import TaskPrompts
-from rlsparse.rollout import engine
+from rlsparse.resumable import TrainState
+from rlsparse.rollout import engine, within_memory
 from rlsparse.rollout.layer_skip import choose_layers
-from rlsparse.step_metrics import TokenCount, of_rollout, of_update, sample_rows
-from rlsparse.streams import stream
+from rlsparse.step_metrics import of_rollout, of_update, sample_rows
 from rlsparse.task.verifier import Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
 from rlsparse.tracking.measure import Clock
@@ -33,42 +31,43 @@ def train(
     verifier: Verifier,
     tracker: Tracker,
     clock: Clock,
+    keeper: Keeper,
 ) -> None:
     """Train the adapter, with an evaluation at step 0, every ``eval.every`` steps and at the end.
 
     Raises:
+        Interrupted: it was told to stop, and is saved.
         NonFiniteError: the loss, its gradient or the policy's own log-probabilities are no longer finite numbers.
     """
-    generate = engine(policy, config.rollout, tracker.say)
+    state = TrainState.start(config, adapter, data.train, keeper.saved)
+    draws, optimizer, count = state.streams, state.optimizer, state.count
+    generate = within_memory(engine(policy, config.rollout, tracker.say), state.memory, tracker.say)
+    fit = FitMicrobatches(config.train, state.memory, tracker.say)
     select, max_new_tokens = TOKEN_SAMPLERS[config.token_sampler.name], config.rollout.max_new_tokens
-    batches = prompt_batches(data.train, config.train.prompts_per_step, stream(config.seed, "prompts"))
-    sampling, choosing = stream(config.seed, "rollout"), stream(config.seed, "token_sampler")
-    skipping, replaying = stream(config.seed, "layer_skip"), stream(config.seed, "replay")
     log_probs_of = scoring_path(policy, config.train.packing, tracker)
     environment = Environment(policy, generate, verifier, config, clock, keep_trunk=log_probs_of is packed_log_probs)
-    optimizer = adapter.optimizer(config.train.lr, config.train.weight_decay)
-    count = TokenCount()
 
     def held_out(step: int) -> None:
         with clock("eval"):
             result = evaluate(policy, generate, data.test, verifier, config.eval, config.rollout, config.seed)
         tracker.evaluation(step, {**result, "time/eval": clock.last["eval"]})
 
-    held_out(0)
-    if adapter.moves:
-        tracker.ranks(0, adapter.ranks())
-    for step in range(1, config.train.steps + 1):
+    if state.step == 0:
+        held_out(0)
+        if adapter.moves:
+            tracker.ranks(0, adapter.ranks())
+    for step in range(state.step + 1, config.train.steps + 1):
         clock.lap()
-        left_out = choose_layers(config.layer_skip, policy.depth, skipping)
-        first = environment.experience(next(batches), left_out, sampling)
-        seen, origins = with_replay(environment, first, left_out, replaying)
+        left_out = choose_layers(config.layer_skip, policy.depth, draws["layer_skip"])
+        first = environment.experience(next(state.batches), left_out, draws["rollout"])
+        seen, origins = with_replay(environment, first, left_out, draws["replay"])
         with clock("train"):
             advantages = token_advantages(seen.rewards, seen.rollout, config.advantage, config.negative_feedback)
-            selection = select(advantages, seen.rollout, config.token_sampler, choosing)
+            selection = select(advantages, seen.rollout, config.token_sampler, draws["token_sampler"])
             scales = token_scales(selection, advantages, config.objective, origins, max_new_tokens, config.kl)
             set_learning_rates(optimizer, step, config.train)
             batch = ScoredBatch(seen.rollout, advantages, scales, on_policy=not left_out)
-            updated = update(policy, log_probs_of, optimizer, batch, config)
+            updated = update(policy, log_probs_of, optimizer, batch, config, fit)
             moved = adapter.after_step(step, config.train.steps)
         count.add(first, seen, selection)
         tracker.train(
@@ -88,6 +87,8 @@ def train(
             tracker.sample(row)
         if step % config.eval.every == 0 or step == config.train.steps:
             held_out(step)
+        state.step = step
+        keeper.after_step(state)
 
 
 def scoring_path(policy: Policy, packing: str, tracker: Tracker) -> LogProbs:
@@ -99,13 +100,3 @@ def scoring_path(policy: Policy, packing: str, tracker: Tracker) -> LogProbs:
         return packed_log_probs
     tracker.say(f"train.packing: off for this model: {obstacle}")
     return token_log_probs
-
-
-def prompt_batches(prompts: Sequence[Prompt], size: int, generator: torch.Generator) -> Iterator[list[Prompt]]:
-    """Endless batches of ``size`` prompts: shuffled passes over all of them, one after the other."""
-    pending: list[int] = []
-    while True:
-        while len(pending) < size:
-            pending += torch.randperm(len(prompts), generator=generator).tolist()
-        yield [prompts[i] for i in pending[:size]]
-        pending = pending[size:]

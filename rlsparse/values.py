@@ -78,6 +78,7 @@ CHOICES = {
     "off_policy.level": ("token", "sequence"),
     "train.packing": ("auto", "off"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "sweep.lock": ("flock", "lease"),
     "tracker.mode": ("auto", "online", "offline"),
 }
 AT_LEAST_ONE = (
@@ -88,6 +89,7 @@ AT_LEAST_ONE = (
     "train.group_size",
     "train.updates_per_rollout",
     "train.microbatch",
+    "train.checkpoint_every",
     "train.max_tokens_per_microbatch",
     "rollout.max_new_tokens",
     "rollout.max_rows",

@@ -12,7 +12,7 @@ from rlsparse.compose import config_dir, run_config
 from rlsparse.config import ConfigError
 from rlsparse.objective.aggregation import AGGREGATIONS
 from rlsparse.objective.surrogate import SURROGATES
-from rlsparse.sweep import Point, idle_clipping
+from rlsparse.sweep import idle_clipping
 from rlsparse.task.answer import ANSWER_FORMATS
 from tests.conftest import composed
 
@@ -112,7 +112,7 @@ def test_command_line_beats_experiment(with_experiment):
         ("algorithm=nope", "Could not find 'algorithm/nope'"),
         ("token_sampler.k=3", "Could not override 'token_sampler.k'"),
         ("train.steps=many", "could not be converted to Integer"),
-        ("+train.setps=3", "train.setps: no such key; here there are group_size, lr"),
+        ("+train.setps=3", "train.setps: no such key; here there are checkpoint_every, group_size, lr"),
         ("+newkey=3", "newkey: no such key"),
         ("token_sampler=full token_sampler.budget=3", "Could not override 'token_sampler.budget'"),
     ],
@@ -187,17 +187,17 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(tmp_path):
     check_writable("runs_dir", str(tmp_path / "new" / "runs"))
 
 
-def points(*overrides_lists):
-    return [Point(list(overrides), composed(*overrides)) for overrides in overrides_lists]
+def configs(*overrides_lists):
+    return [composed(*overrides) for overrides in overrides_lists]
 
 
 def test_clipping_swept_with_one_update_is_warned_of():
-    (line,) = idle_clipping(points(["clipping=on"], ["clipping=off"]))
+    (line,) = idle_clipping(configs(["clipping=on"], ["clipping=off"]))
     assert "clipping is swept (clipped_ratio, log_prob) with train.updates_per_rollout=1" in line
-    assert idle_clipping(points(["algorithm=grpo"], ["algorithm=rgra"]))
+    assert idle_clipping(configs(["algorithm=grpo"], ["algorithm=rgra"]))
     four = "train.updates_per_rollout=4"
-    assert not idle_clipping(points(["clipping=on", four], ["clipping=off", four]))
-    assert not idle_clipping(points(["algorithm=grpo"], ["algorithm=sgrpo"], ["algorithm=tspmo"]))
+    assert not idle_clipping(configs(["clipping=on", four], ["clipping=off", four]))
+    assert not idle_clipping(configs(["algorithm=grpo"], ["algorithm=sgrpo"], ["algorithm=tspmo"]))
 
 
 def test_the_lists_of_choices_are_those_of_the_code():

@@ -27,22 +27,34 @@ ROOMS: dict[str, set[str]] = {
     "head": set(),
     "trunk": set(),
     "probe": LEAVES | {"policy", "attention"},
-    "rollout": LEAVES | {"policy", "attention", "trunk", "probe"},
+    "rollout": LEAVES | {"policy", "attention", "trunk", "probe", "memory"},
     "advantage": LEAVES,
     "token_sampler": LEAVES,
     "objective": LEAVES,
     "tracking": set(),
     "results": set(),
     "loader": {"config", "policy"},
+    "checkpoint": set(),
+    "claim": {"config"},
+    "stopping": set(),
+    "compose": {"config", "warm_start_config"},
+    "plan": {"compose"},
+    "sweep": {"config", "checks", "compose", "plan", "policy", "preflight", "warm_start"},
+    "status": {"claim", "plan", "summary"},
+    "resuming_sweeper": {"config", "plan", "preflight", "status", "summary", "sweep"},
+    "sync": {"claim", "compose", "summary", "tracking"},
+    "resumable": LEAVES | {"adapter", "checkpoint", "memory", "step_metrics", "streams"},
+    "keeper": {"checkpoint", "resumable", "stopping", "tracking"},
     "prompts": LEAVES | {"policy", "task"},
     "packed": LEAVES | {"policy", "attention", "trunk", "head", "probe"},
-    "microbatch": LEAVES,
+    "memory": {"config"},
+    "microbatch": LEAVES | {"memory"},
     "update": LEAVES | {"policy", "objective", "microbatch"},
     "evaluate": LEAVES | {"policy", "rollout", "task", "streams"},
     "scratch": LEAVES,
     "supervised": LEAVES | {"warm_start_config", "policy", "task", "adapter"},
 }
-# run.py, warm_start.py, train.py, experience.py, step_metrics.py and preflight.py put the rooms together, so they may
+# run.py, attempt.py, warm_start.py, train.py, experience.py, step_metrics.py and preflight.py put the rooms together, so they may
 # import all of them
 STAGES = ("task", "rollout", "advantage", "token_sampler", "objective", "adapter")
 
@@ -89,6 +101,8 @@ def test_no_stage_imports_another():
         ("rlsparse.loader", {"torch", "transformers"}),
         ("rlsparse.results.__main__", {"torch", "wandb", "transformers"}),
         ("rlsparse.train", {"wandb", "datasets"}),
+        ("rlsparse.status", {"torch", "transformers", "wandb"}),
+        ("rlsparse.sync", {"torch", "transformers"}),
     ],
 )
 def test_heavy_packages_stay_out(module, banned):

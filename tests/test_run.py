@@ -138,7 +138,7 @@ def test_a_finished_run_is_skipped_and_a_broken_one_is_kept_aside(tmp_path, caps
     (folder / "summary.json").unlink()
     again = run(config)
     assert again["final"] == first["final"]
-    assert (folder.with_name(folder.name + ".attempt1") / "metrics.jsonl").is_file()
+    assert (folder / "attempts" / "1" / "metrics.jsonl").is_file()
 
 
 def test_a_diverged_run_says_so_and_keeps_its_data(tmp_path):

@@ -69,7 +69,7 @@ def collect(folder: Path) -> Collected:
     """Read ``<runs_dir>/<experiment>``. A summary that cannot be read is named, never fatal."""
     plan = _read_json(folder / "plan.json") or {"points": {}}
     planned: dict[str, list[str]] = dict(plan["points"])
-    found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file() and ".attempt" not in p.name}
+    found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
     rows, not_counted = [], []
     for run_id in sorted(found | set(planned)):
         summary = _read_json(folder / run_id / "summary.json")

@@ -5,7 +5,7 @@ import gc
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,8 +22,14 @@ class Clock:
         last: seconds by stage since the latest lap.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.total: dict[str, float] = defaultdict(float)
+    def __init__(self, device: torch.device, earlier: Mapping[str, float] | None = None) -> None:
+        """
+        Args:
+            earlier: seconds by stage of a run that goes on, and in all (``total``).
+        """
+        earlier = earlier or {}
+        self._before = earlier.get("total", 0.0)
+        self.total: dict[str, float] = defaultdict(float, {k: v for k, v in earlier.items() if k != "total"})
         self.last: dict[str, float] = defaultdict(float)
         self._device = device
         self._start = time.perf_counter()
@@ -43,8 +49,8 @@ class Clock:
         self.last.clear()
 
     def elapsed(self) -> float:
-        """Seconds since the clock was made."""
-        return time.perf_counter() - self._start
+        """Seconds since the clock was made, and those of the run before that."""
+        return self._before + time.perf_counter() - self._start
 
 
 def reuse_freed_memory() -> None:

@@ -1,0 +1,196 @@
+"""One attempt at a run: begun, or gone on with from its last checkpoint, to its summary."""
+
+import json
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from rlsparse.claim import HOLDER, LEASE, LOCK
+from rlsparse.config import Config
+from rlsparse.summary import (
+    FILE,
+    PROVENANCE,
+    Summary,
+    about_adapter,
+    changed_versions,
+    headline,
+    read_provenance,
+    results,
+    write_summary,
+)
+
+if TYPE_CHECKING:
+    from rlsparse.checkpoint import Checkpoint
+    from rlsparse.loader import Loader
+    from rlsparse.stopping import StopRequest
+    from rlsparse.tracking.tracker import Tracker
+    from rlsparse.tracking.viewer import Viewer
+
+CONFIG, CHECKPOINTS, ATTEMPTS = "config.yaml", "checkpoint", "attempts"
+
+
+def attempt(
+    config: Config, folder: Path, who: Mapping[str, Any], label: str, loader: "Loader", viewer: "Viewer"
+) -> Summary:
+    """Do the run in its folder, which is ours alone.
+
+    Args:
+        who: see ``summary.provenance``.
+        label: of the run, for a person.
+        viewer: shows the run elsewhere, where ``tracker`` asks for it.
+
+    Raises:
+        Interrupted: a signal asked it to stop; it is saved.
+        BaseException: whatever broke the run, after its summary says so.
+    """
+    from rlsparse.batch import NonFiniteError
+    from rlsparse.stopping import Interrupted, StopRequest
+    from rlsparse.tracking.progress import Progress
+    from rlsparse.tracking.tracker import Tracker
+
+    who, saved = _begin(config, folder, who, lambda line: print(line, file=sys.stderr))
+    stop = StopRequest()
+    summary: Summary = {**who, "status": "failed", "error": None}
+    failure: BaseException | None = None
+    with stop.listening():
+        tracker = Tracker(folder, Progress(label, config.train.steps), saved.state["files"] if saved else None)
+        if config.tracker.name == "wandb":
+            viewer.show(folder)
+        if saved is not None:
+            tracker.say(f"{label}: goes on after step {saved.step} ({folder})")
+        try:
+            _train(config, folder, tracker, summary, loader, stop, saved)
+            summary["status"] = "finished"
+        except NonFiniteError as error:
+            summary |= {"status": "diverged", "error": str(error)}
+        except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
+            failure = error
+        except BaseException as error:
+            failure = error
+            summary["error"] = f"{type(error).__name__}: {error}"
+        if isinstance(failure, (Interrupted, KeyboardInterrupt)):
+            tracker.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
+        else:
+            _record(folder, summary, failure, tracker.say)
+            tracker.say(f"{label}: {headline(summary)} ({folder})")
+        tracker.close()
+        viewer.done(folder)
+    if failure is not None:
+        traceback.clear_frames(failure.__traceback__)  # a sweep keeps the error; it must not keep the model with it
+        raise failure
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return summary
+
+
+def _begin(
+    config: Config, folder: Path, who: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[Mapping[str, Any], "Checkpoint | None"]:
+    """Who the run is, and where to go on from; None where it begins, in a folder with nothing of earlier attempts."""
+    from rlsparse.checkpoint import Checkpoint, load_checkpoint
+    from rlsparse.tracking.files import holds
+
+    def fits(saved: Checkpoint) -> bool:
+        return all(holds(folder / name, mark) for name, mark in saved.state["files"].items())
+
+    saved = load_checkpoint(folder / CHECKPOINTS, fits, say)
+    if saved is None:
+        _set_aside(folder)
+    else:
+        begun = read_provenance(folder) or who
+        changed = changed_versions(begun, who)
+        for line in changed:
+            say(f"warning: {line}: the run's steps are not all of one version")
+        changed = list(dict.fromkeys([*begun.get("changed", []), *changed]))
+        who = {**who, "versions": begun["versions"], "git": begun["git"], **({"changed": changed} if changed else {})}
+        (folder / FILE).unlink(missing_ok=True)  # of the attempt that failed
+    OmegaConf.save(OmegaConf.create(asdict(config)), folder / CONFIG)
+    (folder / PROVENANCE).write_text(json.dumps(who, indent=1), encoding="utf-8")
+    return who, saved
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep what an attempt that cannot be gone on with has left, in ``attempts/``."""
+    left = [path for path in folder.iterdir() if path.name not in (LOCK, LEASE, HOLDER, ATTEMPTS)]
+    if left:
+        number = 1
+        while (folder / ATTEMPTS / str(number)).exists():
+            number += 1
+        (folder / ATTEMPTS / str(number)).mkdir(parents=True)
+        for path in left:
+            path.rename(folder / ATTEMPTS / str(number) / path.name)
+
+
+def _record(folder: Path, summary: Summary, failure: BaseException | None, say: Callable[[str], None]) -> None:
+    """Write how it ended, if that can be written: what broke the run may be a full disk."""
+    try:
+        if failure is not None:
+            (folder / "error.txt").write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+        write_summary(folder, summary)
+    except OSError as error:
+        say(f"the summary cannot be written ({error}); what was there is as it was ({folder})")
+        if failure is None:
+            raise
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    tracker: "Tracker",
+    summary: Summary,
+    loader: "Loader",
+    stop: "StopRequest",
+    saved: "Checkpoint | None",
+) -> None:
+    """Load, train, evaluate and export; what is known goes into ``summary`` even when it breaks."""
+    from rlsparse.adapter import ADAPTERS
+    from rlsparse.batch import NonFiniteError
+    from rlsparse.keeper import Keeper
+    from rlsparse.policy import resolve_device, set_threads
+    from rlsparse.prompts import encode_task
+    from rlsparse.streams import stream_seed
+    from rlsparse.task import load_task
+    from rlsparse.task.verifier import Verifier
+    from rlsparse.tracking.measure import Clock, free_memory, peak_memory, reuse_freed_memory
+    from rlsparse.train import train
+
+    device = resolve_device(config.device)
+    clock = Clock(device, saved.state["time"] if saved is not None else None)
+    reuse_freed_memory()
+    with loader.lend(config.model, device, config.dtype) as policy:
+        free_memory(device)  # after the model is there, which an earlier run may have loaded
+        set_threads(config.threads, policy.model.num_parameters())
+        data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
+        adapter = ADAPTERS[config.adapter.name](
+            policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")
+        )
+        summary["device"] = str(device)
+        summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
+        if data.skipped_train or data.skipped_test:
+            tracker.say(
+                f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
+                f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {policy.context} tokens; "
+                "skipped"
+            )
+        keeper = Keeper(folder / CHECKPOINTS, config.train.checkpoint_every, tracker, clock, stop, saved)
+        try:
+            with Verifier(config.task) as verifier:
+                train(config, policy, adapter, data, verifier, tracker, clock, keeper)
+        except NonFiniteError:
+            adapter.export(folder / "adapter")
+            raise
+        finally:
+            summary |= results(tracker.history)
+            parameters = sum(p.numel() for p in adapter.parameters())
+            summary["adapter"] = about_adapter(
+                config.adapter.name, adapter.ranks(), adapter.budget, parameters, adapter.moves, tracker.history
+            )
+            summary["time"] = {"total": clock.elapsed(), **clock.total}
+            summary["peak_memory_bytes"] = peak_memory(device)
+        adapter.export(folder / "adapter")
+        adapter.remove()

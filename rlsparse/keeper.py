@@ -1,0 +1,43 @@
+"""Saving a run while it trains, ending it where it was told to stop, and finding where it left off."""
+
+from pathlib import Path
+
+from rlsparse.checkpoint import Checkpoint, save_checkpoint
+from rlsparse.resumable import TrainState
+from rlsparse.stopping import Interrupted, StopRequest
+from rlsparse.tracking.measure import Clock
+from rlsparse.tracking.tracker import Tracker
+
+
+class Keeper:
+    """What the training loop tells of each step it has done.
+
+    Attributes:
+        saved: where the run goes on from; None at its start.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, tracker: Tracker, clock: Clock, stop: StopRequest, saved: Checkpoint | None
+    ) -> None:
+        """
+        Args:
+            folder: for the checkpoints. every: steps between two checkpoints.
+        """
+        self.saved = saved
+        self._folder, self._every = folder, every
+        self._tracker, self._clock, self._stop = tracker, clock, stop
+
+    def after_step(self, state: TrainState) -> None:
+        """Save where it is time to, or where the run was told to stop.
+
+        Raises:
+            Interrupted: it was; the checkpoint is written.
+        """
+        told = self._stop.signal
+        if told is not None or state.step % self._every == 0:
+            checkpoint = state.checkpoint()
+            checkpoint.state["files"] = self._tracker.marks()
+            checkpoint.state["time"] = {"total": self._clock.elapsed(), **self._clock.total}
+            save_checkpoint(self._folder, checkpoint)
+        if told is not None:
+            raise Interrupted(told)

@@ -1,0 +1,126 @@
+"""A sweep from its first line to its last: points planned, those done left out, the rest launched, failures named."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from rlsparse.config import Config
+from rlsparse.plan import Point, sweep_points, write_plan
+from rlsparse.status import RunState, report, run_state
+from rlsparse.summary import record_death
+from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point and the folder of its run."""
+
+    point: Point
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.point.overrides)
+
+    def state(self) -> RunState:
+        return run_state(self.folder, self.name)
+
+
+def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None:
+    """Do every point that is not done, and end with a line for each that is not finished.
+
+    Ends the program with code 1 where a run has failed or did not end, or on bad input before any run.
+
+    Args:
+        config: the multirun's master config, ``hydra`` node included.
+        at_a_time: points handed to the launcher at once; None for all.
+    """
+    with one_message():
+        planned = plan(sweep_points(config))
+    todo = [one for one in planned if not _is_done(one)]
+    _work_off(todo, launcher, at_a_time)
+    states = [one.state() for one in planned]
+    if any(one.state != "finished" for one in states):
+        print(report(states), file=sys.stderr)
+    if any(one.state in ("failed", "cut off", "missing") for one in states):
+        sys.exit(1)
+
+
+def plan(points: Sequence[Point]) -> list[Planned]:
+    """Check every point and write down the plan of each experiment they belong to.
+
+    Raises:
+        ConfigError: bad input; nothing is written then.
+    """
+    from rlsparse.preflight import preflight  # torch and transformers come with it
+
+    configs: list[Config] = [point.config for point in points]
+    everywhere = set.intersection(*(set(point.overrides) for point in points))
+    identities = preflight(configs, [" ".join(o for o in p.overrides if o not in everywhere) for p in points])
+    warn(idle_clipping(configs) + idle_off_policy(configs))
+    planned = [
+        Planned(point, Path(config.runs_dir) / config.experiment.name / identity.id)
+        for point, config, identity in zip(points, configs, identities, strict=True)
+    ]
+    for experiment in dict.fromkeys(one.folder.parent for one in planned):
+        own = [one for one in planned if one.folder.parent == experiment]
+        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, [p.overrides for p in points])
+    return planned
+
+
+def _is_done(one: Planned) -> bool:
+    """Whether there is nothing to do, with a line that says so."""
+    state, kept = one.state(), not one.point.config.sweep.retry_failed
+    done = state.state in ("finished", "diverged") or (state.state == "failed" and kept)
+    if done:
+        print(f"{one.name}: {state.state} before, skipped ({one.folder})", file=sys.stderr)
+    return done
+
+
+def _work_off(todo: list[Planned], launcher: Launcher, at_a_time: int | None) -> None:
+    """Launch until nothing is left that somebody has not done or failed at.
+
+    A launcher ends with all its jobs when the process of one dies. Those under way then go on one at a time, so that
+    the one that is to blame is known for it and the rest have their turn.
+    """
+    again: set[Path] = set()
+    while todo:
+        try:
+            _launch(todo, launcher, at_a_time)
+        except Exception as error:
+            begun = [one for one in todo if one.state().state == "cut off"]
+            if not begun:
+                raise  # the launcher itself does not work
+            warn([f"a process of the sweep died ({_line(error)}); {len(begun)} runs go on one at a time"])
+            for one in begun:
+                _launch_alone(one, launcher)
+            todo = [one for one in todo if one.state().state == "missing"]
+            continue
+        # another copy of the sweep may have died over one that was left to it
+        todo = [one for one in todo if one.state().state == "cut off" and one.folder not in again]
+        again |= {one.folder for one in todo}
+
+
+def _launch(todo: Sequence[Planned], launcher: Launcher, at_a_time: int | None) -> None:
+    size = at_a_time or len(todo)
+    for start in range(0, len(todo), size):
+        jobs = [one.point.arguments for one in todo[start : start + size]]
+        for job in launcher.launch(jobs, initial_job_idx=start):
+            _ = job.return_value  # raises what went wrong around the job; a run's own failure is in its summary
+
+
+def _launch_alone(one: Planned, launcher: Launcher) -> None:
+    try:
+        _launch([one], launcher, None)
+    except Exception as error:
+        if one.state().state == "cut off":
+            record_death(one.folder, _line(error))
+
+
+def _line(error: Exception) -> str:
+    """An error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

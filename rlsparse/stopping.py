@@ -1,0 +1,64 @@
+"""Being told to stop: SIGTERM, SIGINT and SIGUSR2 (SLURM's warning) end a run after the step at hand, saved."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class Interrupted(BaseException):
+    """The run was told to stop, and can go on from where it is. Not an Exception: nothing may take it for a failure.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class StopRequest:
+    """Whether a signal has asked to stop.
+
+    Attributes:
+        signal: its number; None while none has come.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the first signal is noted and a second one has its usual effect. Only a main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.getsignal(number) for number in SIGNALS}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.signal = number
+            for one, handler in earlier.items():
+                signal.signal(one, handler)
+
+        for number in SIGNALS:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+def pass_on(number: int) -> None:
+    """Let a signal, once the run is saved, do what a launcher has set up for it, such as having SLURM start it again.
+
+    Nothing happens where nobody has: Python's own handler and the system's would only end the process.
+    """
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        os.kill(os.getpid(), number)
