@@ -1,14 +1,18 @@
 """Cutting a batch into forward passes: rows that have something to teach, bounded by rows and by tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rlsparse.batch import ScoredBatch
 from rlsparse.config import TrainConfig
+from rlsparse.memory import MemoryLimits, until_it_fits
 
+Result = TypeVar("Result")
 MOST_PADDED = 1.5  # tokens of a microbatch, padding included, for each that is not
 
 
@@ -91,3 +95,53 @@ def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[
 def _piece(stretches: list[_Stretch], needed: Tensor) -> Microbatch:
     rows = torch.tensor([row for stretch in stretches for row in stretch.rows], device=needed.device)
     return Microbatch(rows, needed[rows, : max(stretch.width for stretch in stretches)])
+
+
+class FitMicrobatches:
+    """Does something with a batch, microbatch by microbatch, in smaller ones where memory runs out."""
+
+    def __init__(
+        self, config: TrainConfig, limits: MemoryLimits | None = None, say: Callable[[str], None] = print
+    ) -> None:
+        """
+        Args:
+            limits: halved where memory runs out; None for the config's own.
+            say: told so, once.
+        """
+        self._config, self._say, self._said = config, say, False
+        self._limits = limits or MemoryLimits(1, config.microbatch, config.max_tokens_per_microbatch)
+
+    def __call__(self, batch: ScoredBatch, attempt: Callable[[list[Microbatch], int], Result]) -> Result:
+        """What the attempt returns, which starts again from the first microbatch after memory ran out.
+
+        Args:
+            attempt: gets the microbatches and the tokens that one may have.
+        """
+        pieces: list[Microbatch] = []
+
+        def once() -> Result:
+            rows, tokens = self._limits.microbatch, self._limits.tokens
+            pieces[:] = microbatches(batch, replace(self._config, microbatch=rows, max_tokens_per_microbatch=tokens))
+            return attempt(pieces, tokens)
+
+        return until_it_fits(once, lambda: self._halve(batch, pieces))
+
+    def _halve(self, batch: ScoredBatch, pieces: list[Microbatch]) -> bool:
+        """Halve what the largest microbatch had, which may be less than it was allowed."""
+        rows = max(len(piece.rows) for piece in pieces)
+        if rows == 1:
+            return False
+        prompts = batch.rollout.prompt_lengths
+        tokens = max(
+            int(prompts[(piece.rows // batch.rollout.group_size).unique()].sum()) + piece.needed.numel()
+            for piece in pieces
+        )
+        self._limits.microbatch = min(self._limits.microbatch, rows) // 2
+        self._limits.tokens = max(1, min(self._limits.tokens, tokens) // 2)
+        if not self._said:
+            self._say(
+                f"out of memory in training: microbatches of {self._limits.microbatch} rows and {self._limits.tokens} "
+                "tokens from here on, and fewer where need be; the gradient does not depend on it"
+            )
+        self._said = True
+        return True

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlsparse.batch import NonFiniteError, ScoredBatch
 from rlsparse.config import Config, TrainConfig
-from rlsparse.microbatch import Microbatch, microbatches
+from rlsparse.microbatch import FitMicrobatches, Microbatch
 from rlsparse.objective import token_loss
 from rlsparse.objective.off_policy import OFF_POLICY, Mismatch, correction_ratio, needs_whole_rows
 from rlsparse.policy import LogProbs, Policy
@@ -56,75 +56,126 @@ def update(
     optimizer: torch.optim.Optimizer,
     batch: ScoredBatch,
     config: Config,
+    fit: FitMicrobatches,
 ) -> UpdateMetrics:
     """Take ``train.updates_per_rollout`` optimizer steps on one rollout batch; none where no token can teach.
 
     Args:
         log_probs_of: the path that scores tokens: ``policy.token_log_probs`` or ``packed.packed_log_probs``.
+        fit: cuts the batch into microbatches.
 
     Raises:
         NonFiniteError: before the step that would have spoiled the parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     penalised = [p for group in optimizer.param_groups if group.get("l2", True) for p in group["params"]]
-    pieces = microbatches(batch, config.train)
-    if not pieces:
+    if not bool((batch.scales != 0).any()):
         return UpdateMetrics()
-    reference = _reference_log_probs(policy, log_probs_of, batch, pieces, config)
-    whole = _completion_ratios(policy, log_probs_of, batch, pieces, config)
-    old: list[Tensor] = []  # log-probs of the first pass: π_old, on the same code path as π
-    scales: list[Tensor] = []  # corrected for who sampled the tokens; such a weight may underflow to 0
-    mismatch = Mismatch()
+    reference = fit(batch, lambda pieces, _: _reference_log_probs(policy, log_probs_of, batch, pieces, config))
+    whole = fit(batch, lambda pieces, tokens: _completion_ratios(policy, log_probs_of, batch, pieces, tokens, config))
+    before: _Before | None = None
+
+    def one_pass(pieces: list[Microbatch], _: int) -> _Gradient:
+        return _gradient(policy, log_probs_of, optimizer, batch, pieces, config, reference, whole, before)
+
     loss = kl = clipped = grad_norm = 0.0
     tokens = 0
     for _ in range(config.train.updates_per_rollout):
-        optimizer.zero_grad()
-        for i, piece in enumerate(pieces):
-            log_probs = log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
-            if len(old) == i:
-                old.append(log_probs.detach())
-                scales.append(_corrected(batch, piece, old[i], whole[i], config, mismatch))
-            part = token_loss(
-                log_probs,
-                old[i],
-                reference[i],
-                batch.advantages[piece.rows, : piece.needed.shape[1]],
-                scales[i],
-                config.clipping,
-                config.kl,
-            )
-            part.loss.backward()
-            loss += float(part.loss.detach())
-            kl, clipped, tokens = kl + part.kl, clipped + part.clipped, tokens + part.tokens
-        loss += _add_l2(penalised, config.objective.l2)
+        done = fit(batch, one_pass)
+        before = done.before
+        penalty = _add_l2(penalised, config.objective.l2)
         norm = _clip_gradient(parameters, config.train.max_grad_norm)
+        loss, grad_norm = loss + done.loss + penalty, grad_norm + norm
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(f"the loss is {loss}, its gradient norm {norm}")
-        grad_norm += norm
+        kl, clipped, tokens = kl + done.kl, clipped + done.clipped, tokens + done.tokens
         optimizer.step()
     n = config.train.updates_per_rollout
+    mismatch = before.mismatch if before is not None else Mismatch()
     return UpdateMetrics(n, loss / n, kl / n, clipped / max(1, tokens), grad_norm / n, mismatch)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """What the first of several passes over a batch finds out about the policy before it moves.
+
+    Attributes:
+        old: (B, T) log π_old, on the same code path as π.
+        scales: (B, T), corrected for who sampled the tokens; such a weight may underflow to 0.
+    """
+
+    old: Tensor
+    scales: Tensor
+    mismatch: Mismatch
+
+
+@dataclass
+class _Gradient:
+    """Sums over a pass, whose gradient stands in the parameters."""
+
+    before: _Before
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: float = 0.0
+    tokens: int = 0
+
+
+def _gradient(
+    policy: Policy,
+    log_probs_of: LogProbs,
+    optimizer: torch.optim.Optimizer,
+    batch: ScoredBatch,
+    pieces: list[Microbatch],
+    config: Config,
+    reference: Tensor | None,
+    whole: Tensor | None,
+    known: _Before | None,
+) -> _Gradient:
+    """The gradient of the loss, from zero; (B, T) reference log-probs and (B, 1) completion ratios where needed."""
+    optimizer.zero_grad()
+    zeros = torch.zeros_like(batch.scales)  # (B, T)
+    done = _Gradient(known or _Before(zeros, zeros.clone(), Mismatch()))
+    before = done.before
+    for piece in pieces:
+        rows, width = piece.rows, piece.needed.shape[1]
+        log_probs = log_probs_of(policy, batch.rollout, rows, piece.needed, config.rollout.temperature)  # (b, T)
+        if known is None:
+            old = log_probs.detach()
+            ratios = None if whole is None else whole[rows]
+            before.old[rows, :width] = old
+            before.scales[rows, :width] = _corrected(batch, piece, old, ratios, config, before.mismatch)
+        part = token_loss(
+            log_probs,
+            before.old[rows, :width],
+            None if reference is None else reference[rows, :width],
+            batch.advantages[rows, :width],
+            before.scales[rows, :width],
+            config.clipping,
+            config.kl,
+        )
+        part.loss.backward()
+        done.loss += float(part.loss.detach())
+        done.kl, done.clipped, done.tokens = done.kl + part.kl, done.clipped + part.clipped, done.tokens + part.tokens
+    return done
+
+
 def _completion_ratios(
-    policy: Policy, log_probs_of: LogProbs, batch: ScoredBatch, pieces: list[Microbatch], config: Config
-) -> list[Tensor | None]:
-    """π_old/μ of the pieces' whole completions, (b, 1) each, where a weight depends on them; else None.
+    policy: Policy, log_probs_of: LogProbs, batch: ScoredBatch, pieces: list[Microbatch], tokens: int, config: Config
+) -> Tensor | None:
+    """(B, 1) π_old/μ of whole completions, where a weight depends on them; else None.
 
     A completion may be longer than the tokens of it that the loss looks at, so the rows are cut anew.
     """
     if batch.on_policy or not needs_whole_rows(config.off_policy):
-        return [None] * len(pieces)
-    rollout, found = batch.rollout, list[Tensor | None]()
-    most = max(1, config.train.max_tokens_per_microbatch // rollout.completion_ids.shape[1])  # rows
+        return None
+    rollout, found = batch.rollout, torch.ones_like(batch.scales[:, :1])
+    most = max(1, tokens // rollout.completion_ids.shape[1])  # rows
     with torch.no_grad():
         for piece in pieces:
-            ratios = []
             for rows in piece.rows.split(most):
                 mask = rollout.mask[rows]  # (b, T)
                 old = log_probs_of(policy, rollout, rows, mask, config.rollout.temperature)
-                ratios.append(correction_ratio(old, rollout.log_probs[rows], mask, config.off_policy)[:, :1])
-            found.append(torch.cat(ratios))
+                found[rows] = correction_ratio(old, rollout.log_probs[rows], mask, config.off_policy)[:, :1]
     return found
 
 
@@ -157,14 +208,17 @@ def _share_of_peak(step: int, config: TrainConfig) -> float:
 
 def _reference_log_probs(
     policy: Policy, log_probs_of: LogProbs, batch: ScoredBatch, pieces: list[Microbatch], config: Config
-) -> list[Tensor | None]:
+) -> Tensor | None:
+    """(B, T) under the base model, where the loss has a KL penalty."""
     if config.kl.beta == 0:
-        return [None] * len(pieces)
+        return None
+    found = torch.zeros_like(batch.scales)
     with torch.no_grad(), policy.reference():
-        return [
-            log_probs_of(policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature)
-            for piece in pieces
-        ]
+        for piece in pieces:
+            found[piece.rows, : piece.needed.shape[1]] = log_probs_of(
+                policy, batch.rollout, piece.rows, piece.needed, config.rollout.temperature
+            )
+    return found
 
 
 def _add_l2(parameters: list[nn.Parameter], weight: float) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from rlsparse.batch import NonFiniteError, Problem, ScoredBatch
 from rlsparse.config import ConfigError
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.policy import EMBEDDED, encode_prompt, token_log_probs
 from rlsparse.preflight import preflight
 from rlsparse.results.collect import collect
@@ -136,7 +137,7 @@ def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch
     adapter = with_adapter(tiny)
     batch = scored(tiny, config, [1], in_loss)
     optimizer = adapter.optimizer(0.0, 0.0)
-    metrics = update(tiny, token_log_probs, optimizer, batch, config)
+    metrics = update(tiny, token_log_probs, optimizer, batch, config, FitMicrobatches(config.train))
     got = torch.cat([p.grad.flatten() for p in adapter.parameters()])
 
     tiny.model.zero_grad()
@@ -220,7 +221,7 @@ def test_truncated_weights_beyond_float32_end_no_run(tiny, level, shift):
     batch = scored(tiny, config, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs + shift * batch.rollout.mask)
     batch = dataclasses.replace(batch, rollout=shifted)
-    metrics = update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), batch, config)
+    metrics = update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), batch, config, FitMicrobatches(config.train))
     assert math.isfinite(metrics.loss)
     assert metrics.mismatch.largest == pytest.approx(2.0 if shift < 0 else 0.0, abs=1e-6)
 
@@ -231,7 +232,14 @@ def test_importance_weights_that_overflow_are_reported_as_a_broken_loss(tiny):
     batch = scored(tiny, config, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs - 200 * batch.rollout.mask)
     with pytest.raises(NonFiniteError):
-        update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), dataclasses.replace(batch, rollout=shifted), config)
+        update(
+            tiny,
+            token_log_probs,
+            adapter.optimizer(0.0, 0.0),
+            dataclasses.replace(batch, rollout=shifted),
+            config,
+            FitMicrobatches(config.train),
+        )
 
 
 def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from rlsparse.batch import ScoredBatch, Selection
 from rlsparse.config import ClippedRatioConfig, ClippingConfig, KLConfig, ObjectiveConfig
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective import token_loss
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.policy import Policy, token_log_probs
@@ -124,7 +125,7 @@ def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_prob
         for p in adapter.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
     optimizer = adapter.optimizer(lr, weight_decay=0.0)
-    metrics = update(policy, path, optimizer, batch_for(policy, config), config)
+    metrics = update(policy, path, optimizer, batch_for(policy, config), config, FitMicrobatches(config.train))
     gradient = torch.cat([p.grad.flatten() for p in adapter.parameters()])
     after = torch.cat([p.detach().flatten() for p in adapter.parameters()])
     return gradient, after, metrics

@@ -10,6 +10,7 @@ from rlsparse.advantage import token_advantages
 from rlsparse.batch import Problem, Prompt, Rollout, ScoredBatch, Selection, TrunkStates
 from rlsparse.config import ConfigError, KLConfig, ObjectiveConfig, ReplayConfig
 from rlsparse.experience import Environment, Experience, with_replay
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import packed_log_probs
 from rlsparse.policy import encode_prompt, token_log_probs
@@ -191,7 +192,14 @@ def test_the_gradient_is_that_of_the_objective_written_out(tiny, path, layers):
     advantages = token_advantages(seen.rewards, seen.rollout, config.advantage, config.negative_feedback)
     selection = TOKEN_SAMPLERS["prefix_tree"](advantages, seen.rollout, config.token_sampler, generator())
     scales = token_scales(selection, advantages, config.objective, origins, 14, config.kl)
-    metrics = update(tiny, path, adapter.optimizer(0.0, 0.0), ScoredBatch(seen.rollout, advantages, scales), config)
+    metrics = update(
+        tiny,
+        path,
+        adapter.optimizer(0.0, 0.0),
+        ScoredBatch(seen.rollout, advantages, scales),
+        config,
+        FitMicrobatches(config.train),
+    )
     got = torch.cat([p.grad.flatten() for p in adapter.parameters()])
     tiny.model.zero_grad()
     objective = brute_force(tiny, seen, origins)

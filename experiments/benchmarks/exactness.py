@@ -18,6 +18,7 @@ from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
 from rlsparse.compose import compose_config
 from rlsparse.config import Config
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import packed_log_probs
 from rlsparse.policy import LogProbs, Policy, load_policy, token_log_probs
@@ -80,7 +81,7 @@ def _gradient(
     policy: Policy, batch: ScoredBatch, config: Config, parameters: list[torch.nn.Parameter], path: LogProbs
 ) -> torch.Tensor:
     optimizer = torch.optim.SGD(parameters, lr=0.0)
-    update(policy, path, optimizer, batch, config)
+    update(policy, path, optimizer, batch, config, FitMicrobatches(config.train))
     return torch.cat([p.grad.flatten().double() for p in parameters if p.grad is not None])
 
 

@@ -25,6 +25,7 @@ from rlsparse.adapter import ADAPTERS
 from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
 from rlsparse.compose import compose_config
+from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import layout, packed_log_probs
 from rlsparse.policy import load_policy, token_log_probs
@@ -92,7 +93,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     trunkless = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, trunk=None))
 
     def trained(path: Any = packed_log_probs, on: ScoredBatch = batch) -> None:
-        update(policy, path, optimizer, on, config)
+        update(policy, path, optimizer, on, config, FitMicrobatches(config.train))
 
     def during(switch: Switch, run: Callable[[], Any]) -> Callable[[], Any]:
         def inside() -> None:

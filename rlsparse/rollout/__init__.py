@@ -3,14 +3,16 @@
 Every engine is ``f(policy, prompts, config, group_size, generator, greedy, keep_trunk) -> Rollout``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Generator, Tensor
 
 from rlsparse.attention import obstacle
 from rlsparse.batch import Problem, Prompt, Rollout
 from rlsparse.config import FastRolloutConfig, RolloutConfig
+from rlsparse.memory import MemoryLimits, until_it_fits
 from rlsparse.policy import Policy
 from rlsparse.probe import TOKENS, differs_from_plain
 from rlsparse.rollout import fast, plain
@@ -26,6 +28,49 @@ def engine(policy: Policy, config: RolloutConfig, say: Callable[[str], None]) ->
         return ENGINES[config.name]
     say(f"rollout: plain for this model: {reason}")
     return plain.generate
+
+
+def within_memory(generate: Engine, limits: MemoryLimits, say: Callable[[str], None]) -> Engine:
+    """The engine, with half the rows at a time, and again half, where memory runs out; the same completions.
+
+    Args:
+        limits: of which ``rollout_rows`` is halved, for good.
+        say: told so, once.
+    """
+    said = False
+
+    def generate_in_parts(
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        config: RolloutConfig,
+        group_size: int,
+        generator: Generator,
+        **how: Any,
+    ) -> Rollout:
+        drawn = generator.get_state()
+
+        def once() -> Rollout:
+            generator.set_state(drawn)
+            fewer = replace(config, max_rows=min(config.max_rows, limits.rollout_rows))
+            return generate(policy, prompts, fewer, group_size, generator, **how)
+
+        def halve() -> bool:
+            nonlocal said
+            rows = min(config.max_rows, limits.rollout_rows, len(prompts) * group_size)
+            if rows == 1:
+                return False
+            limits.rollout_rows = rows // 2
+            if not said:
+                say(
+                    f"out of memory in the rollout: {limits.rollout_rows} rows at a time from here on, and fewer where "
+                    "need be; the completions do not depend on it"
+                )
+            said = True
+            return True
+
+        return until_it_fits(once, halve)
+
+    return generate_in_parts
 
 
 def _obstacle(policy: Policy, config: FastRolloutConfig) -> str | None:

@@ -1,6 +1,6 @@
 """A rollout while it is written, column by column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,3 +64,13 @@ def completion_limits(prompts: Sequence[Prompt], config: RolloutConfig, group_si
     """(B,) most tokens to sample for each completion, at least 1."""
     limits = torch.tensor([config.max_new_tokens - prompt.begun for prompt in prompts], device=policy.device)
     return limits.repeat_interleave(group_size)
+
+
+def parts(prompts: int, group_size: int, max_rows: int) -> Iterator[tuple[slice, range]]:
+    """Prompts and rows that fit together: some whole groups, or a piece of one where a group alone is too large."""
+    groups = max(1, max_rows // group_size)
+    for start in range(0, prompts, groups):
+        end = min(start + groups, prompts)
+        for row in range(start * group_size, end * group_size, max_rows if groups == 1 else groups * group_size):
+            stop = min(row + max_rows, end * group_size)
+            yield slice(start, end), range(row, stop)

@@ -1,6 +1,6 @@
 """The engine: adapter merged, each prompt read once for its group, keys and values in place, finished rows dropped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from rlsparse.batch import Prompt, Rollout, TrunkStates
 from rlsparse.config import FastRolloutConfig
 from rlsparse.policy import Policy, positions
 from rlsparse.rollout.cache import ATTENTION, GroupCache
-from rlsparse.rollout.columns import Columns, completion_limits, left_pad
+from rlsparse.rollout.columns import Columns, completion_limits, left_pad, parts
 from rlsparse.rollout.prepacked import prepacked
 from rlsparse.rollout.sampling import sample
 from rlsparse.trunk import Capture, captured
@@ -54,19 +54,9 @@ def generate(
         if keep_trunk and policy.first_adapted > 0:
             capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
             trunk = _Trunk.empty(policy, prompt_ids, B, T, capture)
-        for part, rows in _parts(len(prompts), group_size, config.max_rows):
+        for part, rows in parts(len(prompts), group_size, config.max_rows):
             _complete(policy, prompt_ids, prompt_lengths, part, rows, uniform, limits, config, greedy, out, trunk)
     return out.rollout(prompt_ids, prompt_lengths, None if trunk is None else trunk.states)
-
-
-def _parts(prompts: int, group_size: int, max_rows: int) -> Iterator[tuple[slice, range]]:
-    """Prompts and rows that fit together: some whole groups, or a piece of one where a group alone is too large."""
-    groups = max(1, max_rows // group_size)
-    for start in range(0, prompts, groups):
-        end = min(start + groups, prompts)
-        for row in range(start * group_size, end * group_size, max_rows if groups == 1 else groups * group_size):
-            stop = min(row + max_rows, end * group_size)
-            yield slice(start, end), range(row, stop)
 
 
 def _complete(

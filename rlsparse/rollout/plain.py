@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.config import RolloutConfig
 from rlsparse.policy import Policy, positions
-from rlsparse.rollout.columns import Columns, completion_limits, left_pad
+from rlsparse.rollout.columns import Columns, completion_limits, left_pad, parts
 from rlsparse.rollout.sampling import sample
 
 
@@ -22,7 +22,7 @@ def generate(
     greedy: bool = False,
     keep_trunk: bool = False,
 ) -> Rollout:
-    """Sample ``group_size`` completions of each prompt.
+    """Sample ``group_size`` completions of each prompt, ``rollout.max_rows`` rows at a time.
 
     A row's random numbers do not depend on the other rows; finished rows leave the batch. What a prompt holds of a
     completion counts towards its ``max_new_tokens``.
@@ -38,21 +38,40 @@ def generate(
     uniform = uniform.to(policy.device)
     out = Columns.empty(B, T, policy)
     limits = completion_limits(prompts, config, group_size, policy)  # (B,)
+    for part, rows in parts(len(prompts), group_size, config.max_rows):
+        _complete(policy, prompt_ids, prompt_lengths, part, rows, uniform, limits, config, greedy, out)
+    return out.rollout(prompt_ids, prompt_lengths)
 
-    mask = torch.arange(prompt_ids.shape[1], 0, -1, device=policy.device) <= prompt_lengths[:, None]  # (P, S)
+
+def _complete(
+    policy: Policy,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    part: slice,
+    rows: range,
+    uniform: Tensor,
+    limits: Tensor,
+    config: RolloutConfig,
+    greedy: bool,
+    out: Columns,
+) -> None:
+    """Sample the rows of some prompts, the same number of each, into ``out``."""
+    lengths = prompt_lengths[part]  # (p,)
+    S, T, per_prompt = int(lengths.max()), config.max_new_tokens, len(rows) // len(lengths)
+    mask = torch.arange(S, 0, -1, device=policy.device) <= lengths[:, None]  # (p, S)
     reply = policy.model(
-        input_ids=prompt_ids,
+        input_ids=prompt_ids[part, -S:],
         attention_mask=mask.long(),
         position_ids=positions(mask),
         use_cache=True,
         logits_to_keep=1,
     )
     cache = reply.past_key_values
-    cache.batch_repeat_interleave(group_size)
-    logits = reply.logits[:, -1].repeat_interleave(group_size, dim=0)  # (B, V)
-    mask = mask.long().repeat_interleave(group_size, dim=0)  # (B, S), grows by a column a step
-    position = prompt_lengths.repeat_interleave(group_size)  # (B,) of the next token
-    alive = torch.arange(B, device=policy.device)  # rows that still grow; the tensors above hold these rows only
+    cache.batch_repeat_interleave(per_prompt)
+    logits = reply.logits[:, -1].repeat_interleave(per_prompt, dim=0)  # (b, V)
+    mask = mask.long().repeat_interleave(per_prompt, dim=0)  # (b, S), grows by a column a step
+    position = lengths.repeat_interleave(per_prompt)  # (b,) of the next token
+    alive = torch.tensor(list(rows), device=policy.device)  # rows that still grow; the tensors above hold these only
     eos = torch.tensor(policy.eos_ids, device=policy.device)
 
     for t in range(T):
@@ -75,4 +94,3 @@ def generate(
             use_cache=True,
         ).logits[:, -1]  # (alive, V)
         position = position + 1
-    return out.rollout(prompt_ids, prompt_lengths)
