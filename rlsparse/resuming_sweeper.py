@@ -1,6 +1,7 @@
 """A sweep from its first line to its last: points planned, those done left out, the rest launched, failures named."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 from rlsparse.config import Config
 from rlsparse.plan import Point, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
-from rlsparse.summary import record_death
+from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
 
 
@@ -42,6 +43,7 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
     with one_message():
         planned = plan(sweep_points(config))
     todo = [one for one in planned if not _is_done(one)]
+    warn(_other_versions([one for one in planned if one not in todo]))
     _work_off(todo, launcher, at_a_time)
     states = [one.state() for one in planned]
     if any(one.state != "finished" for one in states):
@@ -79,6 +81,16 @@ def _is_done(one: Planned) -> bool:
     if done:
         print(f"{one.name}: {state.state} before, skipped ({one.folder})", file=sys.stderr)
     return done
+
+
+def _other_versions(done: Sequence[Planned]) -> list[str]:
+    """That results at hand are not of the code that would make the rest."""
+    now = code() if done else {}
+    counts = Counter(line for one in done for line in changed_versions(read_summary(one.folder) or {}, now))
+    return [
+        f"{count} runs were done before with another version ({line}); delete their folders to do them again"
+        for line, count in counts.items()
+    ]
 
 
 def _work_off(todo: list[Planned], launcher: Launcher, at_a_time: int | None) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlsparse.claim import holder
 from rlsparse.plan import read_plan
 from rlsparse.summary import read_summary
@@ -88,11 +90,9 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _steps(folder: Path) -> int | None:
-    from omegaconf import OmegaConf
-
     try:
-        return int(OmegaConf.load(folder / "config.yaml").train.steps)
-    except Exception:  # a stranger's file may hold anything
+        return int(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None
 
 

@@ -28,19 +28,24 @@ def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int,
         "overrides": overrides,
         "config_hash": identity.config_hash,
         "method_hash": identity.method_hash,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": _git(),
+        **code(),
     }
+
+
+def code() -> Summary:
+    """What a run of this process runs on: versions of Python and the packages, and the commit of a checkout."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {"versions": versions, "git": _git()}
 
 
 def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was when a run began, a line each: packages, Python, the code's commit."""
     lines = [
         f"{name} is {now['versions'][name]}, was {version}"
-        for name, version in begun["versions"].items()
+        for name, version in (begun.get("versions") or {}).items()
         if now["versions"].get(name) != version
     ]
-    commits = [(one["git"] or {}).get("commit") for one in (begun, now)]
+    commits = [(one.get("git") or {}).get("commit") for one in (begun, now)]
     return lines + ([f"the code is at commit {commits[1]}, was at {commits[0]}"] if commits[0] != commits[1] else [])
 
 

@@ -42,8 +42,10 @@ def main() -> None:
         out = options.out or folder
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).write_text(found.runs.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        (out / NOT_COUNTED).write_text("".join(f"{line}\n" for line in found.not_counted), encoding="utf-8")
-        _write_ranks(out, collect_ranks(folder, found.runs))
+        ranks = collect_ranks(folder, found.runs)
+        not_counted = found.not_counted + ranks.unread
+        (out / NOT_COUNTED).write_text("".join(f"{line}\n" for line in not_counted), encoding="utf-8")
+        _write_ranks(out, ranks)
         _write_tables(out, options.show)
     if options.studies and not options.experiment:
         for file in sorted(options.studies.glob(f"*/{RESULTS}")):

@@ -1,6 +1,7 @@
 """From run folders to one tidy table: a row a run."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "device": ("device",),
     "torch": ("versions", "torch"),
     "commit": ("git", "commit"),
+    "changed": ("changed",),
 }
+TEXTS = ("id", "algorithm", "method_hash", "status", "adapter", "device", "torch", "commit", "changed")
+SHARES = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
 DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle")
 NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "tracker", "threads", "device", "hydra")
 
@@ -66,19 +70,21 @@ class Collected:
 
 
 def collect(folder: Path) -> Collected:
-    """Read ``<runs_dir>/<experiment>``. A summary that cannot be read is named, never fatal."""
-    plan = _read_json(folder / "plan.json") or {"points": {}}
-    planned: dict[str, list[str]] = dict(plan["points"])
+    """Read ``<runs_dir>/<experiment>``. A summary that cannot be read, or be one, is named and never fatal."""
+    planned = _planned(folder)
     found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
     rows, not_counted = [], []
     for run_id in sorted(found | set(planned)):
         summary = _read_json(folder / run_id / "summary.json")
-        if summary is not None and summary.get("status") == "finished":
-            # the folder names the run, a warm start's too
-            rows.append({**_row(summary), "id": run_id, "overrides": _method_overrides(summary["overrides"])})
-            continue
         name = " ".join(planned.get(run_id, [])) or run_id
-        if summary is not None:
+        if summary is not None and summary.get("status") == "finished":
+            row = _row(summary)
+            damage = _damage(row, summary.get("overrides"))
+            if damage is None:  # the folder names the run, a warm start's too
+                rows.append({**row, "id": run_id, "overrides": _method_overrides(summary["overrides"])})
+            else:
+                not_counted.append(f"{name}: its summary.json is damaged ({damage})")
+        elif summary is not None:
             not_counted.append(f"{name}: {summary.get('status')} ({summary.get('error')})")
         elif (folder / run_id / "summary.json").exists():
             not_counted.append(f"{name}: its summary.json cannot be read")
@@ -102,14 +108,47 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _planned(folder: Path) -> dict[str, list[str]]:
+    """Overrides by run id; what is not of that form is left out."""
+    points = (_read_json(folder / "plan.json") or {}).get("points")
+    if not isinstance(points, dict):
+        return {}
+    return {run_id: overrides for run_id, overrides in points.items() if "/" not in run_id and _words(overrides)}
+
+
+def _words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _damage(row: dict[str, Any], overrides: object) -> str | None:
+    """What cannot be true of a finished run; None where all may be."""
+    if not _words(overrides):
+        return "overrides"
+    for column, value in row.items():
+        if column in DERIVED or value is None:
+            continue
+        if column in TEXTS:
+            sound = isinstance(value, str)
+        else:
+            sound = (
+                isinstance(value, (int, float)) and math.isfinite(value) and (column not in SHARES or 0 <= value <= 1)
+            )
+        if not sound:
+            return f"{column}={value}"
+    needed = ["algorithm", "seed", "method_hash", "final_sampled" if row["final_loss"] is None else "final_loss"]
+    missing = [column for column in needed if row[column] is None]
+    return f"no {', '.join(missing)}" if missing else None
+
+
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
     row = {}
     for column, path in COLUMNS.items():
         value: Any = summary
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        row[column] = value
-    stages = [row[column] for column in ("time_rollout", "time_reward", "time_train") if row[column] is not None]
+        row[column] = "; ".join(value) if column == "changed" and _words(value) else value
+    stages = [row[column] for column in ("time_rollout", "time_reward", "time_train")]
+    stages = [seconds for seconds in stages if isinstance(seconds, (int, float))]
     row["time_step"] = _share(sum(stages), row["steps"]) if stages else None
     row["tokens_per_second"] = _share(row["tokens_generated"], row["time_rollout"])
     row["frac_replayed"] = _share(row["tokens_replayed"], row["tokens_generated"])
@@ -117,8 +156,8 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _share(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
+def _share(part: Any, whole: Any) -> float | None:
+    return part / whole if isinstance(part, (int, float)) and isinstance(whole, (int, float)) and whole else None
 
 
 def _method_overrides(overrides: list[str]) -> tuple[str, ...]:

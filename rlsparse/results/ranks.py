@@ -24,10 +24,12 @@ class Ranks:
     Attributes:
         final: a row for each adapter of each run: method, seed, module type, layer, rank at the end.
         history: a row for each module type, rank update and run: its mean rank over the layers after that step.
+        unread: a line for each line of a run's file that could not be read, and is left out.
     """
 
     final: pd.DataFrame
     history: pd.DataFrame
+    unread: list[str]
 
 
 def collect_ranks(folder: Path, runs: pd.DataFrame) -> Ranks:
@@ -37,15 +39,16 @@ def collect_ranks(folder: Path, runs: pd.DataFrame) -> Ranks:
         runs: their tidy table, of which ``method``, ``seed`` and ``id`` are used.
     """
     final, history = [], []
+    unread: list[str] = []
     for method, seed, run_id in zip(runs["method"], runs["seed"], runs["id"], strict=True):
         who = {"method": method, "seed": seed}
-        logged = [(step, _by_place(ranks)) for step, ranks in _rows(folder / run_id / "metrics.jsonl")]
+        logged = [(step, _by_place(ranks)) for step, ranks in _rows(folder / run_id / "metrics.jsonl", unread)]
         for step, table in logged:
             means = table.groupby("module", sort=False)["rank"].mean().reset_index()
             history.append(means.assign(**who, step=step))
         if logged:
             final.append(logged[-1][1].assign(**who))
-    return Ranks(_concat(final, FINAL), _concat(history, HISTORY))
+    return Ranks(_concat(final, FINAL), _concat(history, HISTORY), unread)
 
 
 def rank_table(final: pd.DataFrame) -> str:
@@ -63,14 +66,18 @@ def rank_table(final: pd.DataFrame) -> str:
     return table.to_markdown(index=False, colalign=aligned, disable_numparse=True) + "\n"
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, int]]]:
-    """Step and ranks by module name of each line that holds them."""
+def _rows(file: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, int]]]:
+    """Step and ranks by module name of each line that holds them; a line that cannot be read is named in ``unread``."""
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if '"kind": "ranks"' in line:
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if b'"kind": "train"' in line or b'"kind": "eval"' in line:
+            continue
+        try:
             row = json.loads(line)
-            yield row["step"], {key.removeprefix(PREFIX): row[key] for key in row if key.startswith(PREFIX)}
+            yield int(row["step"]), {key.removeprefix(PREFIX): int(row[key]) for key in row if key.startswith(PREFIX)}
+        except (ValueError, TypeError, KeyError):
+            unread.append(f"{file.parent.name}: line {number} of {file.name} cannot be read; its ranks are left out")
 
 
 def _by_place(ranks: dict[str, int]) -> pd.DataFrame:

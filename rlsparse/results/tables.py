@@ -110,7 +110,21 @@ def markdown(runs: pd.DataFrame, not_counted: list[str]) -> str:
     table = grid(runs, lambda e, d: _text(e, d, " ± "), lambda text: f"**{text}**")
     aligned = ("left", *["right"] * (table.shape[1] - 1))
     text = table.to_markdown(index=False, colalign=aligned, disable_numparse=True)
-    return f"{text}\n\nMean ± 95 % interval over seeds (Student t); best mean in bold.\n{_notes(not_counted)}"
+    versions = "".join(f"\n{line}\n" for line in version_notes(runs))
+    return f"{text}\n\nMean ± 95 % interval over seeds (Student t); best mean in bold.\n{versions}{_notes(not_counted)}"
+
+
+def version_notes(runs: pd.DataFrame) -> list[str]:
+    """A line for each package, or the code, of which the runs had more than one version."""
+    lines = []
+    for column, what in (("torch", "torch"), ("commit", "the code")):
+        found = sorted(runs[column].dropna().astype(str).unique()) if column in runs else []
+        if len(found) > 1:
+            lines.append(f"Runs of more than one version of {what}: {', '.join(name[:10] for name in found)}.")
+    if "changed" in runs and runs["changed"].notna().any():
+        names = ", ".join(f"{run.id} ({run.changed})" for run in runs[runs["changed"].notna()].itertuples())
+        lines.append(f"Versions changed in the middle of a run: {names}.")
+    return lines
 
 
 def latex(runs: pd.DataFrame, not_counted: list[str]) -> str:
