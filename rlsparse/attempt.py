@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlsparse.checkpoint import Checkpoint
     from rlsparse.loader import Loader
     from rlsparse.stopping import StopRequest
-    from rlsparse.tracking.tracker import Tracker
+    from rlsparse.tracking.progress import Progress
     from rlsparse.tracking.viewer import Viewer
 
 CONFIG, CHECKPOINTS, ATTEMPTS = "config.yaml", "checkpoint", "attempts"
@@ -52,20 +52,20 @@ def attempt(
     from rlsparse.batch import NonFiniteError
     from rlsparse.stopping import Interrupted, StopRequest
     from rlsparse.tracking.progress import Progress
-    from rlsparse.tracking.tracker import Tracker
 
-    who, saved = _begin(config, folder, who, lambda line: print(line, file=sys.stderr))
-    stop = StopRequest()
+    progress = Progress(label, config.train.steps)
     summary: Summary = {**who, "status": "failed", "error": None}
     failure: BaseException | None = None
+    stop = StopRequest()
     with stop.listening():
-        tracker = Tracker(folder, Progress(label, config.train.steps), saved.state["files"] if saved else None)
-        if config.tracker.name == "wandb":
-            viewer.show(folder)
-        if saved is not None:
-            tracker.say(f"{label}: goes on after step {saved.step} ({folder})")
         try:
-            _train(config, folder, tracker, summary, loader, stop, saved)
+            begun, saved = _begin(config, folder, who, progress.say)
+            summary |= begun
+            if config.tracker.name == "wandb":
+                viewer.show(folder)
+            if saved is not None:
+                progress.say(f"{label}: goes on after step {saved.step} ({folder})")
+            _train(config, folder, progress, summary, loader, stop, saved)
             summary["status"] = "finished"
         except NonFiniteError as error:
             summary |= {"status": "diverged", "error": str(error)}
@@ -75,17 +75,22 @@ def attempt(
             failure = error
             summary["error"] = f"{type(error).__name__}: {error}"
         if isinstance(failure, (Interrupted, KeyboardInterrupt)):
-            tracker.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
+            progress.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
         else:
-            _record(folder, summary, failure, tracker.say)
-            tracker.say(f"{label}: {headline(summary)} ({folder})")
-        tracker.close()
+            _record(folder, summary, failure, progress.say)
+            progress.say(f"{label}: {headline(summary)} ({folder})")
+        progress.close()
         viewer.done(folder)
     if failure is not None:
         traceback.clear_frames(failure.__traceback__)  # a sweep keeps the error; it must not keep the model with it
         raise failure
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    discard_checkpoints(folder)
     return summary
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Free what a run has no more use for, once its summary is written."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _begin(
@@ -141,7 +146,7 @@ def _record(folder: Path, summary: Summary, failure: BaseException | None, say: 
 def _train(
     config: Config,
     folder: Path,
-    tracker: "Tracker",
+    progress: "Progress",
     summary: Summary,
     loader: "Loader",
     stop: "StopRequest",
@@ -157,12 +162,16 @@ def _train(
     from rlsparse.task import load_task
     from rlsparse.task.verifier import Verifier
     from rlsparse.tracking.measure import Clock, free_memory, peak_memory, reuse_freed_memory
+    from rlsparse.tracking.tracker import Tracker
     from rlsparse.train import train
 
     device = resolve_device(config.device)
     clock = Clock(device, saved.state["time"] if saved is not None else None)
     reuse_freed_memory()
-    with loader.lend(config.model, device, config.dtype) as policy:
+    with (
+        closing(Tracker(folder, progress, saved.state["files"] if saved is not None else None)) as tracker,
+        loader.lend(config.model, device, config.dtype) as policy,
+    ):
         free_memory(device)  # after the model is there, which an earlier run may have loaded
         set_threads(config.threads, policy.model.num_parameters())
         data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)

@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from rlsparse.attempt import discard_checkpoints
 from rlsparse.config import Config
 from rlsparse.plan import Point, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
@@ -78,6 +79,8 @@ def _is_done(one: Planned) -> bool:
     """Whether there is nothing to do, with a line that says so."""
     state, kept = one.state(), not one.point.config.sweep.retry_failed
     done = state.state in ("finished", "diverged") or (state.state == "failed" and kept)
+    if state.state == "finished":
+        discard_checkpoints(one.folder)  # it may have been killed between its last two acts
     if done:
         print(f"{one.name}: {state.state} before, skipped ({one.folder})", file=sys.stderr)
     return done

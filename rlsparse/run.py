@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rlsparse.attempt import attempt
+from rlsparse.attempt import attempt, discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import Config, ConfigError
@@ -84,6 +84,8 @@ def run(
         earlier = read_summary(folder)
         if earlier is not None and (earlier["status"] in DONE or not config.sweep.retry_failed):
             again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
+            if earlier["status"] == "finished":
+                discard_checkpoints(folder)  # it may have been killed between its last two acts
             print(f"{job.label(config)}: {earlier['status']} before, skipped ({folder}{again})", file=sys.stderr)
             return earlier
         who = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "plan": {"compose"},
     "sweep": {"config", "checks", "compose", "plan", "policy", "preflight", "warm_start"},
     "status": {"claim", "plan", "summary"},
-    "resuming_sweeper": {"config", "plan", "preflight", "status", "summary", "sweep"},
+    "resuming_sweeper": {"attempt", "config", "plan", "preflight", "status", "summary", "sweep"},
     "sync": {"claim", "compose", "summary", "tracking"},
     "resumable": LEAVES | {"adapter", "checkpoint", "memory", "step_metrics", "streams"},
     "keeper": {"checkpoint", "resumable", "stopping", "tracking"},

@@ -52,10 +52,9 @@ class Tracker:
         self._progress.say(line)
 
     def close(self) -> None:
-        """Close the files and the display."""
+        """Close the files."""
         self._metrics.close()
         self._samples.close()
-        self._progress.close()
 
     def _log(self, row: dict[str, Any]) -> None:
         self._metrics.write(row)

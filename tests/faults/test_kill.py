@@ -1,0 +1,181 @@
+"""Runs that are killed at random moments and started again end as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+STEPS = 24
+SETTING = (
+    "tracker=none",
+    f"train.steps={STEPS}",
+    "train.prompts_per_step=4",
+    "train.group_size=4",
+    "train.checkpoint_every=2",
+    "eval.every=8",
+    "eval.max_rows=16",
+)
+SETTINGS = {
+    "GRPO": ["algorithm=grpo", "kl=on"],
+    "S-GRPO": ["algorithm=sgrpo"],
+    "T-SPMO with replay": ["algorithm=tspmo", "token_sampler.replay.successes=1"],
+    # gates close and ranks move at 25, 50 and 75 % of the steps
+    "L1RA": ["adapter=l1ra_short", "lora_rank=4", "adapter.update_every=0.25", "adapter.gate_lr=0.2"],
+    "layer skipping": ["layer_skip=r25", "off_policy=truncated", "token_sampler=stochastic"],
+    "several updates": ["train.updates_per_rollout=3", "train.schedule=cosine", "train.warmup_steps=3"],
+}
+
+
+class Nursery:
+    """A process that forks a run for each list of overrides (``nursery.py``)."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._line() == "ready"
+
+    def run(self, overrides: list[str], wait: Callable[[], object] | None = None, number: int = signal.SIGKILL) -> int:
+        """What ``waitpid`` says of a run, to which a signal is sent once ``wait`` returns."""
+        assert self._process.stdin is not None
+        print(json.dumps(overrides), file=self._process.stdin, flush=True)
+        child = int(self._line())
+        if wait is not None:
+            wait()
+            os.kill(child, number)  # nobody has this number until its parent has asked how it ended, below
+        print(file=self._process.stdin, flush=True)
+        return int(self._line())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    if sys.platform != "linux":
+        pytest.skip("forks a process that has torch loaded, which only Linux takes well")
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def until_steps(runs: Path, count: int) -> None:
+    """Wait until a run has logged so many training steps."""
+    deadline = time.monotonic() + 120
+    while sum(file.read_text().count('"kind": "train"') for file in runs.glob("default/*/metrics.jsonl")) < count:
+        assert time.monotonic() < deadline, "the run does not train"
+        time.sleep(0.05)
+
+
+def only_run(runs: Path) -> Path:
+    (file,) = runs.glob("default/*/config.yaml")
+    return file.parent
+
+
+def without_times(row: dict) -> dict:
+    return {k: v for k, v in row.items() if not k.startswith("time/") and k != "rollout/tokens_per_second"}
+
+
+def outcome(folder: Path) -> dict:
+    """What must not depend on interruptions: every row, sample and number, and the adapter's bytes."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("time", "peak_memory_bytes"):
+        del summary[name]
+    return {
+        "metrics": [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
+        "samples": (folder / "samples.jsonl").read_text(),
+        "summary": summary,
+        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_killed_at_random_moments_and_started_again_it_ends_the_same(name, nursery, tmp_path, full):
+    overrides = [*SETTINGS[name], *SETTING]
+    begun = time.monotonic()
+    assert nursery.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
+    whole_time = time.monotonic() - begun
+    whole = outcome(only_run(tmp_path / "whole"))
+    assert len([row for row in whole["metrics"] if row["kind"] == "train"]) == STEPS
+    if name == "L1RA":
+        assert whole["summary"]["adapter"]["pruned"] > 0  # ranks moved, so that resuming across it is tested
+    chance = random.Random(name)
+    kills, wanted, trial, resumed = 0, 20 if full else 2, 0, 0
+    while kills < wanted:
+        trial += 1
+        runs = tmp_path / f"killed{trial}"
+        again = [*overrides, f"runs_dir={runs}"]
+        while True:
+            moment = chance.uniform(0, whole_time)
+            status = nursery.run(again, partial(time.sleep, moment) if kills < wanted else None)
+            if status == 0:
+                break
+            assert status == signal.SIGKILL
+            kills += 1
+            resumed += any(runs.glob("default/*/checkpoint/step-*"))
+        cut = outcome(only_run(runs))
+        assert cut["metrics"] == whole["metrics"]
+        assert cut["samples"] == whole["samples"]
+        assert cut["summary"] == whole["summary"]
+        assert cut["adapter"] == whole["adapter"]
+        assert not (only_run(runs) / "checkpoint").exists()
+    print(f"{name}: {kills} kills, {resumed} with a checkpoint to go on from, {trial} runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_ends_a_run_after_its_step_and_saved(number, nursery, tmp_path):
+    overrides = ["algorithm=sgrpo", *SETTING, "train.steps=2000", "train.checkpoint_every=2000", "eval.every=2000"]
+    status = nursery.run([*overrides, f"runs_dir={tmp_path}"], partial(until_steps, tmp_path, 3), number)
+    assert os.waitstatus_to_exitcode(status) == 3  # Interrupted came out of run()
+    folder = only_run(tmp_path)
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (saved,) = (folder / "checkpoint").iterdir()
+    assert saved.name == f"step-{steps[-1]:06d}"
+    assert not (folder / "summary.json").exists()
+
+
+def test_the_two_last_checkpoints_are_kept_while_it_runs(nursery, tmp_path):
+    overrides = ["algorithm=sgrpo", *SETTING, "train.steps=2000", "eval.every=2000"]
+    assert nursery.run([*overrides, f"runs_dir={tmp_path}"], partial(until_steps, tmp_path, 7)) == signal.SIGKILL
+    kept = sorted(path.name for path in (only_run(tmp_path) / "checkpoint").glob("step-*"))
+    assert len(kept) == 2
+    one, two = (int(name.removeprefix("step-")) for name in kept)
+    assert (one % 2, two - one) == (0, 2)
+
+
+def test_a_checkpoint_holds_tensors_and_json_only(nursery, tmp_path):
+    from safetensors.torch import load_file
+
+    overrides = ["algorithm=sgrpo", *SETTING, "train.steps=2000", "eval.every=2000"]
+    assert nursery.run([*overrides, f"runs_dir={tmp_path}"], partial(until_steps, tmp_path, 7)) == signal.SIGKILL
+    (newest, *_) = sorted((only_run(tmp_path) / "checkpoint").glob("step-*"), reverse=True)
+    assert {file.name for file in newest.iterdir()} == {"tensors.safetensors", "state.json", "SHA256SUMS"}
+    tensors = load_file(newest / "tensors.safetensors")
+    assert {name.split(".")[0] for name in tensors} == {"adapter", "optimizer", "stream"}
+    streams = {name for name in tensors if name.startswith("stream.")}
+    assert streams == {f"stream.{name}" for name in ("rollout", "token_sampler", "layer_skip", "replay", "prompts")}
+    assert all(tensors[name].dtype == torch.uint8 for name in streams)
