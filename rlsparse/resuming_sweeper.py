@@ -1,5 +1,6 @@
 """A sweep from its first line to its last: points planned, those done left out, the rest launched, failures named."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         config: the multirun's master config, ``hydra`` node included.
         at_a_time: points handed to the launcher at once; None for all.
     """
+    # joblib's resource tracker would lament a killed worker's semaphores below our last lines
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with one_message():
         planned = plan(sweep_points(config))
     todo = [one for one in planned if not _is_done(one)]

@@ -1,0 +1,170 @@
+"""Sweeps in which runs break, exit, run out of memory or are killed, and sweeps that are started twice."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_kill import SETTING, until_steps
+
+# raised where a run's first checkpoint is opened, in whatever process that is: no code of ours is changed
+FAULT = """
+import os, signal, sys
+KIND, WHERE = os.environ["FAULT"].split(":")
+
+def fault(event, args):
+    if event == "open" and str(args[0]).endswith("state.json") and f"/{WHERE}-" in str(args[0]) and "w" in str(args[1]):
+        if KIND == "exception":
+            raise RuntimeError("the coffee is out")
+        if KIND == "exit":
+            raise SystemExit(7)
+        if KIND == "memory":
+            raise MemoryError("no room for a checkpoint")
+        if KIND == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(fault)
+"""
+CAUSES = {
+    "exception": "RuntimeError: the coffee is out",
+    "exit": "SystemExit: 7",
+    "memory": "MemoryError: no room for a checkpoint",
+    "killed": "its process died: TerminatedWorkerError",
+}
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+def sweep(folder: Path, *overrides: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlsparse.run", "-m", *SETTING, "train.steps=4", f"runs_dir={folder}", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=400)
+    return process.returncode, text
+
+
+def states(runs: Path) -> dict[str, str]:
+    """Status by algorithm and seed."""
+    summaries = [json.loads(file.read_text()) for file in runs.glob("default/*/summary.json")]
+    return {f"{one['algorithm']}{one['seed']}": one["status"] for one in summaries}
+
+
+def faulty(tmp_path: Path, fault: str) -> dict[str, str]:
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "sitecustomize.py").write_text(FAULT)
+    return {"PYTHONPATH": str(tmp_path / "site"), "FAULT": fault}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "kind", "always"),
+    [
+        ("basic", "exit", True),
+        ("basic", "exception", False),
+        ("basic", "memory", False),
+        ("joblib", "killed", True),
+        ("joblib", "exit", False),
+        ("joblib", "exception", False),
+        ("joblib", "memory", False),
+    ],
+)
+def test_one_bad_run_does_not_end_a_sweep(launcher, kind, always, tmp_path, full):
+    if not (always or full):
+        pytest.skip("at full length only (make test-faults)")
+    axes = ["algorithm=grpo,tspmo,sgrpo", *(JOBLIB if launcher == "joblib" else ())]
+    code, text = ended(sweep(tmp_path / "runs", *axes, env=faulty(tmp_path, f"{kind}:tspmo")))
+    assert code == 1
+    assert states(tmp_path / "runs") == {"grpo0": "finished", "sgrpo0": "finished", "tspmo0": "failed"}
+    *_, failure, count = text.strip().splitlines()
+    assert failure.startswith("failed: ")
+    assert "algorithm=tspmo" in failure
+    assert CAUSES[kind] in failure
+    assert count == "3 runs: 2 finished, 1 failed"
+    # the same command again, where nothing is wrong any more
+    code, text = ended(sweep(tmp_path / "runs", *axes))
+    assert code == 0
+    assert states(tmp_path / "runs") == {"grpo0": "finished", "sgrpo0": "finished", "tspmo0": "finished"}
+    assert len(re.findall("finished before, skipped", text)) == 2
+
+
+@pytest.mark.slow
+def test_the_last_lines_name_every_failure(tmp_path):
+    code, text = ended(sweep(tmp_path, "rollout.max_new_tokens=255,8,254"))
+    assert code == 1
+    *_, one, two, count = text.strip().splitlines()
+    for line, tokens in ((one, 255), (two, 254)):
+        assert line.startswith("failed: ")
+        assert f"rollout.max_new_tokens={tokens}: no train prompt" in line
+    assert count == "3 runs: 2 failed, 1 finished"
+    code, text = ended(sweep(tmp_path, "rollout.max_new_tokens=255,8,254", "sweep.retry_failed=false"))
+    assert code == 1
+    assert len(re.findall("failed before, skipped", text)) == 2
+    assert not list(tmp_path.glob("default/*/attempts"))  # nothing was tried again
+    shown = subprocess.run(
+        [sys.executable, "-m", "rlsparse.status", "--runs", str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "failed: " in shown
+    assert "no train prompt" in shown
+    assert "3 runs: 2 failed, 1 finished" in shown
+
+
+@pytest.mark.slow
+def test_two_copies_share_the_work_and_one_outlives_the_other(tmp_path):
+    axes = ["algorithm=sgrpo", "seed=0,1,2,3", "train.steps=30"]
+    one, two = sweep(tmp_path, *axes), sweep(tmp_path, *axes)
+    until_steps(tmp_path, 3)
+    (code_one, text_one), (code_two, text_two) = ended(one), ended(two)
+    assert (code_one, code_two) == (0, 0)
+    assert states(tmp_path) == {f"sgrpo{seed}": "finished" for seed in range(4)}
+    for seed in range(4):
+        made = len(re.findall(rf"sgrpo seed={seed}: sampled ", text_one + text_two))
+        assert made == 1, f"seed {seed} was run {made} times"
+    assert not list(tmp_path.glob("default/*/attempts"))
+    assert "left to that" in text_one + text_two or "skipped" in text_one + text_two
+
+
+@pytest.mark.slow
+def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path):
+    axes = ["algorithm=sgrpo", "seed=0,1", "train.steps=60"]
+    one = sweep(tmp_path, *axes)
+    until_steps(tmp_path, 3)
+    two = sweep(tmp_path, *axes)
+    time.sleep(1)
+    one.kill()
+    assert ended(one)[0] == -signal.SIGKILL
+    code, text = ended(two)
+    assert code == 0, text
+    assert states(tmp_path) == {"sgrpo0": "finished", "sgrpo1": "finished"}
+    for file in tmp_path.glob("default/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_status_of_what_runs_was_cut_off_and_never_began(tmp_path):
+    one = sweep(tmp_path, "algorithm=sgrpo", "seed=0,1", "train.steps=5000")
+    until_steps(tmp_path, 3)
+    status = [sys.executable, "-m", "rlsparse.status", "--runs", str(tmp_path), "--experiment", "default"]
+    shown = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    assert re.search(
+        rf"running: .*seed=0 .*\(step \d+ of 5000, \d+ s of training left, on .*, process {one.pid}\)", shown
+    )
+    assert re.search("missing: .*seed=1", shown)
+    one.kill()
+    one.wait()
+    shown = subprocess.run(status, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"cut off: .*seed=0 .*\(step \d+ of 5000", shown)
+    assert "2 runs: 1 cut off, 1 missing" in shown

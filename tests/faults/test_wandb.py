@@ -1,0 +1,131 @@
+"""W&B that cannot be reached, is slow, is killed or comes back: training does not notice, and the view is made again."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_kill import SETTING, only_run, until_steps
+
+SETTING = tuple(one for one in SETTING if one != "tracker=none")
+
+
+def command(runs: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "rlsparse.run", *SETTING, f"runs_dir={runs}", *overrides]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that takes connections and never answers; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken: list[socket.socket] = []
+
+        def take() -> None:
+            while True:
+                try:
+                    taken.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for one in taken:
+            one.close()
+
+
+def shown(folder: Path) -> dict:
+    """What W&B's own reader finds in a run's one offline folder."""
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(offline)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def steps_shown(about: dict) -> list[int]:
+    return [row["step"] for row in about["history"] if "objective/loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["silent", "absent"])
+def test_a_server_that_does_not_answer_stops_nothing(server, silent_server, tmp_path):
+    """W&B tries for 30 s and more; all 24 steps are done and their files whole while it does."""
+    address = silent_server if server == "silent" else "http://127.0.0.1:9"
+    fake = environment(WANDB_API_KEY="a" * 40, WANDB_BASE_URL=address, WANDB_MODE="online")
+    process = subprocess.Popen(command(tmp_path), env=fake, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("default/*/summary.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads((only_run(tmp_path) / "summary.json").read_text())["status"] == "finished"
+    _, said = process.communicate(timeout=200)  # it waits a minute for W&B at its end, and no longer
+    assert process.returncode == 0
+    assert "W&B" in said
+    # and what W&B has not got is made from the files
+    sync = [sys.executable, "-m", "rlsparse.sync", "--runs", str(tmp_path), "--mode", "offline"]
+    subprocess.run(sync, env=environment(), check=True)
+    assert steps_shown(shown(only_run(tmp_path))) == list(range(1, 25))
+
+
+@pytest.mark.slow
+def test_the_view_is_killed_and_training_goes_on(tmp_path):
+    long = command(tmp_path, "train.steps=300", "eval.every=300")
+    process = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
+    until_steps(tmp_path, 3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    views = [child for child in children if b"rlsparse.sync" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(views) == 1
+    os.kill(int(views[0]), signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads((only_run(tmp_path) / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_went_on_is_one_run_with_every_row(tmp_path):
+    process = subprocess.Popen(command(tmp_path), env=environment(), stderr=subprocess.DEVNULL)
+    until_steps(tmp_path, 9)
+    process.kill()
+    process.wait()
+    subprocess.run(command(tmp_path), env=environment(), check=True, stderr=subprocess.DEVNULL)
+    folder = only_run(tmp_path)
+    about = shown(folder)
+    assert steps_shown(about) == list(range(1, 25))  # each step once
+    assert about["run"]["id"] == f"default-{folder.name}"
+
+
+@pytest.mark.slow
+def test_sync_makes_the_view_of_runs_that_had_none(tmp_path):
+    subprocess.run(command(tmp_path, "tracker=none"), env=environment(), check=True, stderr=subprocess.DEVNULL)
+    folder = only_run(tmp_path)
+    assert not (folder / "wandb").exists()
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 25, "ki')  # half a line: left out, not fatal
+    sync = [sys.executable, "-m", "rlsparse.sync", "--runs", str(tmp_path), "--experiment", "default"]
+    for _ in range(2):  # the second time replaces the first
+        done = subprocess.run(sync, env=environment(), check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == "1 of 1 runs shown on W&B"
+        assert steps_shown(shown(folder)) == list(range(1, 25))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+    about = shown(folder)
+    losses = [row["objective/loss"] for row in about["history"] if "objective/loss" in row]
+    assert losses == pytest.approx([row["objective/loss"] for row in rows if row["kind"] == "train"])
+    assert about["run"]["job_type"] == "grpo"
+    shutil.rmtree(folder / "wandb")
