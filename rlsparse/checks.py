@@ -11,11 +11,13 @@ from rlsparse.config import (
     ConfigError,
     LayerSkipConfig,
     LoraConfig,
+    ScratchConfig,
     StochasticConfig,
 )
-from rlsparse.values import value_problems
+from rlsparse.values import AT_MOST, value_problems
 from rlsparse.warm_start_config import WarmStartConfig
 
+LONGEST_NAME = 200  # bytes; file systems take 255
 GROUP_BASELINES = ("group_zscore", "group_mean", "leave_one_out", "prefix_tree")
 
 
@@ -34,7 +36,12 @@ def check_warm_start(config: WarmStartConfig) -> None:
     Raises:
         ConfigError: with all that is wrong, a line each: key, value and remedy.
     """
-    _refuse([*value_problems(config), *_task_problems(config), *_adapter_problems(config.adapter)])
+    problems = [*value_problems(config), *_task_problems(config), *_adapter_problems(config.adapter)]
+    if not config.out.strip():
+        problems.append("out=: names no folder; give a new one, out=DIR")
+    if not problems and isinstance(config.model, ScratchConfig) and config.model.path is None:
+        problems += _shape_problems(config.model)
+    _refuse(problems)
 
 
 def skips_layers(config: LayerSkipConfig) -> bool:
@@ -68,15 +75,37 @@ def _refuse(problems: list[str]) -> None:
 def _task_problems(config: Config | WarmStartConfig) -> Iterator[str]:
     if "{question}" not in config.task.prompt:
         yield f"task.prompt={config.task.prompt!r}: must contain {{question}}"
-    if any(k < 1 for k in config.eval.pass_at):
-        yield f"eval.pass_at={config.eval.pass_at}: each k must be at least 1"
+    ks: object = config.eval.pass_at  # an interpolation brings values of other types past the schema
+    if not isinstance(ks, list) or any(type(k) is not int or k < 1 for k in ks):
+        yield f"eval.pass_at={ks}: must be a list such as [1,2], and each k must be at least 1"
+
+
+def _shape_problems(model: ScratchConfig) -> Iterator[str]:
+    if model.hidden_size % (2 * model.heads):
+        yield (
+            f"model.hidden_size={model.hidden_size}: each of model.heads={model.heads} takes an even part of it; give "
+            f"a multiple of {2 * model.heads}"
+        )
+    if model.heads % model.kv_heads:
+        yield f"model.kv_heads={model.kv_heads}: must divide model.heads={model.heads}"
 
 
 def _run_problems(config: Config) -> Iterator[str]:
-    if not re.fullmatch(r"\w[\w.-]*", config.experiment.name):
-        yield f"experiment.name={config.experiment.name}: it names a folder; use letters, digits, '_', '-' and '.'"
+    if not config.runs_dir.strip():
+        yield "runs_dir=: names no folder; give one, such as runs_dir=runs"
+    name = config.experiment.name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        yield f"experiment.name={name}: it names a folder; use letters, digits, '_', '-' and '.'"
+    elif len(os.fsencode(name)) > LONGEST_NAME:
+        yield f"experiment.name={name}: it names a folder; use at most {LONGEST_NAME} letters"
     if config.adapter.name == "none":
         yield "adapter=none: trains all weights, which only a warm start does; take adapter=lora or adapter=l1ra"
+    rows = config.train.prompts_per_step * config.train.group_size
+    if rows > AT_MOST["train.group_size"]:
+        yield (
+            f"train.prompts_per_step={config.train.prompts_per_step}: with train.group_size={config.train.group_size} "
+            f"a step has {rows} completions; give at most {AT_MOST['train.group_size']}"
+        )
     yield from _adapter_problems(config.adapter)
     yield from _credit_problems(config)
     yield from _off_policy_problems(config)

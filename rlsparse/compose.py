@@ -1,5 +1,6 @@
 """From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,7 +101,7 @@ def config_dir() -> str:
 
 
 def check_group_options(arguments: Sequence[str]) -> None:
-    """Refuse a value where a config group wants an option's name (``layer_skip=0.25``): Hydra answers with a traceback.
+    """Refuse what Hydra answers with a traceback: a value where a group wants an option (``layer_skip=0.25``), no key.
 
     Args:
         arguments: of the command line.
@@ -105,7 +109,13 @@ def check_group_options(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: the group, the value, the options and the way to its keys.
     """
-    for group, _, value in (argument.partition("=") for argument in arguments):
+    for group, equals, value in (argument.partition("=") for argument in arguments):
+        if equals and group in ("", "hydra"):
+            raise ConfigError(f"{group}={value}: names no key; write KEY=VALUE, such as train.steps=20")
+        if re.search(r"\d{400}", value):  # more than a float holds; from 4300 digits on Python itself refuses
+            raise ConfigError(f"{group}={value[:20]}...: a number of so many digits; give a smaller one")
+        if "(" in value and (error := _unusable_sweep(f"{group}={value}")):
+            raise ConfigError(f"{group}={value}: {error}; give at least one value, such as {group}=1,2")
         folder = Path(config_dir()) / group
         if group.isidentifier() and folder.is_dir() and any(map(_is_value, value.strip("[]").split(","))):
             options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
@@ -113,6 +123,22 @@ def check_group_options(arguments: Sequence[str]) -> None:
                 f"{group}={value}: {group} is a config group; choose one of {options}, and give values to its keys as "
                 f"{group}.KEY={value}"
             )
+
+
+def _unusable_sweep(argument: str) -> str | None:
+    """Why an axis of a sweep (``seed=range(0)``) has no points; None for all else, of which Hydra speaks itself."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        if not override.is_discrete_sweep():
+            return None
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            is_group = (Path(config_dir()) / override.key_or_group).is_dir()
+            return None if is_group else "glob chooses among the options of a config group"
+        return None if any(True for _ in override.sweep_string_iterator()) else "a sweep without points"
+    except HydraException:
+        return None
+    except ValueError as error:
+        return str(error)
 
 
 def _is_value(word: str) -> bool:
@@ -129,6 +155,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: see ``run_config``; Hydra's own errors for what it refuses.
     """
+    check_group_options(overrides)
     register_schemas()
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config: Config = run_config(compose("config", list(overrides)))
@@ -145,13 +172,13 @@ def run_config(config: DictConfig) -> Any:
     ours = config.copy()
     with open_dict(ours):
         ours.pop("hydra", None)
-    missing = sorted(OmegaConf.missing_keys(ours))
-    if missing:
-        raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in missing))
     try:
+        missing = sorted(OmegaConf.missing_keys(ours))
+        if missing:
+            raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in missing))
         plain = OmegaConf.to_object(ours)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {error}") from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _refuse_unknown_keys(plain, OmegaConf.to_container(ours), "")
     return plain
 
@@ -159,6 +186,8 @@ def run_config(config: DictConfig) -> Any:
 def _refuse_unknown_keys(node: Any, container: Any, prefix: str) -> None:
     if not is_dataclass(node):
         return
+    if not isinstance(container, dict):
+        raise ConfigError(f"{prefix[:-1]}={container}: stands for several keys; give each its value, {prefix}KEY=...")
     known = {field.name for field in fields(node)}
     for key in container:
         if key not in known:

@@ -130,8 +130,10 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(f"device={name}: torch has no such device here; take auto, cpu, or cuda on a GPU") from error
+    if device.type == "meta":
+        raise ConfigError(f"device={name}: holds shapes without numbers; take auto, cpu, or cuda on a GPU")
     return device
 
 

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from rlsparse.attempt import discard_checkpoints
-from rlsparse.config import Config
+from rlsparse.config import Config, ConfigError
 from rlsparse.plan import Point, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
@@ -64,6 +64,8 @@ def plan(points: Sequence[Point]) -> list[Planned]:
     """
     from rlsparse.preflight import preflight  # torch and transformers come with it
 
+    if not points:
+        raise ConfigError("hydra.sweeper.params: a sweep without points; give each axis at least one value")
     configs: list[Config] = [point.config for point in points]
     everywhere = set.intersection(*(set(point.overrides) for point in points))
     identities = preflight(configs, [" ".join(o for o in p.overrides if o not in everywhere) for p in points])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from rlsparse.config import (
@@ -103,6 +104,12 @@ AT_LEAST_ONE = (
     "off_policy.cap",
     "adapter.budget",
     "adapter.min_rank",
+    "model.hidden_size",
+    "model.intermediate_size",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.context",
     "warm_start.epochs",
     "warm_start.batch_size",
     "warm_start.max_rows",
@@ -117,6 +124,7 @@ AT_LEAST_ZERO = (
     "token_sampler.always_first",
     "token_sampler.replay.successes",
     "token_sampler.replay.failures",
+    "model.lr",
     "train.lr",
     "train.warmup_steps",
     "train.weight_decay",
@@ -127,12 +135,14 @@ AT_LEAST_ZERO = (
     "warm_start.weight_decay",
     "warm_start.max_grad_norm",
 )
-ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "adapter.gate_lr", "task.verifier_time_limit")
+ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "adapter.gate_lr")
 # key -> lowest, highest, and which of the two is itself allowed: a square bracket is
 BETWEEN: dict[str, tuple[float, float, str]] = {
     "rollout.top_p": (0, 1, "(]"),
+    "task.verifier_time_limit": (0, 3600, "(]"),
     "token_sampler.probability": (0, 1, "(]"),
     "clipping.epsilon_low": (0, 1, "[]"),
+    "model.vocabulary": (256, math.inf, "[)"),  # the bytes
     "layer_skip.ratio": (0, 1, "[)"),
     "off_policy.trace": (0, 1, "(]"),
     "adapter.update_every": (0, 1, "(]"),
@@ -142,7 +152,21 @@ BETWEEN: dict[str, tuple[float, float, str]] = {
     "warm_start.noise.direct_wrong": (0, 1, "[]"),
     "warm_start.noise.slip": (0, 1, "[]"),
 }
-FINITE = ("task.reward.correct", "task.reward.wrong", "task.reward.format")
+# what a step, an evaluation or a task holds in memory, or starts: a slip of the keyboard must not take the machine down
+AT_MOST = {
+    "train.prompts_per_step": 10**6,
+    "train.group_size": 10**6,
+    "eval.samples": 10**6,
+    "task.train_rows": 10**6,
+    "task.test_rows": 10**6,
+    "threads": 1024,
+    "model.hidden_size": 10**5,
+    "model.intermediate_size": 10**6,
+    "model.layers": 1000,
+    "model.vocabulary": 10**6,
+}
+LARGEST = 1e30  # a float32 holds little more, and a step multiplies it
+LARGEST_WHOLE = 10**18  # a tensor's integer holds little more
 
 
 def _get(config: Config | WarmStartConfig, key: str) -> Any:
@@ -167,16 +191,45 @@ def value_problems(config: Config | WarmStartConfig) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         if _get(config, key) not in (*allowed, None):
             yield f"{key}={_get(config, key)}: choose one of {', '.join(allowed)}"
-    for key in (*AT_LEAST_ONE, *AT_LEAST_ZERO, *ABOVE_ZERO, *BETWEEN, *FINITE):
-        value = _get(config, key)
-        if value is not None and not math.isfinite(value):
-            yield f"{key}={value}: must be a finite number"
-        elif value is not None and (remedy := _out_of_range(key, value)):
-            yield f"{key}={value}: must be {remedy}"
+    for key, value in _leaves(config, ""):
+        if remedy := _unusable(value) or _out_of_range(key, value):
+            yield f"{key}={value!r}: must be {remedy}" if isinstance(value, str) else f"{key}={value}: must be {remedy}"
 
 
-def _out_of_range(key: str, value: float) -> str | None:
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value with its dotted key; an item of a list goes by the list's."""
+    if is_dataclass(node):
+        for field in fields(node):
+            yield from _leaves(getattr(node, field.name), f"{key}.{field.name}" if key else field.name)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _leaves(item, key)
+    elif node is not None:
+        yield key, node
+
+
+def _unusable(value: Any) -> str | None:
+    """What a value of its type must be, whatever the key, where it is not."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "a finite number"
+        if abs(value) > LARGEST:
+            return f"between -{LARGEST:g} and {LARGEST:g}"
+    elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        return "a whole number of at most 18 digits"
+    elif isinstance(value, str) and ("\0" in value or _has_surrogate(value)):
+        return "text that UTF-8 can write, without a zero byte"
+    return None
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _out_of_range(key: str, value: Any) -> str | None:
     """What the value must be, where it is not."""
+    if key in AT_MOST and value > AT_MOST[key]:
+        return f"at most {AT_MOST[key]}"
     if key in AT_LEAST_ONE and value < 1:
         return "at least 1"
     if key in AT_LEAST_ZERO and value < 0:

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from rlsparse.checks import check, check_writable
+from rlsparse.checks import check, check_warm_start, check_writable
 from rlsparse.compose import config_dir, run_config
 from rlsparse.config import ConfigError
 from rlsparse.objective.aggregation import AGGREGATIONS
@@ -115,6 +115,17 @@ def test_command_line_beats_experiment(with_experiment):
         ("+train.setps=3", "train.setps: no such key; here there are checkpoint_every, group_size, lr"),
         ("+newkey=3", "newkey: no such key"),
         ("token_sampler=full token_sampler.budget=3", "Could not override 'token_sampler.budget'"),
+        ("=3", "=3: names no key; write KEY=VALUE"),
+        ("hydra=3", "hydra=3: names no key"),
+        ("task=null", "task=null: task is a config group; choose one of arithmetic"),
+        ("train.lr=" + "9" * 5000, "train.lr=99999999999999999999...: a number of so many digits"),
+        ("seed=range(0)", "seed=range(0): a sweep without points"),
+        ("seed=range(1,2,0)", "seed=range(1,2,0): range() arg 3 must not be zero"),
+        ("train.steps=glob(*)", "train.steps=glob(*): glob chooses among the options of a config group"),
+        ("~model", "train.lr: MissingMandatoryValue while resolving interpolation: Missing mandatory value: model"),
+        ("train.lr=${train.lr}", "train.lr: Recursive interpolation detected"),
+        ("train.lr=${oc.env:NO_SUCH}", "train.lr: KeyError raised while resolving interpolation"),
+        ("task.reward=${token_sampler.replay}", "task.reward=${token_sampler.replay}: stands for several keys"),
     ],
 )
 def test_unknown_names_and_wrong_types_are_refused(override, message):
@@ -162,12 +173,45 @@ def test_unknown_names_and_wrong_types_are_refused(override, message):
         ("adapter.target_modules=q_proj", "adapter.target_modules=q_proj: give all-linear, or a list"),
         ("task.prompt=hello", "task.prompt='hello': must contain {question}"),
         ("kl.beta=-1", "kl.beta=-1.0: must be 0 or more"),
+        ("model.lr=inf train.lr=1", "model.lr=inf: must be a finite number"),
+        ("objective.l2=1e300", r"objective.l2=1e\+300: must be between -1e\+30 and 1e\+30"),
+        ("task.reward.wrong=-1e300", r"task.reward.wrong=-1e\+300: must be between"),
+        ("tracker.samples=1" + "0" * 30, "tracker.samples=10+: must be a whole number of at most 18 digits"),
+        ("adapter.layers=[1" + "0" * 30 + "]", "adapter.layers=10+: must be a whole number"),
+        ("train.group_size=1000000000", "train.group_size=1000000000: must be at most 1000000"),
+        ("train.group_size=10000 train.prompts_per_step=1000", "prompts_per_step=1000: .* a step has 10000000 compl"),
+        ("eval.samples=1000000000", "eval.samples=1000000000: must be at most 1000000"),
+        ("task.test_rows=1000000000", "task.test_rows=1000000000: must be at most 1000000"),
+        ("threads=1000000000", "threads=1000000000: must be at most 1024"),
+        ("task.verifier_time_limit=1e30", r"task.verifier_time_limit=1e\+30: must be in \(0, 3600\]"),
+        ("eval.pass_at=${seed}", r"eval.pass_at=0: must be a list such as \[1,2\]"),
+        ("eval.pass_at=${adapter.layers} adapter.layers=[0,x]", r"eval.pass_at=\[0, 'x'\]: must be a list"),
+        ("experiment.name=" + "x" * 300, "experiment.name=x+: it names a folder; use at most 200"),
+        ("runs_dir=''", "runs_dir=: names no folder"),
+        ("task.prompt='{question}\udcff'", "task.prompt='{question}.udcff': must be text that UTF-8 can write"),
     ],
 )
 def test_combinations_that_cannot_be_meant_are_refused(overrides, message):
     with pytest.raises(ConfigError) as error:
         check(composed(*overrides.split()))
     assert re.search(message, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_size=0", "model.hidden_size=0: must be at least 1"),
+        ("model.hidden_size=100 model.heads=3", "model.hidden_size=100: each of model.heads=3 takes an even part"),
+        ("model.kv_heads=3", "model.kv_heads=3: must divide model.heads=4"),
+        ("model.vocabulary=-1", r"model.vocabulary=-1: must be in \[256"),
+        ("out=''", "out=: names no folder"),
+    ],
+)
+def test_a_new_model_that_cannot_be_made_is_refused(override, message):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = run_config(compose("warm_start", ["model=scratch", "task=arithmetic", "out=x", *override.split()]))
+    with pytest.raises(ConfigError, match=message):
+        check_warm_start(config)
 
 
 def test_raw_reward_needs_no_group():

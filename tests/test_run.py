@@ -218,6 +218,9 @@ def test_positive_only_and_updates_per_rollout(tmp_path):
         (["model=scratch"], "model=scratch: has random weights"),
         (["model.name=rlsparse-no/such-model"], "model.name=rlsparse-no/such-model: cannot be loaded"),
         (["rollout.max_new_tokens=256"], "rollout.max_new_tokens=256: the model's context is 256 tokens"),
+        (["lora_rank=129"], "lora_rank=129: no module that this model adapts has matrices of a rank above 128"),
+        (["device=meta"], "device=meta: holds shapes without numbers"),
+        (["device=hpu"], "device=hpu: torch has no such device here"),
         (["device=cuda:99"], "device=cuda:99: torch has no such device here"),
     ],
 )

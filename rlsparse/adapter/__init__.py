@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from rlsparse.adapter.l1ra import L1ra, check_l1ra
 from rlsparse.adapter.lora import Lora, adapted_modules
-from rlsparse.config import AdapterConfig, L1raConfig, LoraConfig
+from rlsparse.config import AdapterConfig, ConfigError, L1raConfig, LoraConfig
 
 
 class Adapter(Protocol):
@@ -71,5 +71,11 @@ def check_adapter(model: nn.Module, config: AdapterConfig, rank: int, steps: int
     if not isinstance(config, LoraConfig):
         return
     modules = adapted_modules(model, config)
+    weights: list[Any] = [model.get_submodule(name).weight for name in modules]
+    most = max(min(weight.shape) for weight in weights)
+    if rank > most:
+        raise ConfigError(
+            f"lora_rank={rank}: no module that this model adapts has matrices of a rank above {most}; lower it"
+        )
     if isinstance(config, L1raConfig):
         check_l1ra(config, len(modules), rank, steps)

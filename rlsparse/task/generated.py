@@ -8,6 +8,7 @@ from itertools import islice
 from rlsparse.batch import Problem
 from rlsparse.config import ConfigError, GeneratedTaskConfig
 
+PATIENCE = 10_000  # draws without a new problem after which all have come
 HELD_OUT_SHARE = 0.2  # of the problems; which ones is decided by a hash of their numbers
 
 NAMES = ("Tom", "Ann", "Sam", "Mia")
@@ -85,10 +86,14 @@ def _split(
     train = list(islice(_draws(draw, config.seed, "train"), config.train_rows))
     # The held-out rows are all different, and the same for every seed.
     test: dict[str, Problem] = {}
-    for problem in islice(_draws(draw, 0, "test"), 200 * config.test_rows):
+    again = 0  # problems in a row that were there already
+    for problem in _draws(draw, 0, "test"):
+        again = again + 1 if problem.question in test else 0
         test.setdefault(problem.question, problem)
         if len(test) == config.test_rows:
             return train, list(test.values())
+        if again == PATIENCE:
+            break
     raise ConfigError(
         f"task.test_rows={config.test_rows}: task={config.name} has only {len(test)} different held-out problems"
     )
