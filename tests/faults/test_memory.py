@@ -63,9 +63,8 @@ def test_the_update_is_the_same_in_smaller_microbatches(error, path, overrides, 
         scoring = Small(path, rows, error)
         limits = MemoryLimits.of(config.rollout, config.train)
         fit = FitMicrobatches(config.train, limits, said.append)
-        optimizer = torch.optim.SGD(
-            adapter.parameters(), lr=1.0
-        )  # Adam would blow up rounding to steps of its own size
+        # Adam would blow up rounding to steps of its own size
+        optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
         metrics = update(policy, scoring, optimizer, batch_of_eight(), config, fit)
         results.append((metrics, [p.detach().clone() for p in adapter.parameters()]))
         adapter.remove()
@@ -75,9 +74,9 @@ def test_the_update_is_the_same_in_smaller_microbatches(error, path, overrides, 
     assert len(said) == 1
     assert "out of memory in training: microbatches of 4 rows" in said[0]
     assert halved.updates == whole.updates
-    assert halved.loss == pytest.approx(whole.loss, abs=1e-6)
+    assert halved.loss == pytest.approx(whole.loss, rel=1e-4, abs=1e-6)
     assert halved.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
-    assert halved.kl == pytest.approx(whole.kl, abs=1e-6)
+    assert halved.kl == pytest.approx(whole.kl, rel=1e-4, abs=1e-6)
     for one, two in zip(parameters, again, strict=True):
         assert torch.allclose(one, two, atol=1e-6)
 

@@ -47,8 +47,8 @@ def silent_server() -> Iterator[str]:
             one.close()
 
 
-def shown(folder: Path) -> dict:
-    """What W&B's own reader finds in a run's one offline folder."""
+def shown(folder: Path) -> dict[str, list[dict]]:
+    """What W&B's own reader finds in a run's one offline folder, by kind of record."""
     (offline,) = (folder / "wandb").glob("offline-run-*")
     done = subprocess.run(
         [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(offline)],
@@ -56,11 +56,16 @@ def shown(folder: Path) -> dict:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)
+    records: dict[str, list[dict]] = {}
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        records.setdefault(record["type"], []).append(record[record["type"]])
+    return records
 
 
-def steps_shown(about: dict) -> list[int]:
-    return [row["step"] for row in about["history"] if "objective/loss" in row]
+def steps_shown(about: dict[str, list[dict]], name: str = "step") -> list[float]:
+    """A column of the training steps' rows."""
+    return [row["item"][name] for row in about["history"] if "objective/loss" in row["item"]]
 
 
 @pytest.mark.slow
@@ -108,7 +113,8 @@ def test_a_run_that_was_killed_and_went_on_is_one_run_with_every_row(tmp_path):
     folder = only_run(tmp_path)
     about = shown(folder)
     assert steps_shown(about) == list(range(1, 25))  # each step once
-    assert about["run"]["id"] == f"default-{folder.name}"
+    (run,) = about["run"]
+    assert run["run_id"] == f"default-{folder.name}"
 
 
 @pytest.mark.slow
@@ -125,7 +131,8 @@ def test_sync_makes_the_view_of_runs_that_had_none(tmp_path):
         assert steps_shown(shown(folder)) == list(range(1, 25))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
     about = shown(folder)
-    losses = [row["objective/loss"] for row in about["history"] if "objective/loss" in row]
+    losses = steps_shown(about, "objective/loss")
     assert losses == pytest.approx([row["objective/loss"] for row in rows if row["kind"] == "train"])
-    assert about["run"]["job_type"] == "grpo"
+    (run,) = about["run"]
+    assert run["job_type"] == "grpo"
     shutil.rmtree(folder / "wandb")
