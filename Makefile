@@ -5,10 +5,10 @@ MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint tables tiny bench clean
+.PHONY: help setup run test test-faults lint tables tiny bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## create .venv and install rlsparse with its test and lint tools
 
@@ -25,8 +25,11 @@ run: setup ## the first study: four algorithms x three seeds on the embedded mod
 	@$(BIN)/python -m rlsparse.run -m algorithm=sgrpo,tspmo,grpo,rgra seed=0,1,2 runs_dir=$(RUNS); status=$$?; \
 	  $(BIN)/python -m rlsparse.results --runs $(RUNS) --experiment default --show && exit $$status
 
-test: setup ## the tests
+test: setup ## the tests, the fault suite in its short form among them
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: setup ## the fault suite at full length: about half an hour on two cores
+	$(BIN)/python -m pytest -s tests/faults --full $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from rlsparse.batch import Rollout
 from rlsparse.compose import compose_config as compose_overrides
+from rlsparse.compose import config_dir, register_schemas, run_config
 from rlsparse.config import Config
 from rlsparse.policy import Policy, load_policy
+from rlsparse.warm_start_config import WarmStartConfig
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,6 +38,13 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 def composed(*overrides: str) -> Config:
     return compose_overrides(overrides)
+
+
+def composed_warm_start(*overrides: str) -> WarmStartConfig:
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config: WarmStartConfig = run_config(compose("warm_start", list(overrides)))
+    return config
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from peft import PeftModel
 
 from rlsparse.adapter import L1ra
 from rlsparse.batch import Problem
-from rlsparse.compose import config_dir, run_config
 from rlsparse.config import ConfigError
 from rlsparse.identity import folder_digest, identify
 from rlsparse.policy import load_policy
@@ -26,14 +24,9 @@ from rlsparse.task.noise import spoil
 from rlsparse.tracking.metrics import is_documented
 from rlsparse.warm_start import warm_start
 from rlsparse.warm_start_config import NoiseConfig
-from tests.conftest import composed
+from tests.conftest import composed, composed_warm_start
 
 PROBLEM = Problem("57*4=", "228", "50*4+7*4=200+28=228")
-
-
-def composed_warm_start(*overrides):
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return run_config(compose("warm_start", list(overrides)))
 
 
 @pytest.mark.slow
