@@ -6,9 +6,15 @@ from fractions import Fraction
 import pytest
 
 from rlsparse.config import RewardConfig
-from rlsparse.task.answer import after_hash, answer_is, boxed, last_number, plain_number
+from rlsparse.task.answer import ANSWER_FORMATS, after_hash, answer_is, boxed, last_number, plain_number
 from rlsparse.task.verifier import Score, Verifier
 from tests.conftest import composed
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    with Verifier(composed("task.answer_format=boxed", "task.verifier_time_limit=20").task) as verifier:
+        yield verifier
 
 
 @pytest.mark.parametrize(
@@ -92,6 +98,75 @@ def test_math_verify_judges_what_numbers_cannot():
         assert verifier.score("no box", "42") == Score(False, False)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"41 \cup 42",
+        r"41 \to 42",
+        r"41 \Rightarrow 42",
+        r"41 \lor 42",
+        r"41 \mid 42",
+        r"41 \& 42",
+        r"41 \equiv 42",
+        r"41 \\ 42",
+        r"42 \\ 43",
+        "41 → 42",
+        "41 => 42",
+        "41\n42",
+        "41\x0b42",
+        "41\u202842",
+        "41$ $42",
+        "41$$42",
+        r"41 \# 42",
+        r"41\degree 42",
+        "41}{42",
+        r"x \in 42",
+        r"\not 42",
+        r"\geq 42",
+        "≥ 42",
+        "< 42",
+        r"42 \text{ dozen}",
+        r"42 \text{ million}",
+        r"42\text{ hundreds}",
+        "42 plus one",
+        "42 minus one",
+        "42 squared",
+        "42 factorial",
+        "42 k",
+        "42 is wrong",
+        "42 is not the answer",
+        "42½",
+        "42²",
+        "42_{8}",
+        "42_5",
+    ],
+    ids=ascii,
+)
+def test_what_math_verify_would_take_for_its_last_number_is_wrong(text, boxes):
+    assert boxes.score(rf"\boxed{{{text}}}", "42") == Score(False, True)
+
+
+@pytest.mark.parametrize("text", ["{" * 7 + "9" + "}" * 7, "[" * 163, "5" + "(" * 500, r"\frac{" * 200], ids=len)
+def test_deep_brackets_are_wrong_without_asking(text):
+    with Verifier(composed("task.answer_format=hash").task) as verifier:
+        assert verifier.score(f"#### {text}", r"\frac{3}{4}") == Score(False, True)
+        assert verifier._worker is None
+
+
+def test_answers_as_deep_as_people_write_are_judged(boxes):
+    text = r"\frac{1}{1+\frac{1}{1+\frac{1}{(1+\frac{1}{2})}}}"
+    assert boxes.score(rf"\boxed{{{text}}}", r"\frac{5}{8}") == Score(True, True)
+
+
+def test_no_run_of_characters_takes_a_pattern_long():
+    for text in (" " * 1_000_000, "5" + " " * 1_000_000 + "!", "5" + "\x1c" * 1_000_000 + "a!"):
+        start = time.monotonic()
+        for answer_format in ANSWER_FORMATS:
+            with Verifier(composed(f"task.answer_format={answer_format}").task) as verifier:
+                verifier.score(rf"the answer is {text}x #### 5{text}x \boxed{{5{text}x}}", "42")
+        assert time.monotonic() - start < 60  # the square of a million takes an hour
+
+
 def test_no_output_can_hang_crash_or_zero_a_run():
     hostile = ["10000000!", "10**10**10", "{" * 900, "}{" * 400, "\\frac{" * 100, "\x00\ud7ff", "9" * 900, "1/" * 300]
     with Verifier(composed("task.answer_format=hash", "task.verifier_time_limit=1").task) as verifier:
@@ -111,5 +186,4 @@ def test_a_worker_that_dies_is_replaced():
         assert verifier.score("#### x+1", "1+x").correct
         verifier._worker.kill()
         verifier._worker.wait()
-        assert not verifier.score("#### x+1", "1+x").correct
         assert verifier.score("#### x+1", "1+x").correct

@@ -23,7 +23,30 @@ NO_UNIT = {
     "or",
     "to",
     "times",
+    "k",
+    "plus",
+    "minus",
+    "squared",
+    "cubed",
+    "factorial",
+    "not",
+    "wrong",
+    "incorrect",
 }
+# What makes a text more or less than one number, though math-verify drops what it cannot read and takes the last one.
+NOT_ONE_NUMBER = re.compile(
+    r"\\\\|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # rows, lines
+    r"|[<>≤≥≠→⇒∪∩∈]"
+    r"|\\(?:to|cup|cap|in|notin|not|ni|lt|gt|leq?|geq?|neq?|mid|land|lor|wedge|vee|implies|iff|equiv|pmod|&"
+    r"|(?:long)?(?:left|right)+arrow)(?![a-z])"
+    r"|\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
+    r"|\d[\s\\]*[$#][\s$#]*\d"  # two numbers parted by markup
+    r"|\\degree\s*\d"
+    r"|^[^{]*\}\s*\{"  # the text behind a brace that was never opened
+    r"|[¼-¾⅐-⅞]|\d[²³¹⁰-⁹₀-₉]"
+    r"|\d_(?!\{?10(?!\d))",  # a number in another base than ten
+    re.IGNORECASE,
+)
 DASHES = str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "-": "-"})
 
 
@@ -69,6 +92,20 @@ ANSWER_FORMATS: dict[str, Callable[[str], str | None]] = {
     "answer_is": answer_is,
     "last_number": last_number,
 }
+
+
+def nesting(text: str) -> int:
+    """The most brackets open at once, of whatever kind."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def is_one_number(text: str) -> bool:
+    """Whether a text may be compared with a number: a list, relation or multiple of a number is none."""
+    return NOT_ONE_NUMBER.search(text) is None
 
 
 def plain_number(text: str) -> Fraction | None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 
 from rlsparse.config import RewardConfig, TaskConfig
-from rlsparse.task.answer import ANSWER_FORMATS, plain_number
+from rlsparse.task.answer import ANSWER_FORMATS, is_one_number, nesting, plain_number
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
+WALL = 10  # seconds on the wall for each of processor time, after which a worker counts as stuck
 LONGEST_CANDIDATE = 1000  # characters; a longer final answer is wrong without asking
+DEEPEST_CANDIDATE = 6  # brackets in brackets; the time math-verify's parser takes doubles and more with each
 
 
 @dataclass(frozen=True)
@@ -61,26 +63,33 @@ class Verifier:
         answer = self._read(completion)
         if answer is None:
             return Score(correct=False, answered=False)
+        if answer == gold:
+            return Score(correct=True, answered=True)
+        if len(answer) > LONGEST_CANDIDATE:  # first: a megabyte of spaces takes a pattern below an hour
+            return Score(correct=False, answered=True)
         value, gold_value = plain_number(answer), plain_number(gold)
         if value is not None and gold_value is not None:
             return Score(correct=value == gold_value, answered=True)
-        if answer == gold:
-            return Score(correct=True, answered=True)
-        if len(answer) > LONGEST_CANDIDATE:
+        if nesting(answer) > DEEPEST_CANDIDATE or (gold_value is not None and not is_one_number(answer)):
             return Score(correct=False, answered=True)
         verdict = self._ask(answer, gold)
         return Score(correct=verdict is True, answered=True, timed_out=verdict is None)
 
     def _ask(self, candidate: str, gold: str) -> bool | None:
-        """math-verify's verdict; None when it had to be killed."""
+        """math-verify's verdict; None when it had to be killed or died of the answer."""
+        if self._worker is not None and self._worker.poll() is not None:
+            self._kill()  # ended since the last answer, which is not this one's fault
         worker = self._worker if self._worker is not None else self._start()
         assert worker.stdin is not None
         try:
             worker.stdin.write(json.dumps([candidate, gold]).encode() + b"\n")
             worker.stdin.flush()
-            reply = self._read_line(worker, self._time_limit)
+            reply = self._read_line(worker, WALL * self._time_limit)
         except BrokenPipeError:
             reply = b""
+        except BaseException:  # an interrupted question leaves a reply behind, which is not the next one's
+            self._kill()
+            raise
         if not reply:  # too slow, or the answer brought the process down: a fresh one for the next answer
             self._kill()
             return None
@@ -88,7 +97,10 @@ class Verifier:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._worker = subprocess.Popen(
-            [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, str(WORKER), str(self._time_limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         if self._read_line(self._worker, START_LIMIT) != b"ready\n":
             self._kill()

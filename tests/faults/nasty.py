@@ -1,0 +1,168 @@
+"""Completions nobody should write, by family; none of them holds one of the gold answers."""
+
+import random
+from collections.abc import Callable
+
+GOLDS = ("42", r"\frac{3}{4}", "(4, 42)", "x+42")
+CODE = (
+    "__import__('os').system('exit 5')",
+    "().__class__.__base__.__subclasses__()",
+    "exec('raise SystemExit')",
+    "(lambda f: f(f))(lambda f: f(f))",
+    "print(57)",
+    "exit()",
+    "open('/dev/zero').read()",
+    "sympy.oo",
+)
+WORDS = ("nan", "NaN", "inf", "-inf", "Infinity", r"\infty", "None", "True", "zoo", "I", "E", "oo", "undefined", "")
+SCRIPTS = ("٥٧٩", "५७९", "５７９", "𝟝𝟟𝟡", "⑤⑦⑨", "五七九", "ⅤⅦⅨ", "⁵⁷⁹")
+CONTROL = "\x00\x01\x07\x08\x0b\x0c\x0d\x1b\x1c\x1e\x7f\x85\u2028\u2029\ufeff\ufffe\uffff"
+INVISIBLE = "\u200b\u200c\u200d\u2060\u202e\u200f\u2066\u00ad\u0301"
+SURROGATES = ("\ud800", "\udfff", "\udc80x", "5\ud83d7")
+RUNS = (" ", "\t", "\n", ",", ".", "-", "−", "/", "$", "#", "{", "}", "\\", "(", "[", "%", "9", "5,", "9 ", "a", "5 a")
+REPEATED = ("the answer is ", "the final ", "the  ", "#### ", r"\boxed{", r"\frac{", "1/", "x=", "5=", r"\left(", "5^")
+JOINTS = (
+    r" \cup ",
+    "$ $",
+    "$ or $",
+    " or ",
+    " and ",
+    " to ",
+    r" \to ",
+    r"\\",
+    r" \text{ or } ",
+    " < ",
+    r" \geq ",
+    r" \lor ",
+)
+Nasty = tuple[str, str]  # a payload, and a gold answer it is not
+
+
+def length(draw: random.Random, most: int) -> int:
+    """Any order of magnitude up to ``most``."""
+    return int(10 ** draw.uniform(0.5, len(str(most)) - 1))
+
+
+def digits(draw: random.Random) -> str:
+    """An odd number: no quotient or product of such is a gold answer."""
+    return "".join(draw.choices("579", k=draw.randint(3, 9)))
+
+
+def numbers(draw: random.Random) -> str:
+    k = length(draw, 1_000_000)
+    one = draw.choice("579")
+    return draw.choice(
+        (one * k, f"{one * k}/{one}7", f"0.{one * k}", f"-{one * k}.5", f"{one}e{one * 3}", "5," * k + one)
+    )
+
+
+def fractions(draw: random.Random) -> str:
+    depth = draw.choice((1, 3, 20, 200, 2000))
+    return draw.choice(
+        (r"\frac{" * depth + "5" + "}{7}" * depth, r"\frac{5}{" * depth, r"\sqrt{" * depth + "5" + "}" * depth)
+    )
+
+
+def braces(draw: random.Random) -> str:
+    depth = length(draw, 100_000)
+    one, other = draw.choice(("{}", "}{", "()", "[]", "$$", ")("))
+    return draw.choice((one * depth, one * depth + digits(draw) + other * depth, other * depth + digits(draw)))
+
+
+def sprinkled(draw: random.Random, marks: str | tuple[str, ...]) -> str:
+    """A number with marks in and around it."""
+    return "".join(draw.choice(marks) + draw.choice("579") for _ in range(draw.randint(2, 30))) + draw.choice(marks)
+
+
+def half_latex(draw: random.Random) -> str:
+    whole = (
+        rf"\begin{{pmatrix}} {digits(draw)} & \frac{{5}}{{7}} \\ x^{{9}} & \sqrt[7]{{{digits(draw)}}} \end{{pmatrix}}"
+    )
+    start = draw.randrange(len(whole))
+    return whole[start : draw.randint(start + 1, len(whole))]
+
+
+def sets(draw: random.Random) -> str:
+    shape = draw.choice(
+        (r"\{%s\}", "[%s)", "(%s]", r"\left\{%s", "%s", r"(-\infty, %s)", r"\begin{bmatrix}%s\end{bmatrix}")
+    )
+    return shape % draw.choice((", ", ";", r" \cup ", " & ", r"\\")).join(
+        digits(draw) for _ in range(draw.randint(1, 9))
+    )
+
+
+def equations(draw: random.Random) -> str:
+    return draw.choice(("x=%s", "%s=x", "x>%s", "x=y=%s", r"x \neq %s", "5x+7=%s", "=%s", "%s=", "%s==")) % digits(draw)
+
+
+def percents(draw: random.Random) -> str:
+    return draw.choice((r"%s\%%", "%s%%", "%%%s", r"%s \text{ percent}", "%s%%%%", "$%s$%%", r"\$%s\$")) % digits(draw)
+
+
+def soup(draw: random.Random) -> str:
+    pieces = (
+        *RUNS,
+        *REPEATED,
+        *CODE,
+        *WORDS,
+        *SURROGATES,
+        r"\boxed{}",
+        r"\text{",
+        "^",
+        "_",
+        "!!",
+        "&",
+        r"\\",
+        "#### 5",
+    )
+    return "".join(draw.choices(pieces, k=draw.randint(2, 25)))
+
+
+FAMILIES: dict[str, Callable[[random.Random], str]] = {
+    "numbers": numbers,
+    "fractions": fractions,
+    "braces": braces,
+    "control": lambda draw: sprinkled(draw, CONTROL),
+    "invisible": lambda draw: sprinkled(draw, INVISIBLE),
+    "surrogates": lambda draw: sprinkled(draw, SURROGATES),
+    "scripts": lambda draw: draw.choice("-−﹣‐ ") + draw.choice(SCRIPTS) * draw.randint(1, 40),
+    "half_latex": half_latex,
+    "sets": sets,
+    "equations": equations,
+    "percents": percents,
+    "words": lambda draw: draw.choice(WORDS) + draw.choice(("", " ", "/0", "!", "=x", "_{5}")),
+    "code": lambda draw: draw.choice(CODE),
+    "boxes": lambda draw: r"\boxed{" * draw.randint(1, 9) + digits(draw) + "}" * draw.randint(0, 9),
+    "runs": lambda draw: (
+        draw.choice(("", "5", "5 ")) + draw.choice(RUNS) * length(draw, 1_000_000) + draw.choice(("", "!", "x"))
+    ),
+    "repeated": lambda draw: draw.choice(REPEATED) * length(draw, 100_000) + draw.choice(("", digits(draw))),
+    "soup": soup,
+}
+# math-verify takes long over these, up to the limit; drawn less often so that the suite ends
+SLOW_TO_PARSE = {"fractions", "braces", "control", "words", "scripts", "percents", "code", "soup", "repeated"}
+
+
+def hedge(draw: random.Random) -> Nasty:
+    """Two numbers, either of which could pass; as the last number is a number, the first is the gold answer."""
+    first, second = draw.sample(range(11, 99), 2)
+    return f"{first}{draw.choice(JOINTS)}{second}", str(first)
+
+
+def nasty(draw: random.Random) -> Nasty:
+    """One payload of a family drawn at random, with a gold answer."""
+    names = [*FAMILIES, "hedge"]
+    (family,) = draw.choices(names, [1 if name in SLOW_TO_PARSE else 4 for name in names])
+    return hedge(draw) if family == "hedge" else (FAMILIES[family](draw), draw.choice(GOLDS))
+
+
+def slow(draw: random.Random) -> Nasty:
+    """What exact arithmetic never ends on."""
+    one = draw.choice("579")
+    shapes = (
+        "{0}**{0}**{0}**{0}",
+        "{0}^{{{0}^{{{0}^{{{0}}}}}}}",
+        "{0}00000077!",
+        r"\binom{{{0}00000007}}{{{0}000007}}",
+    )
+    return draw.choice(shapes).format(one), draw.choice(GOLDS)

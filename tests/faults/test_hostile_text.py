@@ -1,0 +1,172 @@
+"""Hostile text: no completion hangs the verifier, crashes it, fills the memory, or is right when it is wrong."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from rlsparse.task.answer import ANSWER_FORMATS
+from rlsparse.task.math_worker import MEMORY_LIMIT
+from rlsparse.task.verifier import Score, Verifier
+from rlsparse.tracking.files import JsonLines
+from tests.conftest import composed
+from tests.faults.nasty import nasty, slow
+
+LIMIT = 1.0
+ALLOWANCE = 30.0  # seconds for a fresh worker on a busy machine
+GROWTH = 300 * 2**10  # KiB
+WRAPPED = {
+    "hash": "so 5\n#### {}",
+    "boxed": r"so \boxed{{{}}}",
+    "answer_is": "So the answer is {}.",
+    "last_number": "{}",
+}
+
+
+def verifier_of(answer_format: str, limit: float = LIMIT) -> Verifier:
+    return Verifier(composed(f"task.answer_format={answer_format}", f"task.verifier_time_limit={limit}").task)
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """One worker for all tests that leave it as it was: each start takes seconds."""
+    with verifier_of("boxed", limit=20) as verifier:
+        yield verifier
+
+
+def worker_pid(verifier: Verifier) -> int:
+    assert verifier._worker is not None
+    return verifier._worker.pid
+
+
+def worker_peak(verifier: Verifier) -> int:
+    """The most memory the present worker ever held, in KiB; 0 where there is none, or no /proc."""
+    if verifier._worker is None:
+        return 0
+    file = Path(f"/proc/{worker_pid(verifier)}/status")
+    lines = file.read_text().split("\n") if file.is_file() else []
+    return max((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
+def test_no_hostile_text_is_right_hangs_or_fills_the_memory(answer_format, full):
+    draw = random.Random(f"{answer_format} {full}")
+    count, hangs = (10_000, 10) if full else (250, int(answer_format == "boxed"))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    wrong, late, timed_out, peak, longest = [], [], 0, 0, 0.0
+    with verifier_of(answer_format) as verifier:
+        for number in range(count + hangs):
+            payload, gold = (nasty if number < count else slow)(draw)
+            began = time.monotonic()
+            score = verifier.score(WRAPPED[answer_format].format(payload), gold)
+            took = time.monotonic() - began
+            peak, longest, timed_out = max(peak, worker_peak(verifier)), max(longest, took), timed_out + score.timed_out
+            if score.correct:
+                wrong.append((payload[:200], gold))
+            if took > LIMIT + ALLOWANCE:
+                late.append((payload[:200], gold, took))
+        assert verifier.score(WRAPPED[answer_format].format("42"), "42") == Score(True, True)
+        last = verifier._worker
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(  # the figures, with pytest -s
+        f"{answer_format}: {count + hangs} texts in {time.monotonic() - start:.0f} s, {timed_out} timed out, longest "
+        f"{longest:.1f} s, worker's peak {peak // 1024} MiB, own growth {growth // 1024} MiB"
+    )
+    assert wrong == []
+    assert late == []
+    assert growth < GROWTH, f"{growth} KiB"
+    assert peak * 1024 <= MEMORY_LIMIT, f"{peak} KiB"
+    assert last is None or last.poll() is not None, "the worker outlives its verifier"
+
+
+@pytest.mark.parametrize(
+    ("payload", "gold"),
+    [
+        ("42", "42"),
+        ("−42", "-42"),
+        ("  42\u00a0", "42"),
+        ("٤٢", "42"),
+        ("４２", "42"),
+        ("042.000", "42"),
+        (r"\$42.00", "42"),
+        ("1,234", "1234"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
+def test_right_answers_in_odd_dress_are_right_in_every_format(answer_format, payload, gold):
+    with verifier_of(answer_format) as verifier:
+        assert verifier.score(WRAPPED[answer_format].format(payload), gold) == Score(True, True)
+
+
+def test_right_answers_that_math_verify_reads_are_right(judge):
+    right = [
+        (r"$\frac{3}{4}$", "0.75"),
+        (r"$\frac{84}{2}$ cups", "42"),
+        (r"\frac{84}{2}\text{ cm}^2", "42"),
+        ("x = 42", "42"),
+        ("$6 * 7 = 42$", "42"),
+        ("5 * $7 = $35", "35"),
+        (r"\left(42\right)", "42"),
+        ("{{42}}", "42"),
+        (r"42\%", "42"),
+        ("42_{10}", "42"),
+        (r"x \in (1, 2)", "(1, 2)"),
+        (r"\{2, 1\}", r"\{1, 2\}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+        ("\ud800 x+1", "\ud800 x+1"),
+    ]
+    scores = {text: judge.score(rf"\boxed{{{text}}}", gold) for text, gold in right}
+    assert [text for text, score in scores.items() if score != Score(True, True)] == []
+
+
+def test_a_worker_killed_between_two_answers_costs_neither(judge):
+    assert judge.score(r"\boxed{x+1}", "1+x").correct
+    os.kill(worker_pid(judge), signal.SIGKILL)
+    os.waitid(os.P_PID, worker_pid(judge), os.WEXITED | os.WNOWAIT)
+    assert judge.score(r"\boxed{x+1}", "1+x") == Score(True, True)
+
+
+def test_a_late_reply_is_not_taken_for_the_next_answer(judge, monkeypatch):
+    judge.score(r"\boxed{x}", "y")
+    slow_worker = worker_pid(judge)
+    os.kill(slow_worker, signal.SIGSTOP)  # would it go on, its reply were "equal"
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "_time_limit", LIMIT)
+        assert judge.score(r"\boxed{x+1}", "1+x") == Score(False, True, timed_out=True)
+    assert not Path(f"/proc/{slow_worker}").exists(), "it could still reply"
+    assert judge.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+
+
+def test_an_interrupted_question_leaves_no_reply_behind(judge, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    judge.score(r"\boxed{x}", "y")
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "_read_line", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            judge.score(r"\boxed{x+1}", "1+x")
+    assert judge.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+
+
+def test_hostile_text_is_written_and_read_back(tmp_path, full):
+    draw = random.Random(0)
+    texts = [nasty(draw)[0][:20_000] for _ in range(10_000 if full else 500)]
+    texts += ["\ud800", "\\\ud800", '"\udfff"', "a\u2028b\u2029c\x85d\x1ce\rf\ng", "\x00"]
+    with closing(JsonLines(tmp_path / "samples.jsonl")) as lines:
+        for text in texts:
+            lines.write({"text": text})
+    *rows, end = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    assert end == ""
+    assert len(rows) == len(texts)
+    # JSON has one spelling for a character beyond U+FFFF and its two surrogates: they come back as the character
+    expected = [text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") for text in texts]
+    assert [text for row, text in zip(rows, expected, strict=True) if json.loads(row)["text"] != text] == []
