@@ -132,7 +132,11 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"error: {error}")
     with closing(viewer):
-        job()
+        try:
+            job()
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+            sys.exit(128 + SIGINT)
 
 
 def _job(config: Config, context: HydraConf) -> Job:
