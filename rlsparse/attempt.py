@@ -36,7 +36,13 @@ CONFIG, CHECKPOINTS, ATTEMPTS = "config.yaml", "checkpoint", "attempts"
 
 
 def attempt(
-    config: Config, folder: Path, who: Mapping[str, Any], label: str, loader: "Loader", viewer: "Viewer"
+    config: Config,
+    folder: Path,
+    who: Mapping[str, Any],
+    label: str,
+    loader: "Loader",
+    viewer: "Viewer",
+    stop: "StopRequest",
 ) -> Summary:
     """Do the run in its folder, which is ours alone.
 
@@ -44,43 +50,43 @@ def attempt(
         who: see ``summary.provenance``.
         label: of the run, for a person.
         viewer: shows the run elsewhere, where ``tracker`` asks for it.
+        stop: whether it was told to.
 
     Raises:
         Interrupted: a signal asked it to stop; it is saved.
         BaseException: whatever broke the run, after its summary says so.
     """
     from rlsparse.batch import NonFiniteError
-    from rlsparse.stopping import Interrupted, StopRequest
+    from rlsparse.stopping import Interrupted
     from rlsparse.tracking.progress import Progress
 
     progress = Progress(label, config.train.steps)
     summary: Summary = {**who, "status": "failed", "error": None}
     failure: BaseException | None = None
-    stop = StopRequest()
-    with stop.listening():
-        try:
-            begun, saved = _begin(config, folder, who, progress.say)
-            summary |= begun
-            if config.tracker.name == "wandb":
-                viewer.show(folder)
-            if saved is not None:
-                progress.say(f"{label}: goes on after step {saved.step} ({folder})")
-            _train(config, folder, progress, summary, loader, stop, saved)
-            summary["status"] = "finished"
-        except NonFiniteError as error:
-            summary |= {"status": "diverged", "error": str(error)}
-        except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
-            failure = error
-        except BaseException as error:
-            failure = error
-            summary["error"] = f"{type(error).__name__}: {error}"
-        if isinstance(failure, (Interrupted, KeyboardInterrupt)):
-            progress.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
-        else:
-            _record(folder, summary, failure, progress.say)
-            progress.say(f"{label}: {headline(summary)} ({folder})")
-        progress.close()
-        viewer.done(folder)
+    try:
+        begun, saved = _begin(config, folder, who, progress.say)
+        summary |= begun
+        if config.tracker.name == "wandb":
+            viewer.show(folder)
+        if saved is not None:
+            progress.say(f"{label}: goes on after step {saved.step} ({folder})")
+        stop.check()
+        _train(config, folder, progress, summary, loader, stop, saved)
+        summary["status"] = "finished"
+    except NonFiniteError as error:
+        summary |= {"status": "diverged", "error": str(error)}
+    except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
+        failure = error
+    except BaseException as error:
+        failure = error
+        summary["error"] = f"{type(error).__name__}: {error}"
+    if isinstance(failure, (Interrupted, KeyboardInterrupt)):
+        progress.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
+    else:
+        _record(folder, summary, failure, progress.say)
+        progress.say(f"{label}: {headline(summary)} ({folder})")
+    progress.close()
+    viewer.done(folder)
     if failure is not None:
         traceback.clear_frames(failure.__traceback__)  # a sweep keeps the error; it must not keep the model with it
         raise failure

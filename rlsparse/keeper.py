@@ -33,7 +33,7 @@ class Keeper:
         Raises:
             Interrupted: it was; the checkpoint is written.
         """
-        told = self._stop.signal
+        told = self._stop.signal  # looked at once: one that comes while saving is the next step's
         if told is not None or state.step % self._every == 0:
             checkpoint = state.checkpoint()
             checkpoint.state["files"] = self._tracker.marks()

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.conf import HydraConf
@@ -19,13 +18,11 @@ from rlsparse.attempt import attempt, discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import Config, ConfigError
+from rlsparse.loader import Loader
 from rlsparse.plan import latest_sweep
-from rlsparse.stopping import Interrupted, pass_on
+from rlsparse.stopping import Interrupted, StopRequest, pass_on
 from rlsparse.summary import Summary, provenance, read_summary
-
-if TYPE_CHECKING:
-    from rlsparse.loader import Loader
-    from rlsparse.tracking.viewer import Viewer
+from rlsparse.tracking.viewer import Viewer
 
 DONE = ("finished", "diverged")
 
@@ -54,9 +51,7 @@ class Job:
         return " ".join([f"{place}{config.algorithm}", f"seed={config.seed}", *extra])
 
 
-def run(
-    config: Config, job: Job | None = None, loader: "Loader | None" = None, viewer: "Viewer | None" = None
-) -> Summary:
+def run(config: Config, job: Job | None = None, loader: Loader | None = None, viewer: Viewer | None = None) -> Summary:
     """Do one run and write its folder ``<runs_dir>/<experiment>/<id>/``; one that is done already is only read.
 
     A run that diverges (a loss that is not finite) ends with that status, its data kept, and does not raise.
@@ -67,14 +62,21 @@ def run(
 
     Raises:
         ConfigError: bad input, before any model loads.
+        Interrupted: a signal asked it to stop; it is saved.
         Exception: whatever broke the run, after its summary says so.
     """
-    from rlsparse.loader import Loader
+    stop = StopRequest()
+    # from here on: what a run imports takes seconds, which a launcher's own handler would break off
+    with stop.listening():
+        summary = _run(config, job or Job(), loader or Loader(), viewer, stop)
+    stop.check()  # told when there was nothing left to interrupt: a sweep must not go on all the same
+    return summary
+
+
+def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: StopRequest) -> Summary:
     from rlsparse.preflight import preflight
-    from rlsparse.tracking.viewer import Viewer
 
     quieten()
-    job = job or Job()
     (identity,) = preflight([config])
     folder = Path(config.runs_dir) / config.experiment.name / identity.id
     with claimed(folder, config.sweep.lock) as ours:
@@ -83,14 +85,18 @@ def run(
             return {"id": identity.id, "status": "running"}
         earlier = read_summary(folder)
         if earlier is not None and (earlier["status"] in DONE or not config.sweep.retry_failed):
-            again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
-            if earlier["status"] == "finished":
-                discard_checkpoints(folder)  # it may have been killed between its last two acts
-            print(f"{job.label(config)}: {earlier['status']} before, skipped ({folder}{again})", file=sys.stderr)
+            _skip(folder, earlier, job.label(config))
             return earlier
         who = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))
         with closing(Viewer()) as own:
-            return attempt(config, folder, who, job.label(config), loader or Loader(), viewer or own)
+            return attempt(config, folder, who, job.label(config), loader, viewer or own, stop)
+
+
+def _skip(folder: Path, earlier: Summary, label: str) -> None:
+    if earlier["status"] == "finished":
+        discard_checkpoints(folder)  # it may have been killed between its last two acts
+    again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
+    print(f"{label}: {earlier['status']} before, skipped ({folder}{again})", file=sys.stderr)
 
 
 def quieten() -> None:
@@ -106,9 +112,6 @@ register_schemas()
 
 def main() -> None:
     """The command line: one run, or with -m the points of a sweep one after the other."""
-    from rlsparse.loader import Loader
-    from rlsparse.tracking.viewer import Viewer
-
     loader, viewer = Loader(), Viewer()
 
     @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")

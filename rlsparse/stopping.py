@@ -53,6 +53,14 @@ class StopRequest:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
+    def check(self) -> None:
+        """
+        Raises:
+            Interrupted: a signal has asked to stop.
+        """
+        if self.signal is not None:
+            raise Interrupted(self.signal)
+
 
 def pass_on(number: int) -> None:
     """Let a signal, once the run is saved, do what a launcher has set up for it, such as having SLURM start it again.
