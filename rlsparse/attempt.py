@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rlsparse.claim import HOLDER, LEASE, LOCK
-from rlsparse.config import Config
+from rlsparse.config import Config, ConfigError
 from rlsparse.summary import (
     FILE,
     PROVENANCE,
@@ -24,6 +24,7 @@ from rlsparse.summary import (
     results,
     write_summary,
 )
+from rlsparse.whole_file import sync, write_whole
 
 if TYPE_CHECKING:
     from rlsparse.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from rlsparse.tracking.progress import Progress
     from rlsparse.tracking.viewer import Viewer
 
-CONFIG, CHECKPOINTS, ATTEMPTS = "config.yaml", "checkpoint", "attempts"
+CONFIG, ERROR, CHECKPOINTS, ATTEMPTS = "config.yaml", "error.txt", "checkpoint", "attempts"
 
 
 def attempt(
@@ -63,32 +64,32 @@ def attempt(
     progress = Progress(label, config.train.steps)
     summary: Summary = {**who, "status": "failed", "error": None}
     failure: BaseException | None = None
-    try:
-        begun, saved = _begin(config, folder, who, progress.say)
-        summary |= begun
-        if config.tracker.name == "wandb":
-            viewer.show(folder)
-        if saved is not None:
-            progress.say(f"{label}: goes on after step {saved.step} ({folder})")
-        stop.check()
-        _train(config, folder, progress, summary, loader, stop, saved)
-        summary["status"] = "finished"
-    except NonFiniteError as error:
-        summary |= {"status": "diverged", "error": str(error)}
-    except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
-        failure = error
-    except BaseException as error:
-        failure = error
-        summary["error"] = f"{type(error).__name__}: {error}"
-    if isinstance(failure, (Interrupted, KeyboardInterrupt)):
-        progress.say(f"{label}: {failure or 'interrupted'} ({folder}); the same command goes on with it")
-    else:
-        _record(folder, summary, failure, progress.say)
-        progress.say(f"{label}: {headline(summary)} ({folder})")
-    progress.close()
+    with closing(progress):
+        try:
+            begun, saved = _begin(config, folder, who, progress.say)
+            summary |= begun
+            if saved is not None:
+                progress.goes_on_after(saved.step)
+                progress.say(f"{label}: goes on after step {saved.step} ({folder})")
+            stop.check()
+            _train(config, folder, progress, summary, loader, viewer, stop, saved)
+            summary["status"] = "finished"
+        except NonFiniteError as error:
+            summary |= {"status": "diverged", "error": str(error)}
+        except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
+            failure = error
+        except BaseException as error:
+            failure = error
+            summary["error"] = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        if isinstance(failure, (Interrupted, KeyboardInterrupt)):
+            how = str(failure) or "interrupted at once"
+            progress.say(f"{label}: {how} ({folder}); the same command goes on with it")
+        else:
+            _record(folder, summary, failure, progress.say)
+            progress.say(f"{label}: {headline(summary)} ({folder})")
     viewer.done(folder)
     if failure is not None:
-        traceback.clear_frames(failure.__traceback__)  # a sweep keeps the error; it must not keep the model with it
+        traceback.clear_frames(failure.__traceback__)  # whoever keeps the error must not keep the model with it
         raise failure
     discard_checkpoints(folder)
     return summary
@@ -111,7 +112,7 @@ def _begin(
 
     saved = load_checkpoint(folder / CHECKPOINTS, fits, say)
     if saved is None:
-        _set_aside(folder)
+        _set_aside(folder, say)
     else:
         begun = read_provenance(folder) or who
         changed = changed_versions(begun, who)
@@ -119,13 +120,14 @@ def _begin(
             say(f"warning: {line}: the run's steps are not all of one version")
         changed = list(dict.fromkeys([*begun.get("changed", []), *changed]))
         who = {**who, "versions": begun["versions"], "git": begun["git"], **({"changed": changed} if changed else {})}
-        (folder / FILE).unlink(missing_ok=True)  # of the attempt that failed
-    OmegaConf.save(OmegaConf.create(asdict(config)), folder / CONFIG)
-    (folder / PROVENANCE).write_text(json.dumps(who, indent=1), encoding="utf-8")
+        for name in (FILE, ERROR):  # of the attempt that failed
+            (folder / name).unlink(missing_ok=True)
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    write_whole(folder / PROVENANCE, json.dumps(who, indent=1))
     return who, saved
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
     """Keep what an attempt that cannot be gone on with has left, in ``attempts/``."""
     left = [path for path in folder.iterdir() if path.name not in (LOCK, LEASE, HOLDER, ATTEMPTS)]
     if left:
@@ -135,13 +137,14 @@ def _set_aside(folder: Path) -> None:
         (folder / ATTEMPTS / str(number)).mkdir(parents=True)
         for path in left:
             path.rename(folder / ATTEMPTS / str(number) / path.name)
+        say(f"no checkpoint to go on from: begins again; what was there is in {folder / ATTEMPTS / str(number)}")
 
 
 def _record(folder: Path, summary: Summary, failure: BaseException | None, say: Callable[[str], None]) -> None:
     """Write how it ended, if that can be written: what broke the run may be a full disk."""
     try:
         if failure is not None:
-            (folder / "error.txt").write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+            write_whole(folder / ERROR, "".join(traceback.format_exception(failure)))
         write_summary(folder, summary)
     except OSError as error:
         say(f"the summary cannot be written ({error}); what was there is as it was ({folder})")
@@ -155,6 +158,7 @@ def _train(
     progress: "Progress",
     summary: Summary,
     loader: "Loader",
+    viewer: "Viewer",
     stop: "StopRequest",
     saved: "Checkpoint | None",
 ) -> None:
@@ -178,6 +182,8 @@ def _train(
         closing(Tracker(folder, progress, saved.state["files"] if saved is not None else None)) as tracker,
         loader.lend(config.model, device, config.dtype) as policy,
     ):
+        if config.tracker.name == "wandb":
+            viewer.show(folder)  # now that its files are as they will go on
         free_memory(device)  # after the model is there, which an earlier run may have loaded
         set_threads(config.threads, policy.model.num_parameters())
         data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
@@ -208,4 +214,7 @@ def _train(
             summary["time"] = {"total": clock.elapsed(), **clock.total}
             summary["peak_memory_bytes"] = peak_memory(device)
         adapter.export(folder / "adapter")
+        for file in (folder / "adapter").iterdir():
+            sync(file)
+        tracker.marks()  # on disk, since the checkpoints will not be for long
         adapter.remove()

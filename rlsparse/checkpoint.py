@@ -18,7 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlsparse.whole_file import sync
+
 KEPT = 2
+FORMAT = 1  # of what a checkpoint holds; one of another number is not gone on with
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
@@ -51,14 +54,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         temporary.mkdir()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         save_file(tensors, temporary / TENSORS)
-        (temporary / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}), encoding="utf-8")
+        (temporary / STATE).write_text(
+            json.dumps({"format": FORMAT, "step": checkpoint.step, **checkpoint.state}), encoding="utf-8"
+        )
         (temporary / SUMS).write_text(_sums(temporary), encoding="utf-8")
         for file in (TENSORS, STATE, SUMS):
-            _sync(temporary / file)
-        _sync(temporary)
+            sync(temporary / file)
+        sync(temporary)
         shutil.rmtree(target, ignore_errors=True)  # of a damaged one of this step, which was passed over
         temporary.rename(target)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -79,7 +84,7 @@ def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool], say: Calla
             if not fits(checkpoint):
                 raise ValueError("the run's files no longer begin as they did")
             return checkpoint
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             say(f"warning: {found} is damaged and passed over ({error})")
     return None
 
@@ -88,7 +93,10 @@ def _read(folder: Path) -> Checkpoint:
     if (folder / SUMS).read_text(encoding="utf-8") != _sums(folder):
         raise ValueError("its SHA256SUMS do not fit")
     state: Mapping[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return Checkpoint(state["step"], load_file(folder / TENSORS), {k: v for k, v in state.items() if k != "step"})
+    if state["format"] != FORMAT:
+        raise ValueError(f"it is of format {state['format']}, and this version reads {FORMAT}")
+    rest = {key: value for key, value in state.items() if key not in ("format", "step")}
+    return Checkpoint(int(state["step"]), load_file(folder / TENSORS), rest)
 
 
 def _name(step: int) -> str:
@@ -106,11 +114,3 @@ def _sums(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
     return "".join(lines)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

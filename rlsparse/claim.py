@@ -1,18 +1,20 @@
 """One process a run: a lock that its holder's death lets go of, and no way out of the run's folder."""
 
+import errno
 import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, LeaseCompromise, SoftFileLease, Timeout
 
 from rlsparse.config import ConfigError
+from rlsparse.whole_file import read_object, write_whole
 
 LOCK, LEASE, HOLDER = ".lock", ".lease", "holder.json"
 OTHERS = ("wandb",)  # folders of other programs, whose links nothing of ours follows
@@ -22,7 +24,7 @@ LOST = 75  # exit code: try again later (sysexits.h)
 
 
 def _flock(folder: Path) -> BaseFileLock:
-    return FileLock(folder / LOCK, timeout=ASKING)
+    return FileLock(folder / LOCK, timeout=ASKING, fallback_to_soft=False)
 
 
 def _lease(folder: Path) -> BaseFileLock:
@@ -47,35 +49,33 @@ def claimed(folder: Path, kind: str) -> Iterator[bool]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_links(folder)
+        refuse_links(folder)
         lock = LOCKS[kind](folder)
         lock.acquire()
-        (folder / HOLDER).write_text(json.dumps(_ourselves()), encoding="utf-8")
     except Timeout:
         yield False
         return
-    except NotImplementedError as error:
-        raise ConfigError(f"sweep.lock={kind}: {folder} lies on a file system without it; take lease") from error
     except OSError as error:
+        if kind == "flock" and error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise ConfigError(f"sweep.lock=flock: the file system of {folder} has no such locks; take lease") from error
         raise ConfigError(
             f"runs_dir: {folder} cannot be written ({error}); give a folder that you may write"
         ) from error
     try:
+        write_whole(folder / HOLDER, json.dumps(_ourselves()))
         yield True
     finally:
-        (folder / HOLDER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who works on the run; None where nobody does."""
-    if not (_is_locked(folder / LOCK) or _is_leased(folder / LEASE)):
-        return None
-    try:
-        about = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        about = {}
-    return about if isinstance(about, dict) else {}
+    about = read_object(folder / HOLDER) or {}
+    if _is_locked(folder / LOCK) or (_is_leased(folder / LEASE) and not _is_dead(about)):
+        return about
+    return None
 
 
 def _is_locked(file: Path) -> bool:
@@ -99,12 +99,29 @@ def _is_leased(file: Path) -> bool:
         return False
 
 
+def _is_dead(about: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more: its lease goes on for a while without it."""
+    if about.get("host") != socket.gethostname() or not isinstance(about.get("pid"), int):
+        return False
+    try:
+        os.kill(about["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def _ourselves() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
-def _refuse_links(folder: Path) -> None:
-    """A link in a run's folder could lead our writes, and our cutting back of files, anywhere."""
+def refuse_links(folder: Path) -> None:
+    """A link in a run's folder could lead our writes, and our cutting back of files, anywhere.
+
+    Raises:
+        ConfigError: there is one.
+    """
     inside = [path for path in folder.iterdir() if path.name not in OTHERS]
     deeper = [path for one in inside if one.is_dir() and not one.is_symlink() for path in one.rglob("*")]
     others = [folder / name for name in OTHERS]

@@ -1,5 +1,6 @@
 """One loaded model for all runs of a process that ask for the same: a sweep reads its weights once."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ class Loader:
         policy = self._policy if key == self._key else None
         self._policy = None  # an earlier model goes before the next one comes
         if policy is None:
+            gc.collect()  # one that a run broke with may hang in a cycle of references
             policy = load_policy(config, device, dtype)
         yield replace(policy)
         self._key, self._policy = key, policy

@@ -128,7 +128,7 @@ class FitMicrobatches:
 
     def _halve(self, batch: ScoredBatch, pieces: list[Microbatch]) -> bool:
         """Halve what the largest microbatch had, which may be less than it was allowed."""
-        rows = max(len(piece.rows) for piece in pieces)
+        rows = max((len(piece.rows) for piece in pieces), default=1)
         if rows == 1:
             return False
         prompts = batch.rollout.prompt_lengths

@@ -1,7 +1,6 @@
 """What a sweep is made of: its points, and the file that remembers them for tables, ``status`` and labels."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.compose import run_config
+from rlsparse.whole_file import read_object, write_whole
 
 PLAN = "plan.json"
-RUN_ID = re.compile(r"[\w-][\w.-]*")  # a folder's name, and not a way out of the folder it lies in
+RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # a folder's name, and not a way out of the folder it lies in
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,12 @@ def write_plan(folder: Path, points: Mapping[str, list[str]], jobs: Sequence[lis
         again = list(points.values())
         known = {run_id: overrides for run_id, overrides in read_plan(folder).items() if overrides not in again}
         text = json.dumps({"latest": list(jobs), "points": {**known, **points}}, indent=1)
-        temporary = folder / f".{PLAN}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / PLAN)
+        write_whole(folder / PLAN, text)
 
 
 def read_plan(folder: Path) -> dict[str, list[str]]:
     """Overrides by run id of every point ever planned in an experiment; what is not of that form is left out."""
-    points = _read(folder).get("points")
+    points = (read_object(folder / PLAN) or {}).get("points")
     if not isinstance(points, dict):
         return {}
     return {run_id: overrides for run_id, overrides in points.items() if RUN_ID.fullmatch(run_id) and _words(overrides)}
@@ -84,16 +82,8 @@ def read_plan(folder: Path) -> dict[str, list[str]]:
 
 def latest_sweep(folder: Path) -> list[list[str]]:
     """The overrides of each job of the sweep that was planned last in an experiment; empty where none was."""
-    jobs = _read(folder).get("latest")
+    jobs = (read_object(folder / PLAN) or {}).get("latest")
     return jobs if isinstance(jobs, list) and all(map(_words, jobs)) else []
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return plan if isinstance(plan, dict) else {}
 
 
 def _words(value: object) -> bool:

@@ -11,6 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from rlsparse.attempt import discard_checkpoints
+from rlsparse.claim import claimed
 from rlsparse.config import Config, ConfigError
 from rlsparse.plan import Point, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
@@ -115,7 +116,7 @@ def _work_off(todo: list[Planned], launcher: Launcher, at_a_time: int | None) ->
             begun = [one for one in todo if one.state().state == "cut off"]
             if not begun:
                 raise  # the launcher itself does not work
-            warn([f"a process of the sweep died ({_line(error)}); {len(begun)} runs go on one at a time"])
+            warn([f"the launcher gave up ({_line(error)}); what was under way goes on one run at a time: {len(begun)}"])
             for one in begun:
                 _launch_alone(one, launcher)
             todo = [one for one in todo if one.state().state == "missing"]
@@ -137,8 +138,9 @@ def _launch_alone(one: Planned, launcher: Launcher) -> None:
     try:
         _launch([one], launcher, None)
     except Exception as error:
-        if one.state().state == "cut off":
-            record_death(one.folder, _line(error))
+        with claimed(one.folder, one.point.config.sweep.lock) as ours:
+            if ours and read_summary(one.folder) is None:
+                record_death(one.folder, _line(error))
 
 
 def _line(error: Exception) -> str:

@@ -67,10 +67,11 @@ def run(config: Config, job: Job | None = None, loader: Loader | None = None, vi
     """
     stop = StopRequest()
     # from here on: what a run imports takes seconds, which a launcher's own handler would break off
-    with stop.listening():
-        summary = _run(config, job or Job(), loader or Loader(), viewer, stop)
-    stop.check()  # told when there was nothing left to interrupt: a sweep must not go on all the same
-    return summary
+    try:
+        with stop.listening():
+            return _run(config, job or Job(), loader or Loader(), viewer, stop)
+    finally:
+        stop.check()  # told when there was nothing left to interrupt: a sweep must not go on all the same
 
 
 def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: StopRequest) -> Summary:

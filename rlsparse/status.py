@@ -37,7 +37,7 @@ def run_state(folder: Path, name: str) -> RunState:
     """Of the run in this folder, which need not exist."""
     held = holder(folder) if folder.is_dir() else None
     if held is not None:
-        where = f"on {held['host']}, process {held['pid']}" if held else ""
+        where = f"on {held['host']}, process {held['pid']}" if {"host", "pid"} <= set(held) else ""
         return RunState(folder.name, name, "running", ", ".join(filter(None, [_progress(folder), where])))
     summary = read_summary(folder)
     if summary is not None:
@@ -63,9 +63,12 @@ def _progress(folder: Path) -> str:
     steps = [row for row in rows if row.get("kind") == "train"]
     if not steps:
         return "no step done"
-    done, total = steps[-1]["step"], _steps(folder)
-    seconds = sum(row[f"time/{stage}"] for row in steps for stage in ("rollout", "reward", "train")) / len(steps)
-    if total is None:
+    done, total = steps[-1].get("step"), _steps(folder)
+    try:
+        seconds = sum(row[f"time/{stage}"] for row in steps for stage in ("rollout", "reward", "train")) / len(steps)
+    except (KeyError, TypeError):
+        total = None
+    if total is None or not isinstance(done, int):
         return f"step {done}"
     return f"step {done} of {total}, {(total - done) * seconds:.0f} s of training left"
 
@@ -82,7 +85,7 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -101,7 +104,10 @@ def report(states: list[RunState]) -> str:
     lines = [f"{one.state}: {one.name}" + (f" ({one.about})" if one.about else "") for one in states]
     open_lines = [line for line, one in zip(lines, states, strict=True) if one.state != "finished"]
     counts = Counter(one.state for one in states)
-    return "\n".join([*open_lines, f"{len(states)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items())])
+    runs = "run" if len(states) == 1 else "runs"
+    return "\n".join(
+        [*open_lines, f"{len(states)} {runs}: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
+    )
 
 
 def main() -> None:
@@ -112,6 +118,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.runs.is_dir():
         sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
+    if options.experiment and not (options.runs / options.experiment).is_dir():
+        sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
     names = [options.experiment] if options.experiment else sorted(p.name for p in options.runs.iterdir() if p.is_dir())
     for name in names:
         if not name.startswith("."):

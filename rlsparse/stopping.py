@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, SIGINT and SIGUSR2 (SLURM's warning) end a run after the step at hand, saved."""
+"""Being told to stop: SIGTERM, SIGINT, SIGUSR2 (SLURM's warning) and SIGHUP end a run after the step at hand, saved."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -38,14 +38,18 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.getsignal(number) for number in SIGNALS}
+        # one that is ignored stays so: nohup, or a shell's background job
+        earlier = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
 
         def note(number: int, frame: FrameType | None) -> None:
             self.signal = number
             for one, handler in earlier.items():
                 signal.signal(one, handler)
+            os.write(
+                2, f"{signal.Signals(number).name}: stops when the step at hand is done; again: at once\n".encode()
+            )
 
-        for number in SIGNALS:
+        for number in earlier:
             signal.signal(number, note)
         try:
             yield

@@ -1,13 +1,15 @@
 """``summary.json``: what a run was and what came out of it, written once."""
 
+import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rlsparse.whole_file import read_object, write_whole
 
 if TYPE_CHECKING:
     from rlsparse.identity import Identity
@@ -45,8 +47,12 @@ def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         for name, version in (begun.get("versions") or {}).items()
         if now["versions"].get(name) != version
     ]
-    commits = [(one.get("git") or {}).get("commit") for one in (begun, now)]
-    return lines + ([f"the code is at commit {commits[1]}, was at {commits[0]}"] if commits[0] != commits[1] else [])
+    then, here = (one.get("git") or {} for one in (begun, now))
+    if then.get("commit") != here.get("commit"):
+        lines.append(f"the code is at commit {here.get('commit')}, was at {then.get('commit')}")
+    elif then.get("changes") != here.get("changes"):
+        lines.append(f"the code's uncommitted changes are others ({here.get('changes')}, were {then.get('changes')})")
+    return lines
 
 
 def results(history: list[dict[str, Any]]) -> Summary:
@@ -125,11 +131,8 @@ def headline(summary: Summary) -> str:
 
 def read_summary(folder: Path) -> Summary | None:
     """The summary in a run's folder; None where there is none yet, or none that can be read."""
-    try:
-        summary: Summary = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("status") in STATUSES else None
+    summary = read_object(folder / FILE)
+    return summary if summary is not None and summary.get("status") in STATUSES else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -138,25 +141,13 @@ def write_summary(folder: Path, summary: Summary) -> None:
     Raises:
         OSError: it cannot be written; an earlier one is as it was.
     """
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(summary, indent=1, ensure_ascii=False))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(folder / FILE, json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 def read_provenance(folder: Path) -> Summary | None:
     """What was known of a run when it began; None where that cannot be read."""
-    try:
-        begun: Summary = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(begun, dict) and isinstance(begun.get("versions"), dict) and "git" in begun
+    begun = read_object(folder / PROVENANCE)
+    whole = begun is not None and isinstance(begun.get("versions"), dict) and "git" in begun
     return begun if whole else None
 
 
@@ -199,10 +190,19 @@ def _git() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(checkout), *arguments],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            errors="surrogateescape",
         ).stdout
 
     try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+        changes = git("diff", "HEAD", "--", "rlsparse", "conf", "hydra_plugins")
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "dirty": bool(git("status", "--porcelain", "-uno").strip()),
+            "changes": hashlib.sha256(changes.encode("utf-8", "surrogateescape")).hexdigest()[:10] if changes else None,
+        }
     except (OSError, subprocess.CalledProcessError):
         return None

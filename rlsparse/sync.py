@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from rlsparse.claim import holder
+from rlsparse.claim import holder, refuse_links
 from rlsparse.compose import config_dir
 from rlsparse.summary import read_summary
+from rlsparse.tracking.viewer import LATER
 
 if TYPE_CHECKING:
     from rlsparse.tracking.wandb_view import WandbView
@@ -40,6 +41,7 @@ def publish(
     """
     from rlsparse.tracking.wandb_view import WandbView
 
+    refuse_links(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))  # resolves no ${oc.env:SECRET}
     (folder / "wandb").mkdir(exist_ok=True)
     with FileLock(folder / "wandb" / ".lock"):  # an earlier process may still be at it
@@ -80,7 +82,7 @@ def _rows(lines: bytes) -> Iterator[dict[str, Any]]:
     for line in lines.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             print(f"W&B: a line that is not JSON is left out: {line[:60]!r}", file=sys.stderr)
             continue
         if isinstance(row, dict):
@@ -101,6 +103,7 @@ def follow() -> None:
             else:
                 done.add(Path(message["done"]))
         closed.set()
+        signal.alarm(PATIENCE)  # ends this process, whatever W&B waits for
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, training ends first and then this
     threading.Thread(target=listen, daemon=True).start()
@@ -109,22 +112,15 @@ def follow() -> None:
             time.sleep(POLL)
             continue
         folder, pid = waiting.pop(0)
-        _try(folder, lambda folder=folder: _is_over(folder, done, closed), pid=pid)  # type: ignore[misc]
-
-
-def _is_over(folder: Path, done: set[Path], closed: threading.Event) -> bool:
-    if closed.is_set():
-        signal.alarm(PATIENCE)  # ends this process, whatever W&B waits for
-    return folder in done or closed.is_set()
+        _try(folder, lambda folder=folder: folder in done or closed.is_set(), pid=pid)  # type: ignore[misc]
 
 
 def _try(folder: Path, over: Callable[[], bool], **how: Any) -> bool:
     try:
         publish(folder, over, **how)
     except Exception as error:
-        print(
-            f"W&B: {folder.name} is not shown ({type(error).__name__}: {error}); its files are whole", file=sys.stderr
-        )
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"W&B: {folder.name} is not shown ({reason[:300]}); {LATER}", file=sys.stderr)
         return False
     return True
 
@@ -147,6 +143,8 @@ def main() -> None:
         sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
     given = {"mode": options.mode, "project": options.project, "entity": options.entity}
     settings = {key: value for key, value in given.items() if value is not None}
+    if options.experiment and not (options.runs / options.experiment).is_dir():
+        sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
     folders = sorted(file.parent for file in options.runs.glob(f"{options.experiment or '*'}/*/metrics.jsonl"))
     shown = 0
     for folder in folders:
@@ -154,7 +152,7 @@ def main() -> None:
             print(f"{folder.name}: running, left out", file=sys.stderr)
         elif _try(folder, lambda: True, settings=settings):
             shown += 1
-    print(f"{shown} of {len(folders)} runs shown on W&B")
+    print(f"{shown} of {len(folders)} runs made for W&B; those without an API key lie in their folders, offline")
     if shown < len(folders):
         sys.exit(1)
 

@@ -1,7 +1,7 @@
 """From run folders to one tidy table: a row a run."""
 
 import json
-import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 TEXTS = ("id", "algorithm", "method_hash", "status", "adapter", "device", "torch", "commit", "changed")
 SHARES = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
+LARGEST = 1e18  # no measure of a run is; NaN and infinity are not below it
+RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in plan.py
 DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle")
-NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "tracker", "threads", "device", "hydra")
+NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "sweep", "tracker", "threads", "device", "hydra")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def collect(folder: Path) -> Collected:
 def _read_json(file: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -113,7 +115,7 @@ def _planned(folder: Path) -> dict[str, list[str]]:
     points = (_read_json(folder / "plan.json") or {}).get("points")
     if not isinstance(points, dict):
         return {}
-    return {run_id: overrides for run_id, overrides in points.items() if "/" not in run_id and _words(overrides)}
+    return {run_id: overrides for run_id, overrides in points.items() if RUN_ID.fullmatch(run_id) and _words(overrides)}
 
 
 def _words(value: object) -> bool:
@@ -130,9 +132,7 @@ def _damage(row: dict[str, Any], overrides: object) -> str | None:
         if column in TEXTS:
             sound = isinstance(value, str)
         else:
-            sound = (
-                isinstance(value, (int, float)) and math.isfinite(value) and (column not in SHARES or 0 <= value <= 1)
-            )
+            sound = _is_number(value) and (column not in SHARES or 0 <= value <= 1)
         if not sound:
             return f"{column}={value}"
     needed = ["algorithm", "seed", "method_hash", "final_sampled" if row["final_loss"] is None else "final_loss"]
@@ -148,7 +148,7 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
             value = value.get(key) if isinstance(value, dict) else None
         row[column] = "; ".join(value) if column == "changed" and _words(value) else value
     stages = [row[column] for column in ("time_rollout", "time_reward", "time_train")]
-    stages = [seconds for seconds in stages if isinstance(seconds, (int, float))]
+    stages = [seconds for seconds in stages if _is_number(seconds)]
     row["time_step"] = _share(sum(stages), row["steps"]) if stages else None
     row["tokens_per_second"] = _share(row["tokens_generated"], row["time_rollout"])
     row["frac_replayed"] = _share(row["tokens_replayed"], row["tokens_generated"])
@@ -157,7 +157,11 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share(part: Any, whole: Any) -> float | None:
-    return part / whole if isinstance(part, (int, float)) and isinstance(whole, (int, float)) and whole else None
+    return part / whole if _is_number(part) and _is_number(whole) and whole else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < LARGEST
 
 
 def _method_overrides(overrides: list[str]) -> tuple[str, ...]:

@@ -76,8 +76,8 @@ def _rows(file: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, int]]]
         try:
             row = json.loads(line)
             yield int(row["step"]), {key.removeprefix(PREFIX): int(row[key]) for key in row if key.startswith(PREFIX)}
-        except (ValueError, TypeError, KeyError):
-            unread.append(f"{file.parent.name}: line {number} of {file.name} cannot be read; its ranks are left out")
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            unread.append(f"line {number} of {file.parent.name}/{file.name}: cannot be read")
 
 
 def _by_place(ranks: dict[str, int]) -> pd.DataFrame:

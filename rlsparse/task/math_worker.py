@@ -14,6 +14,8 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of address space: an answer that needs more en
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its standard input
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     from math_verify import parse, verify
 

@@ -101,6 +101,7 @@ class Verifier:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # a Ctrl-C is for training, whose answers in hand are still to be judged
         )
         if self._read_line(self._worker, START_LIMIT) != b"ready\n":
             self._kill()

@@ -17,8 +17,13 @@ class Progress:
         self._steps = steps
         self._live = sys.stderr.isatty()
         self._bar = tqdm(total=steps, desc=label, unit="step", disable=not self._live, dynamic_ncols=True)
-        self._start = time.monotonic()
+        self._start, self._begun = time.monotonic(), 0
         self._shown = {"reward": "", "accuracy": "", "tokens/s": ""}
+
+    def goes_on_after(self, step: int) -> None:
+        """Steps that an earlier process has done take no time here."""
+        self._begun = self._bar.initial = step
+        self._bar.update(step)
 
     def step(self, reward: float, tokens_per_second: float) -> None:
         self._shown |= {"reward": f"{reward:.3f}", "tokens/s": f"{tokens_per_second:.0f}"}
@@ -29,7 +34,8 @@ class Progress:
         self._shown["accuracy"] = f"{100 * sampled:.1f}%"
         if not self._live:
             now = " ".join(f"{key} {value}" for key, value in self._shown.items() if value and key != "accuracy")
-            left = (time.monotonic() - self._start) / step * (self._steps - step) if step else 0.0
+            done = step - self._begun
+            left = (time.monotonic() - self._start) / done * (self._steps - step) if done > 0 else 0.0
             self.say(
                 f"{self._label}: step {step}/{self._steps} accuracy {100 * greedy:.1f}% greedy, "
                 f"{100 * sampled:.1f}% sampled {now}" + (f", {left:.0f} s left" if left else "")

@@ -7,6 +7,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+QUIET = 5.0  # seconds that it waits without a word
+LATER = "the runs' files have, and python -m rlsparse.sync shows it later"
 WAIT = 60.0  # seconds that a program waits, at its end, for what is still to be uploaded
 
 
@@ -18,15 +20,12 @@ class Viewer:
 
     def show(self, folder: Path) -> None:
         """A run begins, or goes on; it is followed until it is ``done``."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlsparse.sync", "--follow"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                process_group=0,  # a Ctrl-C is meant for training
-            )
-            assert self._process.stdin is not None
-            os.set_blocking(self._process.stdin.fileno(), False)
+        if self._process is None or self._process.poll() is not None:
+            try:
+                self._start()
+            except OSError as error:
+                print(f"W&B is not shown ({error}); {LATER}", file=sys.stderr)
+                return
         self._tell({"show": str(folder.resolve()), "pid": os.getpid()})
 
     def done(self, folder: Path) -> None:
@@ -41,14 +40,26 @@ class Viewer:
         with suppress(OSError):
             self._process.stdin.close()
         try:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(QUIET)
+            if self._process.poll() is None:
+                print(f"waiting for W&B, at most {WAIT:.0f} s (Ctrl-C leaves it)", file=sys.stderr)
             self._process.wait(WAIT)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self._process.kill()
-            print(
-                f"W&B took longer than {WAIT:.0f} s; what it has not got, python -m rlsparse.sync shows it later",
-                file=sys.stderr,
-            )
+            self._process.wait()
+            print(f"W&B has not got all of it; {LATER}", file=sys.stderr)
         self._process = None
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rlsparse.sync", "--follow"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # a Ctrl-C is meant for training
+        )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
 
     def _tell(self, message: dict[str, object]) -> None:
         if self._process is None:

@@ -184,7 +184,7 @@ def test_damaged_summaries_and_lines_are_named_and_never_fatal(tmp_path, full):
         file.write(b'{"step": 2, "kind": "ran')
     tables = [sys.executable, "-m", "rlsparse.results", "--runs", str(tmp_path)]
     subprocess.run(tables, check=True, capture_output=True)
-    line = "cannot be read; its ranks are left out"
+    line = "metrics.jsonl: cannot be read"
     assert line in (folder / "table.md").read_text()
 
 

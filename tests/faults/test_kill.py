@@ -137,7 +137,9 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(name, nurse
         again = [*overrides, f"runs_dir={runs}"]
         while True:
             moment, begun, anew = chance.uniform(0, whole_time), time.monotonic(), not runs.exists()
-            status = nursery.run(again, partial(until_then, moment, runs) if kills < wanted else None)
+            # the first one is sure to have a checkpoint behind it, whatever the machine's pace
+            wait = partial(until_steps, runs, 5) if kills == 0 else partial(until_then, moment, runs)
+            status = nursery.run(again, wait if kills < wanted else None)
             if status == 0:
                 if anew:  # the machine may have been busy before
                     whole_time = min(whole_time, time.monotonic() - begun)
@@ -151,6 +153,7 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(name, nurse
         assert cut["summary"] == whole["summary"]
         assert cut["adapter"] == whole["adapter"]
         assert not (only_run(runs) / "checkpoint").exists()
+    assert resumed > 0
     print(f"{name}: {kills} kills, {resumed} with a checkpoint to go on from, {trial} runs")
 
 

@@ -81,6 +81,34 @@ def test_the_update_is_the_same_in_smaller_microbatches(error, path, overrides, 
         assert torch.allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", [token_log_probs, packed_log_probs])
+def test_a_pass_that_fails_half_way_leaves_nothing_behind(path, tiny):
+    """The first microbatch of four has its gradient when the second finds no room; both count once, weights included."""
+    config = composed("algorithm=grpo", "layer_skip=r25", "off_policy=truncated", "train.microbatch=4")
+    results = []
+    for calls in (99, 1):
+        policy = dataclasses.replace(tiny)
+        adapter = ADAPTERS["lora"](policy, config.adapter, 4, 0)
+        scoring = Small(path, 4, ERRORS[0])
+
+        def from_second_on(*arguments, scoring=scoring, calls=calls, done=[]):  # noqa: B006  counts its own calls
+            done.append(1)
+            scoring.rows = 4 if len(done) <= calls else 2
+            return scoring(*arguments)
+
+        batch = dataclasses.replace(batch_of_eight(), on_policy=False)
+        fit = FitMicrobatches(config.train, say=lambda line: None)
+        metrics = update(policy, from_second_on, torch.optim.SGD(adapter.parameters(), lr=0.1), batch, config, fit)
+        assert scoring.refused == (0 if calls == 99 else 1)
+        results.append((metrics, [p.detach().clone() for p in adapter.parameters()]))
+        adapter.remove()
+    (whole, parameters), (halved, again) = results
+    assert halved.mismatch.metrics() == pytest.approx(whole.mismatch.metrics(), rel=1e-4)
+    assert halved.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+    for one, two in zip(parameters, again, strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
 def test_one_row_that_does_not_fit_is_an_error(tiny):
     config = composed("algorithm=grpo")
     adapter = ADAPTERS["lora"](tiny, config.adapter, 4, 0)

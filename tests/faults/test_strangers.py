@@ -90,6 +90,18 @@ def test_a_link_in_a_run_s_folder_is_refused_and_what_it_leads_to_untouched(name
         assert len(list(outside.iterdir())) == 1
 
 
+def test_sync_follows_no_link_either(folder, tmp_path):
+    (tmp_path / "outside" / "offline-run-20240101_1-precious").mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "wandb").symlink_to(tmp_path / "outside")
+    sync = [sys.executable, "-m", "rlsparse.sync", "--runs", str(tmp_path / "runs"), "--mode", "offline"]
+    done = subprocess.run(sync, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is a link" in done.stderr
+    assert [file.name for file in (tmp_path / "outside").iterdir()] == ["offline-run-20240101_1-precious"]
+
+
 def test_a_run_s_folder_that_is_a_link_is_refused(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     folder.rmdir()
@@ -125,7 +137,10 @@ def test_a_checkpoint_of_another_adapter_fails_the_run_with_its_cause(config, fo
     save_checkpoint(folder / "checkpoint", Checkpoint(1, {"adapter.nonsense": torch.zeros(3)}, state))
     with pytest.raises(Exception):  # noqa: B017, PT011  whatever it is, it is recorded
         run(config)
-    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "Error" in summary["error"]
+    assert (folder / "checkpoint" / "step-000001").is_dir()  # kept, for whoever can read it
 
 
 def test_a_plan_does_not_lead_out_of_its_folder(tmp_path):

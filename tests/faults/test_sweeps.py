@@ -41,13 +41,16 @@ CAUSES = {
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 
 
-def sweep(folder: Path, *overrides: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def sweep(
+    folder: Path, *overrides: str, env: Mapping[str, str] | None = None, group: int | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "rlsparse.run", "-m", *SETTING, "train.steps=4", f"runs_dir={folder}", *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        process_group=group,
     )
 
 
@@ -151,6 +154,25 @@ def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path):
     for file in tmp_path.glob("default/*/metrics.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_the_sweep_saved(number, tmp_path):
+    """As a terminal's Ctrl-C: to the program, the process that judges answers, and whatever else it has started."""
+    one = sweep(tmp_path, "algorithm=sgrpo", "seed=0,1", "train.steps=5000", "task.answer_format=boxed", group=0)
+    until_steps(tmp_path, 3)
+    os.killpg(one.pid, number)
+    code, text = ended(one)
+    assert code == 128 + number
+    assert "Traceback" not in text
+    assert f"{number.name}: stops when the step at hand is done" in text
+    assert f"stopped by {number.name}" in text
+    assert "verifier" not in text.lower()
+    (folder,) = tmp_path.glob("default/*/checkpoint/*")  # of seed 0; seed 1 was not begun
+    rows = [json.loads(line) for line in (folder.parent.parent / "metrics.jsonl").read_text().splitlines()]
+    assert folder.name == f"step-{rows[-1]['step']:06d}"
+    assert not any(row.get("task/verifier_timeouts") for row in rows)
 
 
 @pytest.mark.slow
