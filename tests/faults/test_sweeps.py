@@ -169,7 +169,8 @@ def test_a_signal_to_all_processes_ends_the_sweep_saved(number, tmp_path):
     assert f"{number.name}: stops when the step at hand is done" in text
     assert f"stopped by {number.name}" in text
     assert "verifier" not in text.lower()
-    (folder,) = tmp_path.glob("default/*/checkpoint/*")  # of seed 0; seed 1 was not begun
+    *_, folder = sorted(tmp_path.glob("default/*-s0-*/checkpoint/*"))
+    assert not list(tmp_path.glob("default/*-s1-*"))
     rows = [json.loads(line) for line in (folder.parent.parent / "metrics.jsonl").read_text().splitlines()]
     assert folder.name == f"step-{rows[-1]['step']:06d}"
     assert not any(row.get("task/verifier_timeouts") for row in rows)
