@@ -44,7 +44,7 @@ class Viewer:
                 self._process.wait(QUIET)
             if self._process.poll() is None:
                 print(f"waiting for W&B, at most {WAIT:.0f} s (Ctrl-C leaves it)", file=sys.stderr)
-            self._process.wait(WAIT)
+            self._process.wait(WAIT - QUIET)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             self._process.kill()
             self._process.wait()

@@ -158,6 +158,29 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(name, nurse
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["GRPO", "T-SPMO with replay", "L1RA", "layer skipping"])
+def test_a_real_model_on_real_data_ends_the_same(name, nursery, tmp_path, full, smollm2, shared_data):
+    """SmolLM2-135M in bfloat16 on SVAMP: 8 steps, killed three times at random moments."""
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
+    small = [f"model.path={smollm2}", "model=smollm2", "task=svamp", f"task.path={shared_data / 'svamp'}", "threads=1"]
+    small += ["rollout.max_new_tokens=32", "train.prompts_per_step=2", "train.steps=8", "eval.max_rows=4"]
+    # it hardly ever answers in the asked format, so that most groups would have nothing to teach
+    overrides = [*SETTINGS[name], *SETTING, *small, "task.answer_format=last_number", "task.reward.format=0.5"]
+    begun = time.monotonic()
+    assert nursery.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
+    whole_time = time.monotonic() - begun
+    whole = outcome(only_run(tmp_path / "whole"))
+    assert sum(row.get("train/updates", 0) for row in whole["metrics"]) > 0
+    chance, again = random.Random(name), [*overrides, f"runs_dir={tmp_path / 'killed'}"]
+    nursery.run(again, partial(until_steps, tmp_path / "killed", 3))
+    for _ in range(2):
+        nursery.run(again, partial(until_then, chance.uniform(0, whole_time), tmp_path / "killed"))
+    assert nursery.run(again) == 0
+    assert outcome(only_run(tmp_path / "killed")) == whole
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_ends_a_run_after_its_step_and_saved(number, nursery, tmp_path):
     overrides = ["algorithm=sgrpo", *SETTING, "train.steps=2000", "train.checkpoint_every=2000", "eval.every=2000"]
