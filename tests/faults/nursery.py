@@ -6,6 +6,7 @@ after an empty line and when that has ended, with what ``waitpid`` says. A child
 
 import json
 import os
+import signal
 import sys
 import traceback
 
@@ -20,6 +21,9 @@ from rlsparse.stopping import Interrupted
 
 
 def main() -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell has put the tests in the background
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     print("ready", flush=True)
     while line := sys.stdin.readline():

@@ -51,7 +51,13 @@ def sweep(
         stderr=subprocess.STDOUT,
         text=True,
         process_group=group,
+        preexec_fn=heed_interrupts,
     )
+
+
+def heed_interrupts() -> None:
+    """A shell that puts the tests in the background has them ignore Ctrl-C, and so would we."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
