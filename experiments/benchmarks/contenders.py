@@ -19,8 +19,10 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     """Our loop, ``train.train``, with rewards from the seed in the verifier's place."""
     from rlsparse.adapter import ADAPTERS
     from rlsparse.compose import compose_config
+    from rlsparse.keeper import Keeper
     from rlsparse.policy import load_policy, resolve_device
     from rlsparse.prompts import encode_task
+    from rlsparse.stopping import StopRequest
     from rlsparse.task import load_task
     from rlsparse.train import train
 
@@ -36,7 +38,10 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     free_memory(device)
     drawn: Any = _DrawnRewards(rewards(work))
     tracker: Any = _StepTracker(Gate(pipe), drawn)
-    train(config, policy, adapter, data, drawn, tracker, Clock(device))
+    clock = Clock(device)
+    # no checkpoints: the other side writes none either
+    keeper = Keeper(Path("never"), config.train.steps + 1, tracker, clock, StopRequest(), None)
+    train(config, policy, adapter, data, drawn, tracker, clock, keeper)
     pipe.send({"peak": peak_memory(device)})
 
 
