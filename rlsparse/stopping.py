@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -45,9 +45,10 @@ class StopRequest:
             self.signal = number
             for one, handler in earlier.items():
                 signal.signal(one, handler)
-            os.write(
-                2, f"{signal.Signals(number).name}: stops when the step at hand is done; again: at once\n".encode()
-            )
+            with suppress(OSError):  # the terminal may be what went
+                os.write(
+                    2, f"{signal.Signals(number).name}: stops when the step at hand is done; again: at once\n".encode()
+                )
 
         for number in earlier:
             signal.signal(number, note)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -27,8 +28,9 @@ class Progress:
 
     def step(self, reward: float, tokens_per_second: float) -> None:
         self._shown |= {"reward": f"{reward:.3f}", "tokens/s": f"{tokens_per_second:.0f}"}
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update()
+        with suppress(OSError):
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update()
 
     def evaluation(self, step: int, greedy: float, sampled: float) -> None:
         self._shown["accuracy"] = f"{100 * sampled:.1f}%"
@@ -43,7 +45,9 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        tqdm.write(line, file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone ends no run
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()

@@ -1,11 +1,14 @@
 """Sweeps in which runs break, exit, run out of memory or are killed, and sweeps that are started twice."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -180,6 +183,28 @@ def test_a_signal_to_all_processes_ends_the_sweep_saved(number, tmp_path):
     rows = [json.loads(line) for line in (folder.parent.parent / "metrics.jsonl").read_text().splitlines()]
     assert folder.name == f"step-{rows[-1]['step']:06d}"
     assert not any(row.get("task/verifier_timeouts") for row in rows)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
+    """As a dropped ssh session: SIGHUP, and nobody reads the display any more."""
+    ours, theirs = pty.openpty()
+    one = subprocess.Popen(
+        [sys.executable, "-m", "rlsparse.run", *SETTING, "train.steps=5000", f"runs_dir={tmp_path}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    until_steps(tmp_path, 3)
+    os.close(ours)
+    one.wait(timeout=120)
+    *_, folder = sorted(tmp_path.glob("default/*/checkpoint/*"))
+    rows = [json.loads(line) for line in (folder.parent.parent / "metrics.jsonl").read_text().splitlines()]
+    assert folder.name == f"step-{rows[-1]['step']:06d}"
+    assert not (folder.parent.parent / "summary.json").exists()  # cut off, not failed
 
 
 @pytest.mark.slow
