@@ -159,10 +159,11 @@ def test_killed_at_random_moments_and_started_again_it_ends_the_same(name, nurse
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["GRPO", "T-SPMO with replay", "L1RA", "layer skipping"])
-def test_a_real_model_on_real_data_ends_the_same(name, nursery, tmp_path, full, smollm2, shared_data):
+def test_a_real_model_on_real_data_ends_the_same(name, nursery, tmp_path, full, request):
     """SmolLM2-135M in bfloat16 on SVAMP: 8 steps, killed three times at random moments."""
     if not full:
         pytest.skip("at full length only (make test-faults)")
+    smollm2, shared_data = (request.getfixturevalue(fixture) for fixture in ("smollm2", "shared_data"))
     small = [f"model.path={smollm2}", "model=smollm2", "task=svamp", f"task.path={shared_data / 'svamp'}", "threads=1"]
     small += ["rollout.max_new_tokens=32", "train.prompts_per_step=2", "train.steps=8", "eval.max_rows=4"]
     # it hardly ever answers in the asked format, so that most groups would have nothing to teach
