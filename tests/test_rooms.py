@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "token_sampler": LEAVES,
     "objective": LEAVES,
     "tracking": set(),
-    "results": set(),
+    "results": {"whole_file"},
     "loader": {"config", "policy"},
     "whole_file": set(),
     "checkpoint": {"whole_file"},

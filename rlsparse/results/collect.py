@@ -1,6 +1,5 @@
 """From run folders to one tidy table: a row a run."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from rlsparse.whole_file import read_object
 
 # summary.json -> column of results.csv
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -77,7 +78,7 @@ def collect(folder: Path) -> Collected:
     found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
     rows, not_counted = [], []
     for run_id in sorted(found | set(planned)):
-        summary = _read_json(folder / run_id / "summary.json")
+        summary = read_object(folder / run_id / "summary.json")
         name = " ".join(planned.get(run_id, [])) or run_id
         if summary is not None and summary.get("status") == "finished":
             row = _row(summary)
@@ -102,17 +103,9 @@ def collect(folder: Path) -> Collected:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _planned(folder: Path) -> dict[str, list[str]]:
     """Overrides by run id; what is not of that form is left out."""
-    points = (_read_json(folder / "plan.json") or {}).get("points")
+    points = (read_object(folder / "plan.json") or {}).get("points")
     if not isinstance(points, dict):
         return {}
     return {run_id: overrides for run_id, overrides in points.items() if RUN_ID.fullmatch(run_id) and _words(overrides)}

@@ -16,7 +16,7 @@ from rlsparse.results.collect import collect
 from rlsparse.results.tables import version_notes
 from rlsparse.run import run
 from tests.conftest import composed
-from tests.faults.test_kill import SETTING, Nursery, nursery, only_run, until_steps  # noqa: F401
+from tests.faults.killing import SETTING, only_run, until_steps
 
 HOLD = """
 import sys, time
@@ -85,7 +85,7 @@ def test_a_changed_config_is_another_run_and_how_often_it_saves_is_not(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_package_that_changed_in_the_middle_of_a_run_is_said(nursery, tmp_path, capfd):  # noqa: F811
+def test_a_package_that_changed_in_the_middle_of_a_run_is_said(nursery, tmp_path, capfd):
     overrides = ["algorithm=sgrpo", *SETTING, f"runs_dir={tmp_path}"]
     nursery.run(overrides, partial(until_steps, tmp_path, 5))
     folder = only_run(tmp_path)

@@ -20,7 +20,7 @@ from rlsparse.results.collect import collect
 from rlsparse.run import run
 from rlsparse.tracking.files import JsonLines, holds, read_rows
 from tests.conftest import composed
-from tests.faults.test_kill import SETTING, Nursery, nursery, only_run, outcome, until_steps  # noqa: F401
+from tests.faults.killing import SETTING, only_run, outcome, until_steps
 
 FILES = ("tensors.safetensors", "state.json", "SHA256SUMS")
 
@@ -123,7 +123,7 @@ def test_a_row_is_written_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     "harm", ["checkpoint", "both checkpoints", "metrics cut", "metrics garbled", "provenance gone"]
 )
-def test_a_run_with_damaged_files_ends_as_if_nothing_had_happened(harm, nursery, tmp_path, capfd):  # noqa: F811
+def test_a_run_with_damaged_files_ends_as_if_nothing_had_happened(harm, nursery, tmp_path, capfd):
     overrides = ["algorithm=sgrpo", *SETTING]
     assert nursery.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
     cut = tmp_path / "cut"

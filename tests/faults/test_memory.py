@@ -19,7 +19,7 @@ from rlsparse.rollout import ENGINES, within_memory
 from rlsparse.streams import stream
 from rlsparse.update import update
 from tests.conftest import ROOT, composed, make_rollout
-from tests.faults.test_kill import without_times
+from tests.faults.killing import without_times
 
 
 def batch_of_eight() -> ScoredBatch:

@@ -21,7 +21,7 @@ from rlsparse.run import run
 from rlsparse.status import sweep_states
 from rlsparse.tracking.files import JsonLines
 from tests.conftest import ROOT, composed
-from tests.faults.test_kill import SETTING
+from tests.faults.killing import SETTING
 
 
 def test_no_code_of_ours_loads_a_pickle():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import SETTING, until_steps
+from tests.faults.killing import SETTING, until_steps
 
 # raised where a run's first checkpoint is opened, in whatever process that is: no code of ours is changed
 FAULT = """

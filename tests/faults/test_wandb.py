@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import SETTING, only_run, until_steps
+from tests.faults.killing import SETTING, only_run, until_steps
 
 SETTING = tuple(one for one in SETTING if one != "tracker=none")
 

@@ -1,0 +1,95 @@
+"""Runs in processes that can be killed, and what must not depend on that."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+STEPS = 24
+SETTING = (
+    "tracker=none",
+    f"train.steps={STEPS}",
+    "train.prompts_per_step=4",
+    "train.group_size=4",
+    "train.checkpoint_every=2",
+    "eval.every=8",
+    "eval.max_rows=16",
+)
+
+
+class Nursery:
+    """A process that forks a run for each list of overrides (``nursery.py``)."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._line() == "ready"
+
+    def run(self, overrides: list[str], wait: Callable[[], object] | None = None, number: int = signal.SIGKILL) -> int:
+        """What ``waitpid`` says of a run, to which a signal is sent once ``wait`` returns."""
+        assert self._process.stdin is not None
+        print(json.dumps(overrides), file=self._process.stdin, flush=True)
+        child = int(self._line())
+        if wait is not None:
+            wait()
+            os.kill(child, number)  # nobody has this number until its parent has asked how it ended, below
+        print(file=self._process.stdin, flush=True)
+        return int(self._line())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def until_steps(runs: Path, count: int) -> None:
+    """Wait until a run has logged so many training steps."""
+    deadline = time.monotonic() + 120
+    while sum(file.read_text().count('"kind": "train"') for file in runs.glob("default/*/metrics.jsonl")) < count:
+        assert time.monotonic() < deadline, "the run does not train"
+        time.sleep(0.05)
+
+
+def until_then(seconds: float, runs: Path) -> None:
+    """Wait so long, or until the run is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not any(runs.glob("default/*/summary.json")):
+        time.sleep(0.01)
+
+
+def only_run(runs: Path) -> Path:
+    (file,) = runs.glob("default/*/config.yaml")
+    return file.parent
+
+
+def without_times(row: dict) -> dict:
+    return {k: v for k, v in row.items() if not k.startswith("time/") and k != "rollout/tokens_per_second"}
+
+
+def outcome(folder: Path) -> dict:
+    """What must not depend on interruptions: every row, sample and number, and the adapter's bytes."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("time", "peak_memory_bytes"):
+        del summary[name]
+    return {
+        "metrics": [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
+        "samples": (folder / "samples.jsonl").read_text(),
+        "summary": summary,
+        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+    }
