@@ -62,7 +62,8 @@ def claimed(folder: Path, kind: str) -> Iterator[bool]:
             f"runs_dir: {folder} cannot be written ({error}); give a folder that you may write"
         ) from error
     try:
-        write_whole(folder / HOLDER, json.dumps(_ourselves()))
+        with suppress(OSError):  # only for those who ask; a full disk is for the run itself to report
+            write_whole(folder / HOLDER, json.dumps(_ourselves()))
         yield True
     finally:
         with suppress(OSError):
@@ -81,7 +82,7 @@ def holder(folder: Path) -> dict[str, Any] | None:
 def _is_locked(file: Path) -> bool:
     if not file.is_file() or file.is_symlink():
         return False
-    lock = FileLock(file)
+    lock = FileLock(file, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

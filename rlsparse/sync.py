@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,9 @@ def follow() -> None:
         closed.set()
         signal.alarm(PATIENCE)  # ends this process, whatever W&B waits for
 
+    def is_over(folder: Path) -> bool:
+        return folder in done or closed.is_set()
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, training ends first and then this
     threading.Thread(target=listen, daemon=True).start()
     while waiting or not closed.is_set():
@@ -112,7 +116,7 @@ def follow() -> None:
             time.sleep(POLL)
             continue
         folder, pid = waiting.pop(0)
-        _try(folder, lambda folder=folder: folder in done or closed.is_set(), pid=pid)  # type: ignore[misc]
+        _try(folder, partial(is_over, folder), pid=pid)
 
 
 def _try(folder: Path, over: Callable[[], bool], **how: Any) -> bool:

@@ -40,13 +40,11 @@ def train(
         NonFiniteError: the loss, its gradient or the policy's own log-probabilities are no longer finite numbers.
     """
     # before a saved state comes in: a model's fitness for the fast paths is judged alike at the start and on resume
-    found, log_probs_of = (
-        engine(policy, config.rollout, tracker.say),
-        scoring_path(policy, config.train.packing, tracker),
-    )
+    sampler = engine(policy, config.rollout, tracker.say)
+    log_probs_of = scoring_path(policy, config.train.packing, tracker)
     state = TrainState.start(config, adapter, data.train, keeper.saved)
     draws, optimizer, count = state.streams, state.optimizer, state.count
-    generate = within_memory(found, state.memory, tracker.say)
+    generate = within_memory(sampler, state.memory, tracker.say)
     fit = FitMicrobatches(config.train, state.memory, tracker.say)
     select, max_new_tokens = TOKEN_SAMPLERS[config.token_sampler.name], config.rollout.max_new_tokens
     environment = Environment(policy, generate, verifier, config, clock, keep_trunk=log_probs_of is packed_log_probs)

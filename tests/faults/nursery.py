@@ -9,18 +9,21 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 
-import peft  # noqa: F401  what a run would import
 import torch
-import transformers  # noqa: F401
 
-import rlsparse.train  # noqa: F401
 from rlsparse.compose import compose_config
 from rlsparse.run import run
 from rlsparse.stopping import Interrupted
 
+# what a run would import, which would take each child seconds
+HEAVY = ("peft", "transformers", "rlsparse.preflight", "rlsparse.train")
+
 
 def main() -> None:
+    for name in HEAVY:
+        import_module(name)
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where a shell has put the tests in the background

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -30,13 +32,13 @@ def batch_of_eight() -> ScoredBatch:
 
 
 class Small:
-    """A scoring path that has memory for so many rows, and raises what torch does where there are more."""
+    """A scoring path that has memory for so many rows, call by call, and raises what torch does where there are more."""
 
-    def __init__(self, path, rows: int, error: Exception) -> None:
-        self.path, self.rows, self.error, self.refused = path, rows, error, 0
+    def __init__(self, path, rows: Iterable[int], error: Exception) -> None:
+        self.path, self.rows, self.error, self.refused = path, iter(rows), error, 0
 
     def __call__(self, policy, rollout, rows, needed, temperature):
-        if len(rows) > self.rows:
+        if len(rows) > next(self.rows):
             self.refused += 1
             raise self.error
         return self.path(policy, rollout, rows, needed, temperature)
@@ -60,7 +62,7 @@ def test_the_update_is_the_same_in_smaller_microbatches(error, path, overrides, 
     for rows in (8, 2):
         policy = dataclasses.replace(tiny)  # the adapter puts itself into it
         adapter = ADAPTERS["lora"](policy, config.adapter, 4, 0)
-        scoring = Small(path, rows, error)
+        scoring = Small(path, repeat(rows), error)
         limits = MemoryLimits.of(config.rollout, config.train)
         fit = FitMicrobatches(config.train, limits, said.append)
         # Adam would blow up rounding to steps of its own size
@@ -89,16 +91,10 @@ def test_a_pass_that_fails_half_way_leaves_nothing_behind(path, tiny):
     for calls in (99, 1):
         policy = dataclasses.replace(tiny)
         adapter = ADAPTERS["lora"](policy, config.adapter, 4, 0)
-        scoring = Small(path, 4, ERRORS[0])
-
-        def from_second_on(*arguments, scoring=scoring, calls=calls, done=[]):  # noqa: B006  counts its own calls
-            done.append(1)
-            scoring.rows = 4 if len(done) <= calls else 2
-            return scoring(*arguments)
-
+        scoring = Small(path, chain(repeat(4, calls), repeat(2)), ERRORS[0])
         batch = dataclasses.replace(batch_of_eight(), on_policy=False)
         fit = FitMicrobatches(config.train, say=lambda line: None)
-        metrics = update(policy, from_second_on, torch.optim.SGD(adapter.parameters(), lr=0.1), batch, config, fit)
+        metrics = update(policy, scoring, torch.optim.SGD(adapter.parameters(), lr=0.1), batch, config, fit)
         assert scoring.refused == (0 if calls == 99 else 1)
         results.append((metrics, [p.detach().clone() for p in adapter.parameters()]))
         adapter.remove()
@@ -113,8 +109,9 @@ def test_one_row_that_does_not_fit_is_an_error(tiny):
     config = composed("algorithm=grpo")
     adapter = ADAPTERS["lora"](tiny, config.adapter, 4, 0)
     fit = FitMicrobatches(config.train, say=lambda line: None)
+    scoring, optimizer = Small(token_log_probs, repeat(0), ERRORS[0]), adapter.optimizer(0.01, 0.0)
     with pytest.raises(torch.OutOfMemoryError):
-        update(tiny, Small(token_log_probs, 0, ERRORS[0]), adapter.optimizer(0.01, 0.0), batch_of_eight(), config, fit)
+        update(tiny, scoring, optimizer, batch_of_eight(), config, fit)
 
 
 def test_another_error_is_not_taken_for_one_of_memory(tiny):

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_adapter_fails_the_run_with_its_cause(config, fo
     marks = {name: JsonLines(folder / name).mark() for name in ("metrics.jsonl", "samples.jsonl")}
     state = {"files": marks, "time": {}, "pending": [], "count": {}, "memory": {}}
     save_checkpoint(folder / "checkpoint", Checkpoint(1, {"adapter.nonsense": torch.zeros(3)}, state))
-    with pytest.raises(Exception):  # noqa: B017, PT011  whatever it is, it is recorded
+    with pytest.raises(ValueError, match="other modules"):
         run(config)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
