@@ -3,13 +3,27 @@
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for this
+from hydra.core.config_store import ConfigStore
+from omegaconf import open_dict
+
+# our launchers' yaml files bear the names of plugins' own nodes, against which Hydra would hold them, and say so at
+# length; it looks at this module last
+for _name in ("joblib.yaml", "ray.yaml"):
+    ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop(_name, None)
 
 
 class ResumingSweeper(BasicSweeper):
     """A grid of points, of which only those are launched that are not done yet."""
 
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        from rlsparse.launchers import settings_of  # only here: Hydra imports this module at every start
+
+        with open_dict(config):  # a process on another machine could not resolve what depends on this one
+            config.hydra.launcher = settings_of(config.hydra.launcher)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
     def sweep(self, arguments: list[str]) -> Any:
-        from rlsparse.resuming_sweeper import sweep  # only here: Hydra imports this module at every start
+        from rlsparse.resuming_sweeper import sweep
 
         assert self.config is not None
         assert self.launcher is not None

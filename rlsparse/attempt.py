@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from rlsparse.claim import HOLDER, LEASE, LOCK
 from rlsparse.config import Config, ConfigError
+from rlsparse.ranks import ALONE, RankLost, Ranks
+from rlsparse.stopping import Interrupted
 from rlsparse.summary import (
     FILE,
     PROVENANCE,
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from rlsparse.stopping import StopRequest
     from rlsparse.tracking.progress import Progress
     from rlsparse.tracking.viewer import Viewer
+    from rlsparse.workplace import Workplace
 
+CUT_OFF = (Interrupted, KeyboardInterrupt, RankLost)
 CONFIG, ERROR, CHECKPOINTS, ATTEMPTS = "config.yaml", "error.txt", "checkpoint", "attempts"
 
 
@@ -44,6 +48,7 @@ def attempt(
     loader: "Loader",
     viewer: "Viewer",
     stop: "StopRequest",
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Do the run in its folder, which is ours alone.
 
@@ -52,13 +57,14 @@ def attempt(
         label: of the run, for a person.
         viewer: shows the run elsewhere, where ``tracker`` asks for it.
         stop: whether it was told to.
+        ranks: train with this one, which is rank 0.
 
     Raises:
         Interrupted: a signal asked it to stop; it is saved.
+        RankLost: another rank is gone; it can go on from its last checkpoint.
         BaseException: whatever broke the run, after its summary says so.
     """
     from rlsparse.batch import NonFiniteError
-    from rlsparse.stopping import Interrupted
     from rlsparse.tracking.progress import Progress
 
     progress = Progress(label, config.train.steps)
@@ -72,16 +78,16 @@ def attempt(
                 progress.goes_on_after(saved.step)
                 progress.say(f"{label}: goes on after step {saved.step} ({folder})")
             stop.check()
-            _train(config, folder, progress, summary, loader, viewer, stop, saved)
+            _train(config, folder, progress, summary, loader, viewer, stop, saved, ranks)
             summary["status"] = "finished"
         except NonFiniteError as error:
             summary |= {"status": "diverged", "error": str(error)}
-        except (Interrupted, KeyboardInterrupt) as error:  # cut off, not failed
+        except CUT_OFF as error:  # not failed
             failure = error
         except BaseException as error:
             failure = error
             summary["error"] = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        if isinstance(failure, (Interrupted, KeyboardInterrupt)):
+        if isinstance(failure, CUT_OFF):
             how = str(failure) or "interrupted at once"
             progress.say(f"{label}: {how} ({folder}); the same command goes on with it")
         else:
@@ -161,47 +167,32 @@ def _train(
     viewer: "Viewer",
     stop: "StopRequest",
     saved: "Checkpoint | None",
+    ranks: Ranks,
 ) -> None:
     """Load, train, evaluate and export; what is known goes into ``summary`` even when it breaks."""
-    from rlsparse.adapter import ADAPTERS
     from rlsparse.batch import NonFiniteError
     from rlsparse.keeper import Keeper
-    from rlsparse.policy import resolve_device, set_threads
-    from rlsparse.prompts import encode_task
-    from rlsparse.streams import stream_seed
-    from rlsparse.task import load_task
-    from rlsparse.task.verifier import Verifier
-    from rlsparse.tracking.measure import Clock, free_memory, peak_memory, reuse_freed_memory
+    from rlsparse.tracking.measure import Clock, peak_memory
     from rlsparse.tracking.tracker import Tracker
     from rlsparse.train import train
+    from rlsparse.workplace import device_of, workplace
 
-    device = resolve_device(config.device)
+    ranks.tell((config, saved))
+    device = device_of(config, ranks)
     clock = Clock(device, saved.state["time"] if saved is not None else None)
-    reuse_freed_memory()
     with (
         closing(Tracker(folder, progress, saved.state["files"] if saved is not None else None)) as tracker,
-        loader.lend(config.model, device, config.dtype) as policy,
+        workplace(config, device, loader) as place,
     ):
         if config.tracker.name == "wandb":
             viewer.show(folder)  # now that its files are as they will go on
-        free_memory(device)  # after the model is there, which an earlier run may have loaded
-        set_threads(config.threads, policy.model.num_parameters())
-        data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
-        adapter = ADAPTERS[config.adapter.name](
-            policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")
-        )
-        summary["device"] = str(device)
-        summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
-        if data.skipped_train or data.skipped_test:
-            tracker.say(
-                f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
-                f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {policy.context} tokens; "
-                "skipped"
-            )
-        keeper = Keeper(folder / CHECKPOINTS, config.train.checkpoint_every, tracker, clock, stop, saved)
+        summary |= {"device": str(device), "ranks": ranks.size}
+        summary["prompts_skipped"] = {"train": place.data.skipped_train, "test": place.data.skipped_test}
+        _tell_skipped(config, place, progress.say)
+        keeper = Keeper(folder / CHECKPOINTS, config.train.checkpoint_every, tracker, clock, stop, saved, ranks)
+        adapter = place.adapter
         try:
-            with Verifier(config.task) as verifier:
-                train(config, policy, adapter, data, verifier, tracker, clock, keeper)
+            train(config, place, tracker, clock, keeper, ranks)
         except NonFiniteError:
             adapter.export(folder / "adapter")
             raise
@@ -217,4 +208,13 @@ def _train(
         for file in (folder / "adapter").iterdir():
             sync(file)
         tracker.marks()  # on disk, since the checkpoints will not be for long
-        adapter.remove()
+
+
+def _tell_skipped(config: Config, place: "Workplace", say: Callable[[str], None]) -> None:
+    data = place.data
+    if data.skipped_train or data.skipped_test:
+        say(
+            f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {place.policy.context} tokens; "
+            "skipped"
+        )

@@ -6,6 +6,7 @@ from math import comb
 from rlsparse.batch import Prompt, chunks
 from rlsparse.config import EvalConfig, RolloutConfig
 from rlsparse.policy import Policy, decode
+from rlsparse.ranks import ALONE, Ranks
 from rlsparse.rollout import Engine
 from rlsparse.streams import stream
 from rlsparse.task.verifier import Verifier
@@ -24,11 +25,13 @@ def evaluate(
     config: EvalConfig,
     rollout_config: RolloutConfig,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Metrics of the policy on held-out prompts, by their documented names (see tracking/metrics.py).
 
     Args:
         seed: of the sampled completions; the same for every evaluation of a run, so that its noise is common to them.
+        ranks: share the verifying; ``generate`` may share the sampling.
 
     Raises:
         NonFiniteError: the policy's log-probabilities are not finite numbers.
@@ -41,15 +44,15 @@ def evaluate(
     for rows in chunks(prompts, config.batch_rows):
         rollout = generate(policy, rows, rollout_config, 1, generator, greedy=True)
         rollout.require_finite()
-        for prompt, text in zip(rows, decode(policy, rollout, rows), strict=True):
-            greedy_correct += verifier.score(text, prompt.problem.answer).correct
+        answers = [prompt.problem.answer for prompt in rows]
+        greedy_correct += sum(one.correct for one in ranks.each(verifier.score, decode(policy, rollout, rows), answers))
     for rows in chunks(prompts, max(1, config.batch_rows // config.samples)):
         rollout = generate(policy, rows, rollout_config, config.samples, generator)
         rollout.require_finite()
         lengths += rollout.lengths.tolist()
         ended += int(rollout.ended.sum())
-        for prompt, texts in zip(rows, chunks(decode(policy, rollout, rows), config.samples), strict=True):
-            scores = [verifier.score(text, prompt.problem.answer) for text in texts]
+        answers = [prompt.problem.answer for prompt in rows for _ in range(config.samples)]
+        for scores in chunks(ranks.each(verifier.score, decode(policy, rollout, rows), answers), config.samples):
             correct.append(sum(score.correct for score in scores))
             answered += sum(score.answered for score in scores)
     completions = len(prompts) * config.samples

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.config import Config
 from rlsparse.policy import Policy, decode
+from rlsparse.ranks import ALONE, Ranks
 from rlsparse.rollout import Engine
 from rlsparse.rollout.layer_skip import without_layers
 from rlsparse.rollout.replay import cut_completions, joined
@@ -56,6 +57,7 @@ class Environment:
 
     Attributes:
         keep_trunk: have rollouts keep what the trunk gave out, where the policy itself writes them.
+        ranks: share the verifying; ``generate`` may share the sampling.
     """
 
     policy: Policy
@@ -64,6 +66,7 @@ class Environment:
     config: Config
     clock: Clock
     keep_trunk: bool
+    ranks: Ranks = ALONE
 
     def experience(self, prompts: list[Prompt], left_out: list[int], generator: Generator) -> Experience:
         """A group of completions of each prompt, scored.
@@ -83,7 +86,7 @@ class Environment:
         with self.clock("reward"):
             texts = decode(self.policy, rollout, prompts)
             answers = [prompt.problem.answer for prompt in prompts for _ in range(group_size)]
-            scores = [self.verifier.score(text, answer) for text, answer in zip(texts, answers, strict=True)]
+            scores = self.ranks.each(self.verifier.score, texts, answers)
             rewards = torch.tensor([one.reward(self.config.task.reward) for one in scores], device=self.policy.device)
         return Experience(prompts, rollout, texts, scores, rewards.view(-1, group_size))
 
@@ -106,7 +109,7 @@ def with_replay(
     second = environment.experience(prompts, left_out, generator)
     both = Experience(
         prompts=first.prompts + second.prompts,
-        rollout=joined(first.rollout, second.rollout),
+        rollout=joined([first.rollout, second.rollout]),
         texts=first.texts + second.texts,
         scores=first.scores + second.scores,
         rewards=torch.cat([first.rewards, second.rewards]),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rlsparse.checkpoint import Checkpoint, save_checkpoint
+from rlsparse.ranks import ALONE, Ranks
 from rlsparse.resumable import TrainState
 from rlsparse.stopping import Interrupted, StopRequest
 from rlsparse.tracking.measure import Clock
@@ -17,15 +18,24 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Path, every: int, tracker: Tracker, clock: Clock, stop: StopRequest, saved: Checkpoint | None
+        self,
+        folder: Path | None,
+        every: int,
+        tracker: Tracker,
+        clock: Clock,
+        stop: StopRequest,
+        saved: Checkpoint | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """
         Args:
-            folder: for the checkpoints. every: steps between two checkpoints.
+            folder: for the checkpoints; None on a rank that writes none.
+            every: steps between two checkpoints.
+            ranks: stop together, whichever of them was told to.
         """
         self.saved = saved
         self._folder, self._every = folder, every
-        self._tracker, self._clock, self._stop = tracker, clock, stop
+        self._tracker, self._clock, self._stop, self._ranks = tracker, clock, stop, ranks
 
     def after_step(self, state: TrainState) -> None:
         """Save where it is time to, or where the run was told to stop.
@@ -33,11 +43,12 @@ class Keeper:
         Raises:
             Interrupted: it was; the checkpoint is written.
         """
-        told = self._stop.signal  # looked at once: one that comes while saving is the next step's
-        if told is not None or state.step % self._every == 0:
+        # looked at once: a signal that comes while saving is the next step's
+        told = self._ranks.largest(self._stop.signal or 0)
+        if self._folder is not None and (told or state.step % self._every == 0):
             checkpoint = state.checkpoint()
             checkpoint.state["files"] = self._tracker.marks()
             checkpoint.state["time"] = {"total": self._clock.elapsed(), **self._clock.total}
             save_checkpoint(self._folder, checkpoint)
-        if told is not None:
+        if told:
             raise Interrupted(told)

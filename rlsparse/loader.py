@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ class Loader:
             policy = load_policy(config, device, dtype)
         yield replace(policy)
         self._key, self._policy = key, policy
+
+
+@cache
+def own_loader() -> Loader:
+    """The one of this process, whoever launches its runs."""
+    return Loader()
 
 
 def _stamp(folder: str | None) -> list[tuple[str, int, int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlsparse.batch import ScoredBatch
 from rlsparse.config import TrainConfig
 from rlsparse.memory import MemoryLimits, until_it_fits
+from rlsparse.ranks import Ranks
 
 Result = TypeVar("Result")
 MOST_PADDED = 1.5  # tokens of a microbatch, padding included, for each that is not
@@ -27,6 +28,20 @@ class Microbatch:
 
     rows: Tensor
     needed: Tensor
+
+
+def share_of(batch: ScoredBatch, ranks: Ranks) -> ScoredBatch:
+    """The batch as this rank trains on it: of the prompts that teach anything every ``ranks.size``-th one.
+
+    The rest has scales of 0. Those of the share stay as they are, so that the ranks' losses add up to the batch's.
+    """
+    if ranks.size == 1:
+        return batch
+    rows = (batch.scales != 0).any(dim=1)  # (B,)
+    teaches = rows.view(-1, batch.rollout.group_size).any(dim=1)  # (P,)
+    number = teaches.long().cumsum(dim=0) - 1  # (P,) of each among those that teach
+    own = (number % ranks.size == ranks.number).repeat_interleave(batch.rollout.group_size)  # (B,)
+    return replace(batch, scales=batch.scales * own[:, None])
 
 
 @dataclass(frozen=True)

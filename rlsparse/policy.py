@@ -1,8 +1,8 @@
 """The policy: loading a causal LM and its tokenizer, and its log-probabilities at chosen tokens (the plain path)."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,32 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(threads: int | None, parameters: int) -> None:
-    """Set torch's CPU threads: as asked, else 1 for a model too small to share out."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    elif parameters < SMALL_MODEL:
-        torch.set_num_threads(1)
+def device_kind(name: str) -> str:
+    """The kind of a device that another machine has: cpu, cuda, mps.
+
+    Raises:
+        ConfigError: torch knows no such kind.
+    """
+    try:
+        return torch.device(name).type
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: torch has no such device; take auto, cpu, or cuda on a GPU") from error
+
+
+@contextmanager
+def cpu_threads(threads: int | None, parameters: int) -> Iterator[None]:
+    """Inside, torch's CPU threads are as asked, else 1 for a model too small to share out, else this process's share.
+
+    That is what SLURM gave it, or torch's own choice, which heeds OMP_NUM_THREADS (joblib, Ray and torchrun set it).
+    """
+    before = torch.get_num_threads()
+    given = None if "OMP_NUM_THREADS" in os.environ else os.environ.get("SLURM_CPUS_PER_TASK")
+    share = int(given) if given else before
+    torch.set_num_threads(threads or (1 if parameters < SMALL_MODEL else share))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy:

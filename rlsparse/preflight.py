@@ -9,16 +9,17 @@ from rlsparse.adapter import check_adapter
 from rlsparse.checks import check, check_writable, skips_layers
 from rlsparse.config import Config, ConfigError, LayerSkipConfig, TrackerConfig
 from rlsparse.identity import Identity, folder_digest, identify
-from rlsparse.policy import context_length, local_folder, model_skeleton, resolve_device
+from rlsparse.policy import context_length, device_kind, local_folder, model_skeleton, resolve_device
 from rlsparse.rollout.layer_skip import count_skipped
 from rlsparse.task import load_task
 
 
-def preflight(configs: Sequence[Config], points: Sequence[str] = ()) -> list[Identity]:
+def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool = True) -> list[Identity]:
     """Check every config of a sweep; the identity of each run. What points share is looked at once.
 
     Args:
         points: for a sweep, what tells each config from the others.
+        here: whether the runs will be on this machine, so that it must have their device.
 
     Raises:
         ConfigError: all that is wrong, a line each: key, value and remedy.
@@ -38,7 +39,7 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = ()) -> list[Ide
             check(config)
             if once(("runs_dir", config.runs_dir)):
                 check_writable("runs_dir", config.runs_dir)
-            device = resolve_device(config.device).type
+            device = resolve_device(config.device).type if here else device_kind(config.device)
             if once(("tracker", config.tracker)):
                 _check_tracker(config.tracker)
             if once(

@@ -3,9 +3,11 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -13,6 +15,9 @@ from omegaconf import DictConfig
 from rlsparse.attempt import discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.config import Config, ConfigError
+from rlsparse.heavy import import_all
+from rlsparse.identity import Identity
+from rlsparse.launchers import Check, Engine, engine_of
 from rlsparse.plan import Point, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
@@ -45,11 +50,13 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
     """
     # joblib's resource tracker would lament a killed worker's semaphores below our last lines
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    engine, settings = engine_of(config.hydra.launcher), config.hydra.launcher
+    check_by = engine.begin(settings, import_all)
     with one_message():
-        planned = plan(sweep_points(config))
+        planned = plan(_placed(sweep_points(config), engine, settings), engine.device is None, check_by)
     todo = [one for one in planned if not _is_done(one)]
     warn(_other_versions([one for one in planned if one not in todo]))
-    _work_off(todo, launcher, at_a_time)
+    _work_off(todo, launcher, at_a_time, lambda: engine.settle(settings))
     states = [one.state() for one in planned]
     if any(one.state != "finished" for one in states):
         print(report(states), file=sys.stderr)
@@ -57,19 +64,35 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         sys.exit(1)
 
 
-def plan(points: Sequence[Point]) -> list[Planned]:
+def _placed(points: list[Point], engine: Engine, settings: Mapping[str, Any]) -> list[Point]:
+    """The points with their kind of device, where it is the launcher's jobs' and not this machine's."""
+    if engine.device is None:
+        return points
+    kind = engine.device(settings)
+    return [
+        Point([*point.arguments, f"device={kind}"], replace(point.config, device=kind))
+        if point.config.device == "auto"
+        else point
+        for point in points
+    ]
+
+
+def plan(points: Sequence[Point], here: bool, check_by: Callable[[Check], Any]) -> list[Planned]:
     """Check every point and write down the plan of each experiment they belong to.
+
+    Args:
+        here: whether the runs will be on this machine.
+        check_by: does the check.
 
     Raises:
         ConfigError: bad input; nothing is written then.
     """
-    from rlsparse.preflight import preflight  # torch and transformers come with it
-
     if not points:
         raise ConfigError("hydra.sweeper.params: a sweep without points; give each axis at least one value")
     configs: list[Config] = [point.config for point in points]
     everywhere = set.intersection(*(set(point.overrides) for point in points))
-    identities = preflight(configs, [" ".join(o for o in p.overrides if o not in everywhere) for p in points])
+    names = [" ".join(o for o in p.overrides if o not in everywhere) for p in points]
+    identities: list[Identity] = check_by(partial(_preflight, configs, names, here))
     warn(idle_clipping(configs) + idle_off_policy(configs))
     planned = [
         Planned(point, Path(config.runs_dir) / config.experiment.name / identity.id)
@@ -79,6 +102,13 @@ def plan(points: Sequence[Point]) -> list[Planned]:
         own = [one for one in planned if one.folder.parent == experiment]
         write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, [p.overrides for p in points])
     return planned
+
+
+def _preflight(configs: Sequence[Config], names: Sequence[str], here: bool) -> list[Identity]:
+    import_all()
+    from rlsparse.preflight import preflight
+
+    return preflight(configs, names, here)
 
 
 def _is_done(one: Planned) -> bool:
@@ -102,17 +132,21 @@ def _other_versions(done: Sequence[Planned]) -> list[str]:
     ]
 
 
-def _work_off(todo: list[Planned], launcher: Launcher, at_a_time: int | None) -> None:
+def _work_off(todo: list[Planned], launcher: Launcher, at_a_time: int | None, settle: Callable[[], None]) -> None:
     """Launch until nothing is left that somebody has not done or failed at.
 
     A launcher ends with all its jobs when the process of one dies. Those under way then go on one at a time, so that
     the one that is to blame is known for it and the rest have their turn.
+
+    Args:
+        settle: returns when the launcher has nothing under way any more.
     """
     again: set[Path] = set()
     while todo:
         try:
             _launch(todo, launcher, at_a_time)
         except Exception as error:
+            settle()
             begun = [one for one in todo if one.state().state == "cut off"]
             if not begun:
                 raise  # the launcher itself does not work

@@ -2,9 +2,9 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
 
@@ -12,17 +12,21 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.attempt import attempt, discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import Config, ConfigError
-from rlsparse.loader import Loader
+from rlsparse.heavy import import_all
+from rlsparse.launchers import gpu_count, gpus_or_cores
+from rlsparse.loader import Loader, own_loader
+from rlsparse.own_gpu import own_gpu
 from rlsparse.plan import latest_sweep
+from rlsparse.ranks import ALONE, RankLost, Ranks, join_ranks
 from rlsparse.stopping import Interrupted, StopRequest, pass_on
 from rlsparse.summary import Summary, provenance, read_summary
-from rlsparse.tracking.viewer import Viewer
+from rlsparse.tracking.viewer import Viewer, own_viewer
 
 DONE = ("finished", "diverged")
 
@@ -51,7 +55,13 @@ class Job:
         return " ".join([f"{place}{config.algorithm}", f"seed={config.seed}", *extra])
 
 
-def run(config: Config, job: Job | None = None, loader: Loader | None = None, viewer: Viewer | None = None) -> Summary:
+def run(
+    config: Config,
+    job: Job | None = None,
+    loader: Loader | None = None,
+    viewer: Viewer | None = None,
+    ranks: Ranks = ALONE,
+) -> Summary:
     """Do one run and write its folder ``<runs_dir>/<experiment>/<id>/``; one that is done already is only read.
 
     A run that diverges (a loss that is not finite) ends with that status, its data kept, and does not raise.
@@ -59,22 +69,25 @@ def run(config: Config, job: Job | None = None, loader: Loader | None = None, vi
     Args:
         loader: holds the model between the runs of a sweep.
         viewer: shows runs on W&B; None for one that this run waits for.
+        ranks: train with this process, which is rank 0, and wait in ``follow``.
 
     Raises:
         ConfigError: bad input, before any model loads.
         Interrupted: a signal asked it to stop; it is saved.
+        RankLost: another rank is gone; it can go on from its last checkpoint.
         Exception: whatever broke the run, after its summary says so.
     """
     stop = StopRequest()
     # from here on: what a run imports takes seconds, which a launcher's own handler would break off
     try:
         with stop.listening():
-            return _run(config, job or Job(), loader or Loader(), viewer, stop)
+            return _run(config, job or Job(), loader or Loader(), viewer, stop, ranks)
     finally:
         stop.check()  # told when there was nothing left to interrupt: a sweep must not go on all the same
 
 
-def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: StopRequest) -> Summary:
+def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: StopRequest, ranks: Ranks) -> Summary:
+    import_all()
     from rlsparse.preflight import preflight
 
     quieten()
@@ -90,7 +103,7 @@ def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: 
             return earlier
         who = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))
         with closing(Viewer()) as own:
-            return attempt(config, folder, who, job.label(config), loader, viewer or own, stop)
+            return attempt(config, folder, who, job.label(config), loader, viewer or own, stop, ranks)
 
 
 def _skip(folder: Path, earlier: Summary, label: str) -> None:
@@ -109,38 +122,71 @@ def quieten() -> None:
 
 
 register_schemas()
+OmegaConf.register_new_resolver("gpus_or_cores", gpus_or_cores, replace=True)
 
 
 def main() -> None:
-    """The command line: one run, or with -m the points of a sweep one after the other."""
-    loader, viewer = Loader(), Viewer()
+    """The command line: one run, or with -m the points of a sweep. Under torchrun, rank 0's; the others train along."""
+    ranks = join_ranks()
+    if ranks.number > 0:
+        _follow(ranks)
+        return
+    in_step = True  # with the other ranks
 
     @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
     def job(config: DictConfig) -> None:
+        nonlocal in_step
         context = HydraConfig.get()
         ours = run_config(config)
         try:
-            run(ours, _job(ours, context), loader, viewer)
+            with _at_its_place(ours, context) as placed:
+                run(placed, _job(ours, context), own_loader(), own_viewer(), ranks)
         except (Interrupted, KeyboardInterrupt) as error:  # ends a sweep too, with the shell's code for the signal
             number = getattr(error, "signal", SIGINT)
             pass_on(number)
             sys.exit(128 + number)
         except BaseException as error:
-            if context.mode == RunMode.RUN:
+            in_step = ranks.size == 1
+            if context.mode == RunMode.RUN and in_step:
                 raise
             # the rest of a sweep goes on; its last lines name every failure
             print(f"{' '.join(context.overrides.task)}: {type(error).__name__}: {error}", file=sys.stderr)
+            if not in_step:
+                sys.exit(1)
 
     try:
         check_group_options(sys.argv[1:])
+        with closing(own_viewer()):
+            job()
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    with closing(viewer):
-        try:
-            job()
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from what is saved", file=sys.stderr)
-            sys.exit(128 + SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(128 + SIGINT)
+    finally:
+        if in_step:
+            ranks.tell(None)
+
+
+def _follow(ranks: Ranks) -> None:
+    from rlsparse.follow import follow
+
+    quieten()
+    try:
+        follow(ranks)
+    except RankLost as error:
+        sys.exit(f"rank {ranks.number}: {error}")
+
+
+@contextmanager
+def _at_its_place(config: Config, context: HydraConf) -> Iterator[Config]:
+    """The config with a GPU of its own, where runs are side by side on a machine that has several."""
+    places = context.launcher.get("n_jobs", 1)
+    if config.device == "auto" and places != 1 and (gpus := gpu_count()) > 1:
+        with own_gpu(Path(context.sweep.dir) / "gpus", places, gpus) as device:
+            yield replace(config, device=device)
+    else:
+        yield config
 
 
 def _job(config: Config, context: HydraConf) -> Job:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rlsparse.checks import skips_layers
 from rlsparse.compose import run_config
 from rlsparse.config import Config, ConfigError
+from rlsparse.heavy import import_all
 from rlsparse.plan import sweep_points
 
 SAME_AT_ONE_UPDATE = ("clipped_ratio", "ratio", "log_prob")
@@ -25,7 +26,8 @@ class SweepCallback(Callback):
     """Hydra calls this before it makes a folder or starts a job. A bad config ends the program with one message."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from rlsparse.preflight import preflight  # torch and transformers come with it
+        import_all()
+        from rlsparse.preflight import preflight
 
         with one_message():
             ours = run_config(config)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlsparse.tracking.wandb_view import WandbView
 
 POLL = 0.5  # seconds between two looks at a file that grows
+NICE = 10  # training goes first where they share a core
 PATIENCE = 60  # seconds that W&B has to finish once nobody is there any more to wait for it
 
 
@@ -109,6 +110,7 @@ def follow() -> None:
     def is_over(folder: Path) -> bool:
         return folder in done or closed.is_set()
 
+    os.nice(NICE)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, training ends first and then this
     threading.Thread(target=listen, daemon=True).start()
     while waiting or not closed.is_set():

@@ -1,6 +1,5 @@
 """The training loop: prompts → rollouts → rewards → advantages → token selection → objective → optimizer → metrics."""
 
-from rlsparse.adapter import Adapter
 from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
 from rlsparse.config import Config
@@ -11,27 +10,21 @@ from rlsparse.microbatch import FitMicrobatches
 from rlsparse.objective.aggregation import token_scales
 from rlsparse.packed import can_pack, packed_log_probs
 from rlsparse.policy import LogProbs, Policy, token_log_probs
-from rlsparse.prompts import TaskPrompts
+from rlsparse.ranks import ALONE, Ranks
 from rlsparse.resumable import TrainState
 from rlsparse.rollout import engine, within_memory
 from rlsparse.rollout.layer_skip import choose_layers
+from rlsparse.rollout.shared import over_ranks
 from rlsparse.step_metrics import of_rollout, of_update, sample_rows
-from rlsparse.task.verifier import Verifier
 from rlsparse.token_sampler import TOKEN_SAMPLERS
 from rlsparse.tracking.measure import Clock
 from rlsparse.tracking.tracker import Tracker
 from rlsparse.update import learning_rate, set_learning_rates, update
+from rlsparse.workplace import Workplace
 
 
 def train(
-    config: Config,
-    policy: Policy,
-    adapter: Adapter,
-    data: TaskPrompts,
-    verifier: Verifier,
-    tracker: Tracker,
-    clock: Clock,
-    keeper: Keeper,
+    config: Config, place: Workplace, tracker: Tracker, clock: Clock, keeper: Keeper, ranks: Ranks = ALONE
 ) -> None:
     """Train the adapter, with an evaluation at step 0, every ``eval.every`` steps and at the end.
 
@@ -39,19 +32,23 @@ def train(
         Interrupted: it was told to stop, and is saved.
         NonFiniteError: the loss, its gradient or the policy's own log-probabilities are no longer finite numbers.
     """
+    policy, adapter, data = place.policy, place.adapter, place.data
     # before a saved state comes in: a model's fitness for the fast paths is judged alike at the start and on resume
     sampler = engine(policy, config.rollout, tracker.say)
     log_probs_of = scoring_path(policy, config.train.packing, tracker)
     state = TrainState.start(config, adapter, data.train, keeper.saved)
     draws, optimizer, count = state.streams, state.optimizer, state.count
-    generate = within_memory(sampler, state.memory, tracker.say)
+    generate = over_ranks(within_memory(sampler, state.memory, tracker.say), ranks)
     fit = FitMicrobatches(config.train, state.memory, tracker.say)
     select, max_new_tokens = TOKEN_SAMPLERS[config.token_sampler.name], config.rollout.max_new_tokens
-    environment = Environment(policy, generate, verifier, config, clock, keep_trunk=log_probs_of is packed_log_probs)
+    keep_trunk = log_probs_of is packed_log_probs
+    environment = Environment(policy, generate, place.verifier, config, clock, keep_trunk, ranks)
 
     def held_out(step: int) -> None:
         with clock("eval"):
-            result = evaluate(policy, generate, data.test, verifier, config.eval, config.rollout, config.seed)
+            result = evaluate(
+                policy, generate, data.test, place.verifier, config.eval, config.rollout, config.seed, ranks
+            )
         tracker.evaluation(step, {**result, "time/eval": clock.last["eval"]})
 
     if state.step == 0:
@@ -69,7 +66,7 @@ def train(
             scales = token_scales(selection, advantages, config.objective, origins, max_new_tokens, config.kl)
             set_learning_rates(optimizer, step, config.train)
             batch = ScoredBatch(seen.rollout, advantages, scales, on_policy=not left_out)
-            updated = update(policy, log_probs_of, optimizer, batch, config, fit)
+            updated = update(policy, log_probs_of, optimizer, batch, config, fit, ranks)
             moved = adapter.after_step(step, config.train.steps)
         count.add(first, seen, selection)
         tracker.train(

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from rlsparse.batch import NonFiniteError, ScoredBatch
 from rlsparse.config import Config, TrainConfig
-from rlsparse.microbatch import FitMicrobatches, Microbatch
+from rlsparse.microbatch import FitMicrobatches, Microbatch, share_of
 from rlsparse.objective import token_loss
 from rlsparse.objective.off_policy import OFF_POLICY, Mismatch, correction_ratio, needs_whole_rows
 from rlsparse.policy import LogProbs, Policy
+from rlsparse.ranks import ALONE, Ranks
 
 # share of the peak learning rate, by the share of the steps after warm-up that are done
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -57,12 +58,14 @@ def update(
     batch: ScoredBatch,
     config: Config,
     fit: FitMicrobatches,
+    ranks: Ranks = ALONE,
 ) -> UpdateMetrics:
     """Take ``train.updates_per_rollout`` optimizer steps on one rollout batch; none where no token can teach.
 
     Args:
         log_probs_of: the path that scores tokens: ``policy.token_log_probs`` or ``packed.packed_log_probs``.
         fit: cuts the batch into microbatches.
+        ranks: share its prompts; each takes the step of the whole batch.
 
     Raises:
         NonFiniteError: before the step that would have spoiled the parameters.
@@ -71,6 +74,7 @@ def update(
     penalised = [p for group in optimizer.param_groups if group.get("l2", True) for p in group["params"]]
     if not bool((batch.scales != 0).any()):
         return UpdateMetrics()
+    batch = share_of(batch, ranks)
     reference = fit(batch, lambda pieces, _: _reference_log_probs(policy, log_probs_of, batch, pieces, config))
     whole = fit(batch, lambda pieces, tokens: _completion_ratios(policy, log_probs_of, batch, pieces, tokens, config))
     before: _Before | None = None
@@ -83,6 +87,8 @@ def update(
     for _ in range(config.train.updates_per_rollout):
         done = fit(batch, one_pass)
         before = done.before
+        ranks.add_gradients(parameters)
+        done = _whole(done, ranks)
         penalty = _add_l2(penalised, config.objective.l2)
         norm = _clip_gradient(parameters, config.train.max_grad_norm)
         loss, grad_norm = loss + done.loss + penalty, grad_norm + norm
@@ -91,7 +97,7 @@ def update(
         kl, clipped, tokens = kl + done.kl, clipped + done.clipped, tokens + done.tokens
         optimizer.step()
     n = config.train.updates_per_rollout
-    mismatch = before.mismatch if before is not None else Mismatch()
+    mismatch = sum(ranks.gathered([before.mismatch if before is not None else Mismatch()]), Mismatch())
     return UpdateMetrics(n, loss / n, kl / n, clipped / max(1, tokens), grad_norm / n, mismatch)
 
 
@@ -157,6 +163,13 @@ def _gradient(
         done.loss += float(part.loss.detach())
         done.kl, done.clipped, done.tokens = done.kl + part.kl, done.clipped + part.clipped, done.tokens + part.tokens
     return done
+
+
+def _whole(done: _Gradient, ranks: Ranks) -> _Gradient:
+    """The sums over all ranks."""
+    parts = ranks.gathered([(done.loss, done.kl, done.clipped, done.tokens)])
+    loss, kl, clipped, tokens = (sum(values) for values in zip(*parts, strict=True))
+    return _Gradient(done.before, loss, kl, clipped, int(tokens))
 
 
 def _completion_ratios(

@@ -52,7 +52,7 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
         ConfigError: bad input, before any model loads.
     """
     from rlsparse.adapter import ADAPTERS
-    from rlsparse.policy import resolve_device, set_threads
+    from rlsparse.policy import cpu_threads, resolve_device
     from rlsparse.streams import stream_seed
     from rlsparse.tracking.measure import Clock, free_memory, reuse_freed_memory
 
@@ -73,11 +73,11 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     reuse_freed_memory()
     policy, stored = _policy(config, task, device)
     free_memory(device)  # a warm start in a sweep's process pays for itself only
-    set_threads(config.threads, policy.model.num_parameters())
     make = ADAPTERS.get(config.adapter.name)
     adapter = make(policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")) if make else None
     summary |= {"status": "finished", "error": None, "device": str(device)}
-    summary |= _train(config, policy, adapter, stored, task, clock)
+    with cpu_threads(config.threads, policy.model.num_parameters()):
+        summary |= _train(config, policy, adapter, stored, task, clock)
     policy.model.save_pretrained(out)
     policy.tokenizer.save_pretrained(out)
     summary["time"] = {"total": clock.elapsed(), **clock.total}

@@ -74,8 +74,10 @@ def test_rollouts_joined_by_hand():
     first = make_rollout([[5, 6, 7]], prompt=(1, 2))
     second = make_rollout([[8], [9]], prompts=2, prompt=(1, 2, 3, 4))
     both = joined(
-        Rollout(**{**vars(first), "trunk": TrunkStates(states, torch.ones(1, 3, 3))}),
-        Rollout(**{**vars(second), "trunk": TrunkStates(2 * torch.ones(2, 4, 3), 2 * torch.ones(2, 1, 3))}),
+        [
+            Rollout(**{**vars(first), "trunk": TrunkStates(states, torch.ones(1, 3, 3))}),
+            Rollout(**{**vars(second), "trunk": TrunkStates(2 * torch.ones(2, 4, 3), 2 * torch.ones(2, 1, 3))}),
+        ]
     )
     assert both.prompt_ids.tolist() == [[0, 0, 1, 2], [1, 2, 3, 4], [1, 2, 3, 4]]
     assert both.prompt_lengths.tolist() == [2, 4, 4]

@@ -25,6 +25,7 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     from rlsparse.stopping import StopRequest
     from rlsparse.task import load_task
     from rlsparse.train import train
+    from rlsparse.workplace import Workplace
 
     torch.set_num_threads(work.threads)
     reuse_freed_memory()  # as run.py does
@@ -40,8 +41,8 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     tracker: Any = _StepTracker(Gate(pipe), drawn)
     clock = Clock(device)
     # no checkpoints: the other side writes none either
-    keeper = Keeper(Path("never"), config.train.steps + 1, tracker, clock, StopRequest(), None)
-    train(config, policy, adapter, data, drawn, tracker, clock, keeper)
+    keeper = Keeper(None, 1, tracker, clock, StopRequest(), None)
+    train(config, Workplace(policy, adapter, data, drawn), tracker, clock, keeper)
     pipe.send({"peak": peak_memory(device)})
 
 

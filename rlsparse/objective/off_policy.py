@@ -7,7 +7,7 @@ Heuillet et al. 2025 (2508.10123); truncation as in IMPALA (1802.01561), the tra
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
@@ -99,6 +99,10 @@ class Mismatch:
         self.largest = max(self.largest, float(weights.max()))
         ceiling = {"truncated": getattr(config, "cap", 1.0), "retrace": 1.0}.get(config.name, math.inf)
         self.cut += int((ratio > ceiling).sum())
+
+    def __add__(self, other: "Mismatch") -> "Mismatch":
+        both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Mismatch(**{**both, "largest": max(self.largest, other.largest)})
 
     def metrics(self) -> dict[str, float]:
         """By their documented names; none where no token was taken in."""

@@ -39,34 +39,33 @@ def cut_completions(
     return found, origins
 
 
-def joined(first: Rollout, second: Rollout) -> Rollout:
-    """Both rollouts' groups in one, padded to the longer; what is padding stays padding."""
+def joined(rollouts: Sequence[Rollout]) -> Rollout:
+    """All rollouts' groups in one, padded to the longest; what is padding stays padding."""
+    trunks = [one.trunk for one in rollouts if one.trunk is not None]
     trunk = None
-    if first.trunk is not None and second.trunk is not None:
-        trunk = TrunkStates(
-            _left(first.trunk.prompt, second.trunk.prompt), _right(first.trunk.completion, second.trunk.completion)
-        )
+    if len(trunks) == len(rollouts):
+        trunk = TrunkStates(_left([one.prompt for one in trunks]), _right([one.completion for one in trunks]))
     return Rollout(
-        prompt_ids=_left(first.prompt_ids, second.prompt_ids),
-        prompt_lengths=torch.cat([first.prompt_lengths, second.prompt_lengths]),
-        completion_ids=_right(first.completion_ids, second.completion_ids),
-        lengths=torch.cat([first.lengths, second.lengths]),
-        ended=torch.cat([first.ended, second.ended]),
-        log_probs=_right(first.log_probs, second.log_probs),
-        entropy=_right(first.entropy, second.entropy),
+        prompt_ids=_left([one.prompt_ids for one in rollouts]),
+        prompt_lengths=torch.cat([one.prompt_lengths for one in rollouts]),
+        completion_ids=_right([one.completion_ids for one in rollouts]),
+        lengths=torch.cat([one.lengths for one in rollouts]),
+        ended=torch.cat([one.ended for one in rollouts]),
+        log_probs=_right([one.log_probs for one in rollouts]),
+        entropy=_right([one.entropy for one in rollouts]),
         trunk=trunk,
     )
 
 
-def _right(first: Tensor, second: Tensor) -> Tensor:
-    """(n, L, …) and (m, L', …) → (n + m, max(L, L'), …), zeros on the right."""
-    longest = max(first.shape[1], second.shape[1])
-    return torch.cat([_widened(x, (0, longest - x.shape[1])) for x in (first, second)])
+def _right(parts: Sequence[Tensor]) -> Tensor:
+    """(n, L, …), (m, L', …), … → (n + m + …, max(L, L', …), …), zeros on the right."""
+    longest = max(x.shape[1] for x in parts)
+    return torch.cat([_widened(x, (0, longest - x.shape[1])) for x in parts])
 
 
-def _left(first: Tensor, second: Tensor) -> Tensor:
-    longest = max(first.shape[1], second.shape[1])
-    return torch.cat([_widened(x, (longest - x.shape[1], 0)) for x in (first, second)])
+def _left(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(x.shape[1] for x in parts)
+    return torch.cat([_widened(x, (longest - x.shape[1], 0)) for x in parts])
 
 
 def _widened(x: Tensor, by: tuple[int, int]) -> Tensor:

@@ -1,7 +1,6 @@
 """S-GRPO's token sampler (Lee & Tong 2025, 2504.20834): the first tokens, then a coin each until a budget is spent."""
 
 import torch
-from scipy.stats import binom
 from torch import Generator, Tensor
 
 from rlsparse.batch import Rollout, Selection
@@ -13,6 +12,8 @@ def inclusion_probability(length: int, config: StochasticConfig) -> Tensor:
 
     The coins of the tokens before t, and a budget that is not spent yet.
     """
+    from scipy.stats import binom  # slow to import, and needed by runs that reweight only
+
     alpha, p = config.always_first, config.probability
     later = torch.arange(length) - alpha  # coins thrown before token t
     room = torch.from_numpy(binom.cdf(config.budget - alpha - 1, later.clamp(min=0).numpy(), p))

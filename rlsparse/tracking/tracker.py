@@ -59,3 +59,25 @@ class Tracker:
     def _log(self, row: dict[str, Any]) -> None:
         self._metrics.write(row)
         self.history.append(row)
+
+
+class Mute(Tracker):
+    """Of a rank that has nothing to tell: another one tells it."""
+
+    def __init__(self) -> None:
+        self.history = []
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
+        pass
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 QUIET = 5.0  # seconds that it waits without a word
@@ -67,3 +68,9 @@ class Viewer:
         assert self._process.stdin is not None
         with suppress(OSError):  # it is dead or does not read; our files have it all
             os.write(self._process.stdin.fileno(), json.dumps(message).encode() + b"\n")
+
+
+@cache
+def own_viewer() -> Viewer:
+    """The one of this process, whoever launches its runs."""
+    return Viewer()

@@ -9,21 +9,17 @@ import os
 import signal
 import sys
 import traceback
-from importlib import import_module
 
 import torch
 
 from rlsparse.compose import compose_config
+from rlsparse.heavy import import_all
 from rlsparse.run import run
 from rlsparse.stopping import Interrupted
 
-# what a run would import, which would take each child seconds
-HEAVY = ("peft", "transformers", "rlsparse.preflight", "rlsparse.train")
-
 
 def main() -> None:
-    for name in HEAVY:
-        import_module(name)
+    import_all()
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # ignored where a shell has put the tests in the background
