@@ -29,3 +29,4 @@ def follow(ranks: Ranks) -> None:
             # rank 0 meets these in the same step, and says so
             with suppress(Interrupted, NonFiniteError), workplace(config, device, loader) as place:
                 train(config, place, tracker, clock, Keeper(None, 1, tracker, clock, stop, saved, ranks), ranks)
+    ranks.part()

@@ -87,6 +87,16 @@ class Ranks:
         """Any other rank: what rank 0 tells next."""
         return self._broadcast(None)
 
+    def part(self) -> None:
+        """All ranks: nothing more will be exchanged. Without it gloo's threads may die of each other's end."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        with _exchange():
+            dist.barrier()
+        dist.destroy_process_group()
+
     def _broadcast(self, message: Any) -> Any:
         if self.size == 1:
             return message

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
@@ -165,7 +165,9 @@ def main() -> None:
         sys.exit(128 + SIGINT)
     finally:
         if in_step:
-            ranks.tell(None)
+            with suppress(RankLost):
+                ranks.tell(None)
+                ranks.part()
 
 
 def _follow(ranks: Ranks) -> None:

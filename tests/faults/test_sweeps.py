@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.killing import SETTING, until_steps
+from tests.faults.killing import SETTING, ended, until_steps
 
 # raised where a run's first checkpoint is opened, in whatever process that is: no code of ours is changed
 FAULT = """
@@ -61,11 +61,6 @@ def sweep(
 def heed_interrupts() -> None:
     """A shell that puts the tests in the background has them ignore Ctrl-C, and so would we."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=400)
-    return process.returncode, text
 
 
 def states(runs: Path) -> dict[str, str]:
