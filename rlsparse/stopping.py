@@ -3,10 +3,12 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+ECHO = 1.0  # seconds
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -31,10 +33,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first signal is noted and a second one has its usual effect. Only a main thread can listen."""
+        """Inside, the first signal is noted and a later one has its usual effect. Only a main thread can listen.
+
+        One that follows at once is the first one's echo: torchrun hands on the Ctrl-C that the terminal gave its ranks.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -42,9 +48,13 @@ class StopRequest:
         earlier = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
 
         def note(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            for one, handler in earlier.items():
-                signal.signal(one, handler)
+            if self.signal is not None:
+                if time.monotonic() - self._since > ECHO:
+                    for one, handler in earlier.items():
+                        signal.signal(one, handler)
+                    os.kill(os.getpid(), number)
+                return
+            self.signal, self._since = number, time.monotonic()
             with suppress(OSError):  # the terminal may be what went
                 os.write(
                     2, f"{signal.Signals(number).name}: stops when the step at hand is done; again: at once\n".encode()

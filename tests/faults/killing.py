@@ -106,3 +106,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and output."""
     text, _ = process.communicate(timeout=400)
     return process.returncode, text
+
+
+def heed_interrupts() -> None:
+    """A shell that puts the tests in the background has them ignore Ctrl-C, and so would we."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -19,7 +19,7 @@ from rlsparse.microbatch import share_of
 from rlsparse.objective.off_policy import Mismatch
 from rlsparse.ranks import ALONE, Ranks
 from tests.conftest import ROOT, make_rollout
-from tests.faults.killing import SETTING, ended, only_run, outcome_of, until_steps, without_times
+from tests.faults.killing import SETTING, ended, heed_interrupts, only_run, outcome_of, until_steps, without_times
 from tests.faults.ranked import SETTINGS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -28,7 +28,16 @@ ALONG = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 def run_of(*overrides: str, setting: Sequence[str] = SETTING, ranks: bool = True) -> subprocess.Popen[str]:
     command = [*(TORCHRUN if ranks else [sys.executable]), "-m", "rlsparse.run", *overrides, *setting]
-    return subprocess.Popen(command, cwd=ROOT, env=ALONG, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=ALONG,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=heed_interrupts,
+    )
 
 
 def rank_processes(agent: int) -> list[int]:
@@ -141,7 +150,7 @@ def whole(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["rank 1", "rank 0", "torchrun"])
+@pytest.mark.parametrize("victim", ["rank 1", "rank 0", "Ctrl-C"])
 def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
     if victim == "rank 0" and not full:
         pytest.skip("at full length only (make test-faults)")
@@ -149,12 +158,13 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
     until_steps(tmp_path, 7)
     ranks = rank_processes(process.pid)
     assert len(ranks) == 2
-    if victim == "torchrun":  # told to end, it tells its ranks, which save
-        process.send_signal(signal.SIGTERM)
+    if victim == "Ctrl-C":  # the terminal's, to all, and torchrun hands it on to its ranks once more
+        os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(ranks[int(victim[-1])], signal.SIGKILL)
     code, text = ended(process)
     assert code != 0
+    assert ("stopped by SIGINT" in text) == (victim == "Ctrl-C"), text
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):
         assert time.monotonic() < deadline, "a rank is left"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.killing import SETTING, ended, until_steps
+from tests.faults.killing import SETTING, ended, heed_interrupts, until_steps
 
 # raised where a run's first checkpoint is opened, in whatever process that is: no code of ours is changed
 FAULT = """
@@ -56,11 +56,6 @@ def sweep(
         process_group=group,
         preexec_fn=heed_interrupts,
     )
-
-
-def heed_interrupts() -> None:
-    """A shell that puts the tests in the background has them ignore Ctrl-C, and so would we."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def states(runs: Path) -> dict[str, str]:
