@@ -5,7 +5,7 @@ MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults lint tables tiny bench clean
+.PHONY: help setup run test test-faults test-slurm lint tables tiny bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ test: setup ## the tests, the fault suite in its short form among them
 
 test-faults: setup ## the fault suite at full length: about half an hour on two cores
 	$(BIN)/python -m pytest -s tests/faults --full $(ARGS)
+
+test-slurm: setup ## sweeps on a SLURM of one node of their own: installs Debian's where it may, skips where it cannot be
+	@PATH="$$PATH:/usr/sbin"; { command -v munged && command -v slurmctld && command -v slurmd; } >/dev/null || \
+	  sh .ci/apt-install slurm-wlm munge || echo "SLURM cannot be installed here: its tests will be skipped"
+	$(BIN)/python -m pytest -s tests/slurm --slurm $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -29,11 +29,13 @@ class Identity:
         id: folder name: algorithm, seed and the start of the hash.
         config_hash: of all that can change the numbers.
         method_hash: the same without the seed: runs that differ in it are different methods.
+        device: kind of device that the run is on.
     """
 
     id: str
     config_hash: str
     method_hash: str
+    device: str
 
 
 def folder_digest(path: str) -> str:
@@ -79,6 +81,7 @@ def identify(
         id=f"{label}-s{config.seed}-{config_hash[:10]}",
         config_hash=config_hash,
         method_hash=_hash({k: v for k, v in relevant.items() if k != "seed"}),
+        device=device,
     )
 
 

@@ -2,8 +2,6 @@
 
 import ctypes
 import os
-import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsparse.config import ConfigError
+from rlsparse.slurm import ask_the_queue, wait_for_queue
 
-QUEUE_POLL = 5.0  # seconds
 Check = Callable[[], Any]
 Begin = Callable[[Mapping[str, Any], Callable[[], None]], Callable[[Check], Any]]
 
@@ -26,7 +24,7 @@ class Engine:
     Attributes:
         extra: of ours, that installs it; empty where Hydra brings it.
         schema: the plugin's own, as ``module:class``, whose types hold for our keys.
-        at_a_time: runs side by side, by its settings.
+        at_a_time: runs side by side, by its settings; None where that is not known.
         device: kind of device of its runs where they are not on this machine, by its settings; else None.
         begin: called first; where runs are in other processes of this machine, these import meanwhile what they will
             need, and the function that is returned does the sweep's check in one of them.
@@ -35,7 +33,7 @@ class Engine:
 
     extra: str
     schema: str
-    at_a_time: Callable[[Mapping[str, Any]], int]
+    at_a_time: Callable[[Mapping[str, Any]], int | None]
     device: Callable[[Mapping[str, Any]], str] | None = None
     begin: Begin = lambda settings, ready: lambda check: check()
     settle: Callable[[Mapping[str, Any]], None] = lambda settings: None
@@ -90,11 +88,9 @@ def _ray_device(settings: Mapping[str, Any]) -> str:
     return "cuda" if settings["ray"]["remote"].get("num_gpus") else "cpu"
 
 
-def _wait_for_queue(settings: Mapping[str, Any]) -> None:
-    """Until SLURM has none of the sweep's jobs any more."""
-    command = ["squeue", "--noheader", "--name", str(settings["name"])]
-    while subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():
-        time.sleep(QUEUE_POLL)
+def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None]) -> Callable[[Check], Any]:
+    ask_the_queue()
+    return lambda check: check()
 
 
 def _end_tasks(settings: Mapping[str, Any]) -> None:
@@ -103,10 +99,12 @@ def _end_tasks(settings: Mapping[str, Any]) -> None:
     ray.shutdown()
 
 
-def _ray_places(settings: Mapping[str, Any]) -> int:
+def _ray_places(settings: Mapping[str, Any]) -> int | None:
     """Of a cluster of our own; of a running one it is not known."""
     given, remote = settings["ray"]["init"], settings["ray"]["remote"]
-    cores = given.get("num_cpus") or (1 if given.get("address") else os.cpu_count() or 1)
+    if given.get("address"):
+        return None
+    cores = given.get("num_cpus") or os.cpu_count() or 1
     return max(1, int(cores // (remote.get("num_cpus") or 1)))
 
 
@@ -125,7 +123,8 @@ ENGINES: dict[str, Engine] = {
         f"{PLUGINS}.hydra_submitit_launcher.config:SlurmQueueConf",
         lambda settings: settings["array_parallelism"],
         device=_slurm_device,
-        settle=_wait_for_queue,
+        begin=_begin_slurm,
+        settle=wait_for_queue,
     ),
     f"{PLUGINS}.hydra_ray_launcher.ray_launcher.RayLauncher": Engine(
         "ray",
@@ -152,6 +151,8 @@ def settings_of(launcher: DictConfig) -> dict[str, Any]:
         ConfigError: the launcher is not installed; a key it does not know, or a value of another kind than it takes.
     """
     engine = engine_of(launcher)
+    if engine.extra and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(f"hydra/launcher={engine.extra}: under torchrun the ranks share each run; take local")
     try:
         settings: Any = OmegaConf.to_container(launcher, resolve=True)
         if engine.schema:

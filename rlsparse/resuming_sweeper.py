@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 from rlsparse.attempt import discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.config import Config, ConfigError
+from rlsparse.dry_run import Places, describe, nothing_made
+from rlsparse.dry_run import Point as Asked
 from rlsparse.heavy import import_all
 from rlsparse.identity import Identity
 from rlsparse.launchers import Check, Engine, engine_of
@@ -51,6 +53,9 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
     # joblib's resource tracker would lament a killed worker's semaphores below our last lines
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     engine, settings = engine_of(config.hydra.launcher), config.hydra.launcher
+    if config.hydra.sweeper.get("dry_run"):
+        _tell(config, engine, at_a_time)
+        return
     check_by = engine.begin(settings, import_all)
     with one_message():
         planned = plan(_placed(sweep_points(config), engine, settings), engine.device is None, check_by)
@@ -62,6 +67,22 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         print(report(states), file=sys.stderr)
     if any(one.state in ("failed", "cut off", "missing") for one in states):
         sys.exit(1)
+
+
+def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
+    """What the sweep would do, after the same checks."""
+    settings = config.hydra.launcher
+    with one_message():
+        points = _placed(sweep_points(config), engine, settings)
+        with nothing_made([point.config for point in points]):
+            identities = identified(points, engine.device is None, lambda check: check())
+    count = engine.at_a_time(settings)
+    places = Places(
+        config.hydra.runtime.choices["hydra/launcher"],
+        min(count, at_a_time) if count is not None and at_a_time is not None else count,
+    )
+    asked = zip(_names(points), points, identities, strict=True)
+    print(describe([Asked(name or identity.id, point.config, identity) for name, point, identity in asked], places))
 
 
 def _placed(points: list[Point], engine: Engine, settings: Mapping[str, Any]) -> list[Point]:
@@ -87,21 +108,39 @@ def plan(points: Sequence[Point], here: bool, check_by: Callable[[Check], Any]) 
     Raises:
         ConfigError: bad input; nothing is written then.
     """
-    if not points:
-        raise ConfigError("hydra.sweeper.params: a sweep without points; give each axis at least one value")
-    configs: list[Config] = [point.config for point in points]
-    everywhere = set.intersection(*(set(point.overrides) for point in points))
-    names = [" ".join(o for o in p.overrides if o not in everywhere) for p in points]
-    identities: list[Identity] = check_by(partial(_preflight, configs, names, here))
-    warn(idle_clipping(configs) + idle_off_policy(configs))
+    identities = identified(points, here, check_by)
     planned = [
-        Planned(point, Path(config.runs_dir) / config.experiment.name / identity.id)
-        for point, config, identity in zip(points, configs, identities, strict=True)
+        Planned(point, Path(point.config.runs_dir) / point.config.experiment.name / identity.id)
+        for point, identity in zip(points, identities, strict=True)
     ]
     for experiment in dict.fromkeys(one.folder.parent for one in planned):
         own = [one for one in planned if one.folder.parent == experiment]
         write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, [p.overrides for p in points])
     return planned
+
+
+def identified(points: Sequence[Point], here: bool, check_by: Callable[[Check], Any]) -> list[Identity]:
+    """Check every point; the identity of each.
+
+    Args:
+        here: whether the runs will be on this machine.
+        check_by: does the check.
+
+    Raises:
+        ConfigError: bad input.
+    """
+    if not points:
+        raise ConfigError("hydra.sweeper.params: a sweep without points; give each axis at least one value")
+    configs: list[Config] = [point.config for point in points]
+    identities: list[Identity] = check_by(partial(_preflight, configs, _names(points), here))
+    warn(idle_clipping(configs) + idle_off_policy(configs))
+    return identities
+
+
+def _names(points: Sequence[Point]) -> list[str]:
+    """What tells each point from the others."""
+    everywhere = set.intersection(*(set(point.overrides) for point in points))
+    return [" ".join(o for o in point.overrides if o not in everywhere) for point in points]
 
 
 def _preflight(configs: Sequence[Config], names: Sequence[str], here: bool) -> list[Identity]:

@@ -18,13 +18,15 @@ from rlsparse.attempt import attempt, discard_checkpoints
 from rlsparse.claim import claimed
 from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import Config, ConfigError
+from rlsparse.dry_run import as_override
 from rlsparse.heavy import import_all
 from rlsparse.launchers import gpu_count, gpus_or_cores
 from rlsparse.loader import Loader, own_loader
 from rlsparse.own_gpu import own_gpu
 from rlsparse.plan import latest_sweep
 from rlsparse.ranks import ALONE, RankLost, Ranks, join_ranks
-from rlsparse.stopping import Interrupted, StopRequest, pass_on
+from rlsparse.slurm import stopped
+from rlsparse.stopping import Interrupted, StopRequest
 from rlsparse.summary import Summary, provenance, read_summary
 from rlsparse.tracking.viewer import Viewer, own_viewer
 
@@ -143,7 +145,7 @@ def main() -> None:
                 run(placed, _job(ours, context), own_loader(), own_viewer(), ranks)
         except (Interrupted, KeyboardInterrupt) as error:  # ends a sweep too, with the shell's code for the signal
             number = getattr(error, "signal", SIGINT)
-            pass_on(number)
+            stopped(number)
             sys.exit(128 + number)
         except BaseException as error:
             in_step = ranks.size == 1
@@ -155,6 +157,7 @@ def main() -> None:
                 sys.exit(1)
 
     try:
+        sys.argv[1:] = as_override(sys.argv[1:])
         check_group_options(sys.argv[1:])
         with closing(own_viewer()):
             job()

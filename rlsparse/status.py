@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlsparse.claim import holder
 from rlsparse.plan import read_plan
 from rlsparse.summary import read_summary
+from rlsparse.whole_file import read_yaml
 
 TAIL = 2**16  # bytes: more than a few lines of metrics.jsonl
 
@@ -94,15 +93,19 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
 
 def _steps(folder: Path) -> int | None:
     try:
-        return int(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return int((read_yaml(folder / "config.yaml") or {})["train"]["steps"])
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
+
+
+def line(one: RunState) -> str:
+    """A run's, for a person."""
+    return f"{one.state}: {one.name}" + (f" ({one.about})" if one.about else "")
 
 
 def report(states: list[RunState]) -> str:
     """Lines for a person: what is not simply finished, then how many of each kind."""
-    lines = [f"{one.state}: {one.name}" + (f" ({one.about})" if one.about else "") for one in states]
-    open_lines = [line for line, one in zip(lines, states, strict=True) if one.state != "finished"]
+    open_lines = [line(one) for one in states if one.state != "finished"]
     counts = Counter(one.state for one in states)
     runs = "run" if len(states) == 1 else "runs"
     return "\n".join(

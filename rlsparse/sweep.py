@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rlsparse.checks import skips_layers
 from rlsparse.compose import run_config
 from rlsparse.config import Config, ConfigError
+from rlsparse.dry_run import Point, describe, nothing_made
 from rlsparse.heavy import import_all
 from rlsparse.plan import sweep_points
 
@@ -29,10 +30,15 @@ class SweepCallback(Callback):
         import_all()
         from rlsparse.preflight import preflight
 
+        dry = config.hydra.sweeper.get("dry_run")
         with one_message():
             ours = run_config(config)
-            preflight([ours])
+            with nothing_made([ours] if dry else []):
+                (identity,) = preflight([ours])
         warn(idle_off_policy([ours]))
+        if dry:
+            print(describe([Point(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
+            sys.exit(0)
 
 
 class WarmStartCallback(Callback):

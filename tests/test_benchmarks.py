@@ -19,7 +19,20 @@ def scripts(monkeypatch):
         sys.modules.pop(script.stem, None)
 
 
-@pytest.mark.parametrize("script", ["vs_trl", "ideas", "exactness", "startup", "rounding", "l1ra", "layer_skip"])
+SCRIPTS = [
+    "vs_trl",
+    "ideas",
+    "exactness",
+    "startup",
+    "many_runs",
+    "sweep_overhead",
+    "rounding",
+    "l1ra",
+    "layer_skip",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_page_holds_the_table_of_what_was_measured(scripts, script):
     report = json.loads((FOLDER / f"{script}.json").read_text())
     assert importlib.import_module(script).table(report) in (FOLDER / "README.md").read_text()

@@ -61,6 +61,13 @@ def test_a_missing_extra_says_which(name, monkeypatch):
         settings(name)
 
 
+def test_ranks_take_no_other_launcher(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert settings("local")
+    with pytest.raises(ConfigError, match="hydra/launcher=joblib: under torchrun"):
+        settings("joblib")
+
+
 def test_the_device_of_runs_elsewhere_is_what_they_ask_for():
     def device(name, /, **changed):
         engine = engine_of(launcher(name))

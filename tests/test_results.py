@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from rlsparse.results.collect import collect
+from rlsparse.results.figures import MOST, rank_figure
 from rlsparse.results.ranks import collect_ranks, rank_table
 from rlsparse.results.statistics import estimate
 from rlsparse.results.tables import csv, latex, markdown
@@ -250,3 +251,16 @@ def test_step_time_is_what_training_took(tmp_path):
     time = {"total": 30.0, "rollout": 4.0, "reward": 1.0, "train": 5.0, "eval": 20.0}
     put(tmp_path, "a", "grpo", 0, 0.5, time=time, steps=5)
     assert collect(tmp_path).runs["time_step"].tolist() == [2.0]  # (4 + 1 + 5) / 5
+
+
+def test_a_figure_of_very_many_methods_says_that_it_has_not_all(tmp_path):
+    methods = [f"m{i}" for i in range(MOST + 2)]
+    final = pd.DataFrame([(m, 0, "q_proj", layer, 4) for m in methods for layer in (0, 1)])
+    history = pd.DataFrame([(m, 0, step, "q_proj", 4.0) for m in methods for step in (0, 5)])
+    final.columns = ["method", "seed", "module", "layer", "rank"]
+    history.columns = ["method", "seed", "step", "module", "rank"]
+    for count, said in ((MOST, 0), (MOST + 2, 1)):
+        among = methods[:count]
+        file = tmp_path / "ranks.svg"
+        rank_figure(final[final["method"].isin(among)], history[history["method"].isin(among)], file)
+        assert file.read_text().count(f"the first {MOST} of {MOST + 2} methods") == said

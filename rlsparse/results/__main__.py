@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from rlsparse.results.collect import collect
-from rlsparse.results.figures import rank_figure, speed_figure
 from rlsparse.results.ranks import Ranks, collect_ranks, rank_table
 from rlsparse.results.tables import csv, latex, markdown
 
@@ -71,10 +70,14 @@ def _write_tables(folder: Path, show: bool) -> None:
     print(f"tables: {folder / 'table.md'}, table.tex, table.csv, {RESULTS}")
     (folder / SPEED).unlink(missing_ok=True)
     if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():
+        from rlsparse.results.figures import speed_figure  # matplotlib, which most tables do without
+
         speed_figure(runs, folder / SPEED)
         print(f"figure: {folder / SPEED}")
     if (folder / RANKS_FINAL).is_file():
         final, history = pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY)
+        from rlsparse.results.figures import rank_figure
+
         (folder / "ranks.md").write_text(rank_table(final), encoding="utf-8")
         rank_figure(final, history, folder / "ranks.svg")
         if show:

@@ -13,17 +13,20 @@ from rlsparse.results.order import natural
 STYLE: Any = {"svg.hashsalt": "rlsparse", "svg.fonttype": "none", "font.size": 9}
 ROW_HEIGHT, WIDTH = 2.4, 9.0  # inches
 MARKERS = "osD^vPX*"
+MOST = 12  # methods in a figure, by name; a hundred take half a minute and metres of paper
 
 
 def rank_figure(final: pd.DataFrame, history: pd.DataFrame, file: Path) -> None:
     """Where the rank went, a row a method: the final rank of each module type and layer, and its way there.
 
-    Means over seeds. The colours are centred on the rank at the start: red has gained, blue has lost.
+    The first ``MOST`` methods. Means over seeds. The colours are centred on the rank at the start: red has gained, blue
+    has lost.
 
     Args:
         final, history: tables as in ``results.ranks.Ranks``.
     """
-    methods = sorted(final["method"].unique(), key=natural)
+    every = sorted(final["method"].unique(), key=natural)
+    methods = every[:MOST]
     modules = list(dict.fromkeys(final["module"]))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(methods)), layout="constrained")
@@ -38,6 +41,8 @@ def rank_figure(final: pd.DataFrame, history: pd.DataFrame, file: Path) -> None:
         panels[-1][0].set_xlabel("layer")
         panels[-1][1].set_xlabel("step")
         panels[0][1].legend(fontsize=6, frameon=False, ncols=2)
+        if len(methods) < len(every):
+            figure.suptitle(_cut_short(len(methods), len(every)), fontsize=9)
         figure.savefig(file, metadata={"Date": None})
 
 
@@ -62,18 +67,19 @@ def _lines(panel: Any, history: pd.DataFrame, modules: list[str]) -> None:
 def speed_figure(runs: pd.DataFrame, file: Path) -> None:
     """What skipping layers buys and costs: rollout tokens/s against final sampled accuracy, a point a method.
 
-    Means over seeds; the bars reach from the worst to the best seed. Colour and marker tell what else differs, the
-    number beside a point how many layers were skipped.
+    Means over seeds; the bars reach from the worst to the best seed. Colour and marker tell what else differs (the
+    first ``MOST``), the number beside a point how many layers were skipped.
 
     Args:
         runs: the tidy table of ``results.collect``.
     """
     words = runs["method"].str.split(" ")
     rest = words.map(lambda names: " ".join(name for name in names if not name.startswith("layer_skip")))
+    every = sorted(set(rest), key=natural)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
         panel = figure.subplots()
-        for i, name in enumerate(sorted(set(rest), key=natural)):
+        for i, name in enumerate(every[:MOST]):
             by_method = runs[rest == name].groupby("method")
             speed, skipped = by_method["tokens_per_second"].mean(), by_method["layers_skipped"].mean()
             accuracy = 100 * by_method["final_sampled"].agg(["mean", "min", "max"])
@@ -86,4 +92,10 @@ def speed_figure(runs: pd.DataFrame, file: Path) -> None:
         panel.set_xlabel("rollout, tokens/s")
         panel.set_ylabel("final accuracy, sampled, %")
         panel.legend(fontsize=7, frameon=False, title="numbers: layers skipped", title_fontsize=7)
+        if len(every) > MOST:
+            figure.suptitle(_cut_short(MOST, len(every)), fontsize=9)
         figure.savefig(file, metadata={"Date": None})
+
+
+def _cut_short(shown: int, count: int) -> str:
+    return f"the first {shown} of {count} methods; the table has them all"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from rlsparse.results.statistics import Estimate, estimate
 PREFIX = "adapter/rank/"  # as in tracking/metrics.py
 LAYER = re.compile(r"\.(\d+)\.")
 FINAL = ["method", "seed", "module", "layer", "rank"]
+Place = tuple[str, int, int]  # module type, layer, rank
 HISTORY = ["method", "seed", "step", "module", "rank"]
 
 
@@ -38,17 +40,16 @@ def collect_ranks(folder: Path, runs: pd.DataFrame) -> Ranks:
     Args:
         runs: their tidy table, of which ``method``, ``seed`` and ``id`` are used.
     """
-    final, history = [], []
+    final: list[tuple[Any, ...]] = []  # rows: a table for each line of a run's file would take a minute for 1,000 runs
+    history: list[tuple[Any, ...]] = []
     unread: list[str] = []
     for method, seed, run_id in zip(runs["method"], runs["seed"], runs["id"], strict=True):
-        who = {"method": method, "seed": seed}
-        logged = [(step, _by_place(ranks)) for step, ranks in _rows(folder / run_id / "metrics.jsonl", unread)]
-        for step, table in logged:
-            means = table.groupby("module", sort=False)["rank"].mean().reset_index()
-            history.append(means.assign(**who, step=step))
-        if logged:
-            final.append(logged[-1][1].assign(**who))
-    return Ranks(_concat(final, FINAL), _concat(history, HISTORY), unread)
+        places: list[Place] = []
+        for step, ranks in _rows(folder / run_id / "metrics.jsonl", unread):
+            places = [_place(name, rank) for name, rank in ranks.items()]
+            history += [(method, seed, step, module, mean) for module, mean in _means(places).items()]
+        final += [(method, seed, *place) for place in places]
+    return Ranks(pd.DataFrame(final, columns=FINAL), pd.DataFrame(history, columns=HISTORY), unread)
 
 
 def rank_table(final: pd.DataFrame) -> str:
@@ -80,20 +81,18 @@ def _rows(file: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, int]]]
             unread.append(f"line {number} of {file.parent.name}/{file.name}: cannot be read")
 
 
-def _by_place(ranks: dict[str, int]) -> pd.DataFrame:
-    """Module type, layer number and rank, from names as ``model.layers.3.self_attn.q_proj``."""
-    layers = [LAYER.search(name) for name in ranks]
-    return pd.DataFrame(
-        {
-            "module": [name.rsplit(".", 1)[-1] for name in ranks],
-            "layer": [int(found[1]) if found else 0 for found in layers],
-            "rank": list(ranks.values()),
-        }
-    )
+def _place(name: str, rank: int) -> Place:
+    """Module type, layer number and rank, from a name as ``model.layers.3.self_attn.q_proj``."""
+    found = LAYER.search(name)
+    return name.rsplit(".", 1)[-1], int(found[1]) if found else 0, rank
 
 
-def _concat(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+def _means(places: list[Place]) -> dict[str, float]:
+    """Module type → mean rank over its layers."""
+    ranks: dict[str, list[int]] = {}
+    for module, _, rank in places:
+        ranks.setdefault(module, []).append(rank)
+    return {module: sum(those) / len(those) for module, those in ranks.items()}
 
 
 def _cell(value: Estimate) -> str:

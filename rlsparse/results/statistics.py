@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ def estimate(values: "pd.Series[float]") -> Estimate:
         return Estimate(float("nan"), float("nan"), 0)
     if n == 1:
         return Estimate(float(present[0]), float("nan"), 1)
-    half_width = float(stats.t.ppf(0.975, n - 1) * present.std(ddof=1) / np.sqrt(n))
+    half_width = float(stdtrit(n - 1, 0.975) * present.std(ddof=1) / np.sqrt(n))
     return Estimate(float(present.mean()), half_width, n)

@@ -72,8 +72,9 @@ def _used(runs: pd.DataFrame, column: str) -> bool:
 def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """Method → measure column → estimate."""
     groups = {str(method): group for method, group in runs.groupby("method")}
+    columns = measured(runs)
     return {
-        method: {m.column: estimate(groups[method][m.column] * m.factor) for m in measured(runs)}
+        method: {m.column: estimate(groups[method][m.column] * m.factor) for m in columns}
         for method in sorted(groups, key=natural)
     }
 

@@ -1,0 +1,64 @@
+"""What SLURM does to the jobs of a sweep, and how that is told. No torch; submitit only where it is there."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from rlsparse.stopping import pass_on
+
+QUEUE_POLL = 5.0  # seconds
+
+
+def wait_for_queue(settings: Mapping[str, Any]) -> None:
+    """Until SLURM has none of the sweep's jobs any more."""
+    command = ["squeue", "--noheader", "--name", str(settings["name"])]
+    while subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():
+        time.sleep(QUEUE_POLL)
+
+
+def ask_the_queue() -> None:
+    """Have submitit look for its jobs in SLURM's queue.
+
+    It asks SLURM's accounting, which many clusters lack: there it would wait for ever for a job that was killed.
+    """
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class Queue(SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
+            return command if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            text = string if isinstance(string, str) else string.decode()
+            queued = dict(line.split("|") for line in text.split())
+            return {job: {"JobID": job, "State": queued.get(job, "not in the queue")} for job in self._registered}
+
+    SlurmJob.watcher = Queue(delay_s=60)
+
+
+def stopped(number: int) -> None:
+    """A run of this process was told to stop by a signal, and is saved: let the job end as SLURM meant it.
+
+    SLURM's preemption begins with SIGTERM, as scancel does. A job that ends on it has failed in SLURM's eyes: it is
+    queued again only if it says so itself.
+    """
+    if number == signal.SIGTERM and _is_preempted():
+        with suppress(Exception):  # SLURM was faster, and has it in the queue already
+            pass_on(signal.SIGUSR2)
+    pass_on(number)
+
+
+def _is_preempted() -> bool:
+    """Whether SLURM wants the place of this job for another one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    with suppress(OSError, subprocess.TimeoutExpired):
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60).stdout
+        return re.search(r"\bPreemptTime=\d", shown) is not None
+    return False
