@@ -3,13 +3,10 @@
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for this
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import open_dict
-
-# our launchers' yaml files bear the names of plugins' own nodes, against which Hydra would hold them, and say so at
-# length; it looks at this module last
-for _name in ("joblib.yaml", "ray.yaml"):
-    ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop(_name, None)
 
 
 class ResumingSweeper(BasicSweeper):
@@ -31,3 +28,13 @@ class ResumingSweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         return sweep(self.config, self.launcher, self.max_batch_size)
+
+
+class OwnLaunchers(SearchPathPlugin):
+    """Hydra would hold our launchers' yaml files against plugins' nodes of the same names, and say so at length."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        # called once all plugins have been found and have put their nodes into the store
+        nodes = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+        for name in ("joblib.yaml", "ray.yaml"):
+            nodes.pop(name, None)

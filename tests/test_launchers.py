@@ -1,5 +1,7 @@
 """What we know of Hydra's launchers, and where their runs go."""
 
+import os
+import subprocess
 import sys
 import threading
 
@@ -123,3 +125,16 @@ def test_a_place_is_never_given_twice_at_a_time(tmp_path):
 
 def test_gpus_are_counted_without_a_driver_too():
     assert gpu_count() >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hydra_takes_our_files_without_a_word(name):
+    """Wherever its plugins come from: here ours are found first."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rlsparse.run", "--cfg", "hydra", "-p", "hydra.launcher", f"hydra/launcher={name}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert OmegaConf.create(done.stdout) == OmegaConf.load(CONF / f"{name}.yaml")
