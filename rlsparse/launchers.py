@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -89,6 +90,8 @@ def _ray_device(settings: Mapping[str, Any]) -> str:
 
 
 def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None]) -> Callable[[Check], Any]:
+    if shutil.which("sbatch") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no sbatch here; start the sweep where jobs are submitted")
     ask_the_queue()
     return lambda check: check()
 

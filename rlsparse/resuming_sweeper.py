@@ -25,6 +25,8 @@ from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
 
+SHOWN = 300  # characters of an error's beginning and end
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -56,8 +58,8 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
     if config.hydra.sweeper.get("dry_run"):
         _tell(config, engine, at_a_time)
         return
-    check_by = engine.begin(settings, import_all)
     with one_message():
+        check_by = engine.begin(settings, import_all)
         planned = plan(_placed(sweep_points(config), engine, settings), engine.device is None, check_by)
     todo = [one for one in planned if not _is_done(one)]
     warn(_other_versions([one for one in planned if one not in todo]))
@@ -217,5 +219,6 @@ def _launch_alone(one: Planned, launcher: Launcher) -> None:
 
 
 def _line(error: Exception) -> str:
-    """An error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """An error on one line; a launcher's may hold all that a job has printed."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return line if len(line) <= 2 * SHOWN else f"{line[:SHOWN]} ... {line[-SHOWN:]}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -15,9 +16,11 @@ QUEUE_POLL = 5.0  # seconds
 
 
 def wait_for_queue(settings: Mapping[str, Any]) -> None:
-    """Until SLURM has none of the sweep's jobs any more."""
+    """Until SLURM has none of the sweep's jobs any more; a queue that does not answer for a while may have some."""
+    if shutil.which("squeue") is None:  # there is no SLURM here, which is why the launcher gave up
+        return
     command = ["squeue", "--noheader", "--name", str(settings["name"])]
-    while subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip():
+    while (asked := subprocess.run(command, capture_output=True, text=True)).returncode != 0 or asked.stdout.strip():
         time.sleep(QUEUE_POLL)
 
 

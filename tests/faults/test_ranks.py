@@ -23,6 +23,7 @@ from tests.faults.killing import SETTING, ended, heed_interrupts, only_run, outc
 from tests.faults.ranked import SETTINGS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+FULL = "at full length only (make test-faults)"
 ALONG = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
@@ -134,7 +135,9 @@ def test_a_sweep_writes_once_and_its_second_start_skips(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_said_once(tmp_path):
+def test_bad_input_is_said_once(tmp_path, full):
+    if not full:
+        pytest.skip(FULL)
     code, text = ended(run_of("train.group_size=0", f"runs_dir={tmp_path}"))
     assert code == 1
     assert text.count("train.group_size=0") == 1, text
@@ -153,7 +156,7 @@ def whole(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("victim", ["rank 1", "rank 0", "Ctrl-C"])
 def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
     if victim == "rank 0" and not full:
-        pytest.skip("at full length only (make test-faults)")
+        pytest.skip(FULL)
     process = run_of(f"runs_dir={tmp_path}")
     until_steps(tmp_path, 7)
     ranks = rank_processes(process.pid)
@@ -179,7 +182,9 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_ranks_goes_on_with_one(whole, tmp_path):
+def test_a_run_of_two_ranks_goes_on_with_one(whole, tmp_path, full):
+    if not full:
+        pytest.skip(FULL)
     process = run_of(f"runs_dir={tmp_path}")
     until_steps(tmp_path, 7)
     process.send_signal(signal.SIGTERM)

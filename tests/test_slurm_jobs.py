@@ -1,0 +1,33 @@
+"""What a run does for SLURM when it is told to stop. The real SLURM is in tests/slurm."""
+
+import signal
+
+import pytest
+
+from rlsparse.slurm import stopped
+
+SIGTERM, SIGUSR2 = signal.SIGTERM, signal.SIGUSR2
+
+
+@pytest.mark.parametrize(
+    ("told", "preempted", "passed_on"),
+    [
+        (SIGTERM, "2026-01-02T03:04:05", [SIGUSR2, SIGTERM]),
+        (SIGTERM, "None", [SIGTERM]),  # scancel
+        (SIGUSR2, "None", [SIGUSR2]),
+    ],
+)
+def test_only_preemption_has_the_job_queued_again(told, preempted, passed_on, tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho '   PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime={preempted}'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    seen = []
+    earlier = {n: signal.signal(n, lambda number, frame: seen.append(number)) for n in (SIGTERM, SIGUSR2)}
+    try:
+        stopped(told)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    assert seen == passed_on
