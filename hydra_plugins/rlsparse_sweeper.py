@@ -34,6 +34,10 @@ class OwnLaunchers(SearchPathPlugin):
     """Hydra would hold our launchers' yaml files against plugins' nodes of the same names, and say so at length."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from rlsparse.compose import config_dir
+
+        if not any(str(one.path).removeprefix("file://") == config_dir() for one in search_path.get_path()):
+            return  # another program's
         # called once all plugins have been found and have put their nodes into the store
         nodes = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
         for name in ("joblib.yaml", "ray.yaml"):

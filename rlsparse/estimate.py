@@ -81,6 +81,8 @@ def finished(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Finished:
     Raises:
         Exception: they are not those of a finished run.
     """
+    if summary.get("ranks", 1) != 1:
+        raise ValueError("several ranks say little about the time of one")
     size = sized(config, summary["method_hash"], summary["device"].partition(":")[0])
     seconds, memory = float(summary["time"]["total"]), summary.get("peak_memory_bytes")
     if not (0 < seconds < 1e9 and size.work > 0 and isfinite(size.work)):

@@ -12,11 +12,13 @@ def import_all() -> None:
 
     What they brought stays for good, so the collector need not look at it in later runs either.
     """
+    was_on = gc.isenabled()
     gc.disable()
     try:
         for module in ("rlsparse.preflight", "rlsparse.train", "peft"):
             import_module(module)
     finally:
         gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()
         atexit.register(gc.unfreeze)  # triton laments at exit over what was never collected

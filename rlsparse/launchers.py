@@ -15,7 +15,7 @@ from rlsparse.config import ConfigError
 from rlsparse.slurm import ask_the_queue, wait_for_queue
 
 Check = Callable[[], Any]
-Begin = Callable[[Mapping[str, Any], Callable[[], None]], Callable[[Check], Any]]
+Begin = Callable[[Mapping[str, Any], Callable[[], None], int], Callable[[Check], Any]]  # the last: runs at most
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Engine:
     schema: str
     at_a_time: Callable[[Mapping[str, Any]], int | None]
     device: Callable[[Mapping[str, Any]], str] | None = None
-    begin: Begin = lambda settings, ready: lambda check: check()
+    begin: Begin = lambda settings, ready, runs: lambda check: check()
     settle: Callable[[Mapping[str, Any]], None] = lambda settings: None
 
 
@@ -66,13 +66,14 @@ def _joblib_places(settings: Mapping[str, Any]) -> int:
     return _cores() if settings["n_jobs"] == -1 else int(settings["n_jobs"])
 
 
-def _begin_workers(settings: Mapping[str, Any], ready: Callable[[], None]) -> Callable[[Check], Any]:
+def _begin_workers(settings: Mapping[str, Any], ready: Callable[[], None], runs: int) -> Callable[[Check], Any]:
     """The processes that joblib will use again for the runs, so that this one need not import torch at all."""
     from joblib import Parallel, delayed
 
     # the launcher's own arguments: joblib starts other processes for others
     given = {key: value for key, value in settings.items() if key != "_target_"} | {"backend": "loky"}
-    beginning = Parallel(**given, return_as="generator")(delayed(ready)() for _ in range(_joblib_places(settings)))
+    needed = min(runs, _joblib_places(settings))
+    beginning = Parallel(**given, return_as="generator")(delayed(ready)() for _ in range(needed))
 
     def check_there(check: Check) -> Any:
         list(beginning)
@@ -89,7 +90,7 @@ def _ray_device(settings: Mapping[str, Any]) -> str:
     return "cuda" if settings["ray"]["remote"].get("num_gpus") else "cpu"
 
 
-def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None]) -> Callable[[Check], Any]:
+def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None], runs: int) -> Callable[[Check], Any]:
     if shutil.which("sbatch") is None:
         raise ConfigError("hydra/launcher=slurm: there is no sbatch here; start the sweep where jobs are submitted")
     ask_the_queue()
@@ -107,8 +108,12 @@ def _ray_places(settings: Mapping[str, Any]) -> int | None:
     given, remote = settings["ray"]["init"], settings["ray"]["remote"]
     if given.get("address"):
         return None
-    cores = given.get("num_cpus") or os.cpu_count() or 1
-    return max(1, int(cores // (remote.get("num_cpus") or 1)))
+    room = []
+    for kind, count in (("num_cpus", lambda: os.cpu_count() or 1), ("num_gpus", gpu_count)):
+        if wanted := remote.get(kind):
+            have = given.get(kind)
+            room.append(int((count() if have is None else have) / wanted))
+    return max(1, min(room, default=1))
 
 
 PLUGINS = "hydra_plugins"
@@ -156,21 +161,27 @@ def settings_of(launcher: DictConfig) -> dict[str, Any]:
     engine = engine_of(launcher)
     if engine.extra and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(f"hydra/launcher={engine.extra}: under torchrun the ranks share each run; take local")
+    module, _, name = engine.schema.partition(":")
     try:
+        schema = OmegaConf.structured(getattr(import_module(module), name)) if engine.schema else OmegaConf.create()
         settings: Any = OmegaConf.to_container(launcher, resolve=True)
         if engine.schema:
-            module, _, name = engine.schema.partition(":")
-            schema = OmegaConf.structured(getattr(import_module(module), name))
             OmegaConf.merge(schema, OmegaConf.create(settings))
     except ImportError as error:
         raise ConfigError(
             f'hydra/launcher={engine.extra}: is not installed ({error}); pip install "rlsparse[{engine.extra}]"'
         ) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hydra.launcher.{error.full_key}: {str(error).splitlines()[0]}") from error
+        key = str(error.full_key).removeprefix("hydra.launcher.")
+        raise ConfigError(f"hydra.launcher.{key}: {str(error).splitlines()[0]}") from error
     for key in AT_LEAST_ONE:
         if isinstance(settings.get(key), int) and settings[key] < 1:
             raise ConfigError(f"hydra.launcher.{key}={settings[key]}: must be at least 1")
+    if "signal_delay_s" in settings and settings["signal_delay_s"] >= 60 * settings["timeout_min"]:
+        raise ConfigError(
+            f"hydra.launcher.signal_delay_s={settings['signal_delay_s']}: each job would be told to stop at once, with "
+            f"hydra.launcher.timeout_min={settings['timeout_min']}; give less than {60 * settings['timeout_min']}"
+        )
     if "n_jobs" in settings and (settings["n_jobs"] == 0 or settings["n_jobs"] < -1):
         raise ConfigError(
             f"hydra.launcher.n_jobs={settings['n_jobs']}: give the number of runs at a time, or -1 for one a core"

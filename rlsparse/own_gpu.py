@@ -1,10 +1,19 @@
 """One GPU for each of several runs of a machine: whoever begins takes the next one that is free."""
 
+import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+def places_folder() -> Path:
+    """Where this user's runs on this machine keep off each other's GPUs, those of other sweeps too."""
+    visible = re.sub(r"[^\w-]", "_", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    return Path(tempfile.gettempdir()) / f"rlsparse-gpus-{os.getuid()}-{visible}"
 
 
 @contextmanager
@@ -14,7 +23,7 @@ def own_gpu(folder: Path, places: int, gpus: int) -> Iterator[str]:
     Place k is on GPU k mod ``gpus``, so that runs spread evenly where there are more of them; a dead run's is free.
 
     Args:
-        folder: where the places' locks are, the same for all of the sweep.
+        folder: where the places' locks are.
         places: runs at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,17 @@ class Point:
 
 
 def sweep_points(config: DictConfig) -> list[Point]:
-    """Every job of a multirun, in order: the grid of the sweeper's ``params`` and the command line's axes.
+    """Every job of a multirun, in order.
+
+    Args:
+        config: the multirun's master config, ``hydra`` node included.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    return [Point(job, run_config(loader.load_sweep_config(config, job))) for job in sweep_jobs(config)]
+
+
+def sweep_jobs(config: DictConfig) -> list[list[str]]:
+    """The arguments of every job: the grid of the sweeper's ``params`` and the command line's axes.
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
@@ -51,8 +61,7 @@ def sweep_points(config: DictConfig) -> list[Point]:
     arguments = [f"{key}={value}" for key, value in params.items()] + typed
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
-    jobs = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-    return [Point(job, run_config(loader.load_sweep_config(config, job))) for job in jobs]
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
 def write_plan(folder: Path, points: Mapping[str, list[str]], jobs: Sequence[list[str]]) -> None:

@@ -1,19 +1,21 @@
 """The processes that share a run under torchrun. One alone is the same thing with nothing to exchange.
 
 All goes through gloo on the CPU: what is exchanged is small (completions, the adapter's gradient), a lost rank is known
-at once, and sums are the same bits on every rank, so that their adapters never drift apart.
+at once, and sums are the same bits on every rank, so that adapters stay the same where processors are alike.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(hours=6)
 
 # torch is imported inside functions: the command line asks for the ranks before it knows whether anything will run
 
@@ -118,7 +120,8 @@ def join_ranks() -> Ranks:
         return ALONE
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    # a death is noticed by its closed socket; a slow step, or a rank that loads for long, is none
+    dist.init_process_group("gloo", timeout=PATIENCE)
     return Ranks(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
 
 

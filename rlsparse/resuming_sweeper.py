@@ -20,7 +20,7 @@ from rlsparse.dry_run import Point as Asked
 from rlsparse.heavy import import_all
 from rlsparse.identity import Identity
 from rlsparse.launchers import Check, Engine, engine_of
-from rlsparse.plan import Point, sweep_points, write_plan
+from rlsparse.plan import Point, sweep_jobs, sweep_points, write_plan
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
@@ -59,7 +59,7 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         _tell(config, engine, at_a_time)
         return
     with one_message():
-        check_by = engine.begin(settings, import_all)
+        check_by = engine.begin(settings, import_all, len(sweep_jobs(config)))
         planned = plan(_placed(sweep_points(config), engine, settings), engine.device is None, check_by)
     todo = [one for one in planned if not _is_done(one)]
     warn(_other_versions([one for one in planned if one not in todo]))

@@ -22,7 +22,7 @@ from rlsparse.dry_run import as_override
 from rlsparse.heavy import import_all
 from rlsparse.launchers import gpu_count, gpus_or_cores
 from rlsparse.loader import Loader, own_loader
-from rlsparse.own_gpu import own_gpu
+from rlsparse.own_gpu import own_gpu, places_folder
 from rlsparse.plan import latest_sweep
 from rlsparse.ranks import ALONE, RankLost, Ranks, join_ranks
 from rlsparse.slurm import stopped
@@ -141,9 +141,10 @@ def main() -> None:
         context = HydraConfig.get()
         ours = run_config(config)
         try:
-            with _at_its_place(ours, context) as placed:
+            with _at_its_place(ours, context, ranks) as placed:
                 run(placed, _job(ours, context), own_loader(), own_viewer(), ranks)
         except (Interrupted, KeyboardInterrupt) as error:  # ends a sweep too, with the shell's code for the signal
+            in_step = ranks.size == 1 or isinstance(error, Interrupted)  # at once is not after the same step
             number = getattr(error, "signal", SIGINT)
             stopped(number)
             sys.exit(128 + number)
@@ -184,11 +185,12 @@ def _follow(ranks: Ranks) -> None:
 
 
 @contextmanager
-def _at_its_place(config: Config, context: HydraConf) -> Iterator[Config]:
+def _at_its_place(config: Config, context: HydraConf, ranks: Ranks) -> Iterator[Config]:
     """The config with a GPU of its own, where runs are side by side on a machine that has several."""
     places = context.launcher.get("n_jobs", 1)
-    if config.device == "auto" and places != 1 and (gpus := gpu_count()) > 1:
-        with own_gpu(Path(context.sweep.dir) / "gpus", places, gpus) as device:
+    side_by_side = places != 1 and ranks.size == 1
+    if config.device in ("auto", "cuda") and side_by_side and (gpus := gpu_count()) > 1:
+        with own_gpu(places_folder(), places, gpus) as device:
             yield replace(config, device=device)
     else:
         yield config

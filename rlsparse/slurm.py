@@ -38,8 +38,10 @@ def ask_the_queue() -> None:
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
-            queued = dict(line.split("|") for line in text.split())
-            return {job: {"JobID": job, "State": queued.get(job, "not in the queue")} for job in self._registered}
+            queued = {line.partition("|")[0] for line in text.split()}
+            # a job that is there is not done, whatever it is called: some states are not known to submitit
+            states = {job: "RUNNING" if job in queued else "not in the queue" for job in self._registered}
+            return {job: {"JobID": job, "State": state} for job, state in states.items()}
 
     SlurmJob.watcher = Queue(delay_s=60)
 
@@ -61,6 +63,8 @@ def _is_preempted() -> bool:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the id of one task is the whole array's
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     with suppress(OSError, subprocess.TimeoutExpired):
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60).stdout
         return re.search(r"\bPreemptTime=\d", shown) is not None

@@ -49,7 +49,7 @@ class StopRequest:
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
-                if time.monotonic() - self._since > ECHO:
+                if number != self.signal or time.monotonic() - self._since > ECHO:
                     for one, handler in earlier.items():
                         signal.signal(one, handler)
                     os.kill(os.getpid(), number)

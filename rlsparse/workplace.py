@@ -35,7 +35,7 @@ def device_of(config: Config, ranks: Ranks) -> torch.device:
         ConfigError: no such device here.
     """
     device = resolve_device(config.device)
-    if device.type == "cuda" and device.index is None and ranks.size > 1:
+    if device.type == "cuda" and device.index is None:
         return torch.device("cuda", ranks.local % torch.cuda.device_count())
     return device
 

@@ -6,12 +6,17 @@ import sys
 import threading
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from submitit.slurm.slurm import SlurmJob
 
+from rlsparse import workplace
 from rlsparse.config import ConfigError
 from rlsparse.launchers import ENGINES, engine_of, gpu_count, settings_of
 from rlsparse.own_gpu import own_gpu
-from tests.conftest import ROOT
+from rlsparse.ranks import ALONE, Ranks
+from rlsparse.slurm import ask_the_queue
+from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf" / "hydra" / "launcher"
 NAMES = ("local", "joblib", "slurm", "ray")
@@ -42,6 +47,7 @@ def test_its_keys_are_those_of_the_plugin(name):
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
+        ("slurm", "signal_delay_s", 20000, r"signal_delay_s=20000: each job .* give less than 14400"),
         ("joblib", "n_jobs", "many", r"hydra\.launcher\.n_jobs: Value 'many'"),
         ("joblib", "n_jobs", 0, r"hydra\.launcher\.n_jobs=0: give the number"),
         ("slurm", "timeout_min", 0, r"hydra\.launcher\.timeout_min=0: must be at least 1"),
@@ -91,6 +97,8 @@ def test_runs_side_by_side():
     assert count("joblib", n_jobs=3) == 3
     assert count("slurm", array_parallelism=7) == 7
     assert count("ray", ray={"init": {"num_cpus": 8}, "remote": {"num_cpus": 2}}) == 4
+    assert count("ray", ray={"init": {"num_cpus": 8, "num_gpus": 2}, "remote": {"num_gpus": 1}}) == 2
+    assert count("ray", ray={"init": {"address": "auto"}}) is None
 
 
 def test_runs_side_by_side_have_different_gpus(tmp_path):
@@ -123,6 +131,30 @@ def test_a_place_is_never_given_twice_at_a_time(tmp_path):
     assert max(most) == 1
 
 
+def test_a_gpu_is_a_certain_one(monkeypatch):
+    """torch.cuda.set_device wants its number; ranks of a machine take one each."""
+    monkeypatch.setattr(workplace, "resolve_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def named(device, ranks=ALONE):
+        return str(workplace.device_of(composed(f"device={device}"), ranks))
+
+    assert [named("cpu"), named("cuda"), named("cuda:1")] == ["cpu", "cuda:0", "cuda:1"]
+    assert [named("cuda", Ranks(local, 3, local)) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_a_job_in_the_queue_is_not_done_whatever_its_state_is_called():
+    ask_the_queue()
+    watcher = SlurmJob.watcher
+    watcher._registered = {"7_0", "7_1", "8"}
+    found = watcher.read_info("7_0|CONFIGURING\n8|PENDING\n9|RUNNING\n")
+    assert {job: one["State"] for job, one in found.items()} == {
+        "7_0": "RUNNING",
+        "8": "RUNNING",
+        "7_1": "not in the queue",
+    }
+
+
 def test_gpus_are_counted_without_a_driver_too():
     assert gpu_count() >= 0
 
@@ -137,4 +169,5 @@ def test_hydra_takes_our_files_without_a_word(name):
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert OmegaConf.create(done.stdout) == OmegaConf.load(CONF / f"{name}.yaml")
+    printed, written = OmegaConf.create(done.stdout), OmegaConf.load(CONF / f"{name}.yaml")
+    assert OmegaConf.to_container(printed) == OmegaConf.to_container(written)  # interpolations as they stand
