@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsparse.config import ConfigError
-from rlsparse.slurm import ask_the_queue, wait_for_queue
+from rlsparse.slurm import ask_the_queue, check_queue, wait_for_queue
 
 Check = Callable[[], Any]
 Begin = Callable[[Mapping[str, Any], Callable[[], None], int], Callable[[Check], Any]]  # the last: runs at most
@@ -91,8 +90,7 @@ def _ray_device(settings: Mapping[str, Any]) -> str:
 
 
 def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None], runs: int) -> Callable[[Check], Any]:
-    if shutil.which("sbatch") is None:
-        raise ConfigError("hydra/launcher=slurm: there is no sbatch here; start the sweep where jobs are submitted")
+    check_queue()
     ask_the_queue()
     return lambda check: check()
 

@@ -10,18 +10,45 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from rlsparse.config import ConfigError
 from rlsparse.stopping import pass_on
 
 QUEUE_POLL = 5.0  # seconds
+PATIENCE = 300.0  # seconds without an answer, after which SLURM is taken for gone
 
 
 def wait_for_queue(settings: Mapping[str, Any]) -> None:
     """Until SLURM has none of the sweep's jobs any more; a queue that does not answer for a while may have some."""
-    if shutil.which("squeue") is None:  # there is no SLURM here, which is why the launcher gave up
-        return
-    command = ["squeue", "--noheader", "--name", str(settings["name"])]
-    while (asked := subprocess.run(command, capture_output=True, text=True)).returncode != 0 or asked.stdout.strip():
+    answered = time.monotonic()
+    while time.monotonic() - answered < PATIENCE:
+        error, jobs = _queue(str(settings["name"]))
+        if not error:
+            if not jobs:
+                return
+            answered = time.monotonic()
         time.sleep(QUEUE_POLL)
+
+
+def check_queue() -> None:
+    """
+    Raises:
+        ConfigError: jobs cannot be submitted from here.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no sbatch here; start the sweep where jobs are submitted")
+    error, _ = _queue("rlsparse")
+    if error:
+        raise ConfigError(f"hydra/launcher=slurm: SLURM does not answer ({error}); see what squeue says here")
+
+
+def _queue(name: str) -> tuple[str, str]:
+    """What squeue complains of, on a line, and the jobs of that name."""
+    command = ["squeue", "--noheader", "--name", name]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PATIENCE:.0f} s", ""
+    return (" ".join(asked.stderr.split()) or "no reason given") if asked.returncode else "", asked.stdout.strip()
 
 
 def ask_the_queue() -> None:

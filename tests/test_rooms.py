@@ -46,7 +46,7 @@ ROOMS: dict[str, set[str]] = {
     "sweep": {"config", "checks", "compose", "dry_run", "heavy", "plan", "policy", "preflight", "warm_start"},
     "status": {"claim", "plan", "summary", "whole_file"},
     "launchers": {"config", "slurm"},
-    "slurm": {"stopping"},
+    "slurm": {"config", "stopping"},
     "estimate": set(),
     "dry_run": {"attempt", "config", "estimate", "identity", "status", "summary", "whole_file"},
     "own_gpu": set(),

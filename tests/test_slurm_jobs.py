@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from rlsparse.slurm import stopped
+from rlsparse.config import ConfigError
+from rlsparse.slurm import check_queue, stopped
 
 SIGTERM, SIGUSR2 = signal.SIGTERM, signal.SIGUSR2
 
@@ -31,3 +32,14 @@ def test_only_preemption_has_the_job_queued_again(told, preempted, passed_on, tm
         for number, handler in earlier.items():
             signal.signal(number, handler)
     assert seen == passed_on
+
+
+def test_a_machine_that_submits_no_jobs_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="hydra/launcher=slurm: there is no sbatch here"):
+        check_queue()
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'error: no controller' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(ConfigError, match=r"SLURM does not answer \(error: no controller\); see what squeue says"):
+        check_queue()
