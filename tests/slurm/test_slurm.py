@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 LAUNCHER = ("hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2")
 LENGTH = ("train.steps=60", "eval.every=20")
 PATIENCE = 150  # seconds
+FULL = "at full length only (make test-slurm ARGS=--full)"
 
 
 class Sweep:
@@ -122,7 +123,9 @@ def test_a_preempted_job_is_queued_again_and_goes_on(cluster, undisturbed, tmp_p
 def test_slurms_own_preemption(cluster, undisturbed, tmp_path, full):
     """SLURM says SIGTERM, as scancel does, and a job that simply ends on that has failed."""
     sweep = Sweep(cluster, tmp_path, "algorithm=grpo", "seed=0")
-    graces = [5, 0] if full else [5]  # seconds that the job has
+    if not full:
+        pytest.skip(FULL)
+    graces = [5, 0]  # seconds that the job has
     for times, grace in enumerate(graces, start=1):
         sweep.until_steps("grpo-s0", sweep.steps("grpo-s0") + 8)
         task = sweep.task(0)
@@ -140,7 +143,7 @@ def test_slurms_own_preemption(cluster, undisturbed, tmp_path, full):
 def test_what_ends_with_its_job_goes_on_alone_and_is_named_if_it_does_so_again(cluster, undisturbed, tmp_path, full):
     """One job is killed, one has had all its time limits; up to ten minutes, any warning is one of the limit's."""
     if not full:
-        pytest.skip("at full length only (make test-slurm ARGS=--full)")
+        pytest.skip(FULL)
     few = ("hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=0")
     sweep = Sweep(cluster, tmp_path, "algorithm=grpo,sgrpo", "seed=0", *few)
     sweep.until_steps("grpo-s0")
