@@ -53,7 +53,8 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     """A file's YAML mapping; None where there is none, or none that can be read."""
     try:
         text = path.read_text(encoding="utf-8")
-        value = yaml.load(text, FAST if len(text) <= SHALLOW else yaml.SafeLoader)
+        loader = FAST if len(text) <= SHALLOW else yaml.SafeLoader  # both make plain values only
+        value = loader(text).get_single_data()
     except Exception:  # PyYAML raises more than its own errors
         return None
     return value if isinstance(value, dict) else None

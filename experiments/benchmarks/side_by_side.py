@@ -18,7 +18,7 @@ from tabulate import tabulate
 SWEEP = ["-m", "algorithm=sgrpo,tspmo,grpo,rgra", "seed=0,1,2"]
 LAUNCHERS = ("local", "joblib")
 TRACKERS = ("none", "wandb")
-REPEATS = 3
+REPEATS = 2
 
 
 def main() -> None:
