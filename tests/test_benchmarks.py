@@ -29,6 +29,7 @@ SCRIPTS = [
     "rounding",
     "l1ra",
     "layer_skip",
+    "side_by_side",
 ]
 
 
