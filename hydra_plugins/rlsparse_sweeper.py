@@ -12,8 +12,15 @@ from omegaconf import open_dict
 class ResumingSweeper(BasicSweeper):
     """A grid of points, of which only those are launched that are not done yet."""
 
-    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None, dry_run: bool = False) -> None:
-        super().__init__(max_batch_size, params)  # what a dry run is stands in the config that sweep() is given
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: dict[str, str] | None = None,
+        grids: list[dict[str, str]] | None = None,
+        tune: dict[str, str] | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        super().__init__(max_batch_size, params)  # the rest stands in the config that sweep() is given
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from rlsparse.launchers import settings_of  # only here: Hydra imports this module at every start

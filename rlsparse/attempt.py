@@ -24,6 +24,7 @@ from rlsparse.summary import (
     headline,
     read_provenance,
     results,
+    setting,
     write_summary,
 )
 from rlsparse.whole_file import sync, write_whole
@@ -186,7 +187,7 @@ def _train(
     ):
         if config.tracker.name == "wandb":
             viewer.show(folder)  # now that its files are as they will go on
-        summary |= {"device": str(device), "ranks": ranks.size}
+        summary |= {"device": str(device), "ranks": ranks.size, "setting": setting(config)}
         summary["prompts_skipped"] = {"train": place.data.skipped_train, "test": place.data.skipped_test}
         _tell_skipped(config, place, progress.say)
         keeper = Keeper(folder / CHECKPOINTS, config.train.checkpoint_every, tracker, clock, stop, saved, ranks)

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.compose import run_config
+from rlsparse.tuning import Tuning, tuning
 from rlsparse.whole_file import read_object, write_whole
 
 PLAN = "plan.json"
@@ -37,34 +38,66 @@ class Point:
         return [one for one in self.arguments if not one.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
-def sweep_points(config: DictConfig) -> list[Point]:
-    """Every job of a multirun, in order.
+def sweep_points(config: DictConfig, jobs: Sequence[list[str]] | None = None) -> list[Point]:
+    """Jobs of a multirun as points, in order.
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
+        jobs: None for all.
     """
     loader = GlobalHydra.instance().config_loader()
-    return [Point(job, run_config(loader.load_sweep_config(config, job))) for job in sweep_jobs(config)]
+    wanted = sweep_jobs(config) if jobs is None else jobs
+    return [Point(job, run_config(loader.load_sweep_config(config, job))) for job in wanted]
 
 
 def sweep_jobs(config: DictConfig) -> list[list[str]]:
-    """The arguments of every job: the grid of the sweeper's ``params`` and the command line's axes.
+    """The arguments of every job: the sweeper's ``grids``, each with its ``params`` and the command line's axes.
+
+    A job that several grids have is done once.
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
     """
+    sweeper = config.hydra.sweeper
+    grids = _plain(sweeper.get("grids")) or [{}]
+    params = _plain(sweeper.get("params")) or {}
+    every = [job for grid in grids for job in _jobs({**grid, **params}, _typed(config))]
+    return [list(job) for job in dict.fromkeys(map(tuple, every))]
+
+
+def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None:
+    """What the sweep tunes before it compares methods; None where it tunes nothing.
+
+    Raises:
+        ConfigError: see ``tuning``.
+    """
+    axes = _plain(config.hydra.sweeper.get("tune")) or {}
+    values = {key: [job[0].partition("=")[2] for job in _jobs({key: words}, [])] for key, words in axes.items()}
+    return tuning(values, _typed(config), jobs)
+
+
+def _jobs(axes: Mapping[str, Any], typed: list[str]) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for this
 
-    params = config.hydra.sweeper.get("params") or {}
-    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # an interpolation is each point's own
-    assert isinstance(typed, list)
-    arguments = [f"{key}={value}" for key, value in params.items()] + typed
+    arguments = [f"{key}={value}" for key, value in axes.items()] + typed
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
-def write_plan(folder: Path, points: Mapping[str, list[str]], jobs: Sequence[list[str]]) -> None:
+def _typed(config: DictConfig) -> list[str]:
+    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # an interpolation is each point's own
+    assert isinstance(typed, list)
+    return typed
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+
+
+def write_plan(
+    folder: Path, points: Mapping[str, list[str]], jobs: Sequence[list[str]], tuned: Sequence[str] = ()
+) -> None:
     """Add a sweep's points to an experiment's plan, whole or not at all.
 
     A point planned before under another id (a default or a model has changed since) is replaced.
@@ -72,13 +105,23 @@ def write_plan(folder: Path, points: Mapping[str, list[str]], jobs: Sequence[lis
     Args:
         points: overrides by run id.
         jobs: the overrides of every job of the sweep, in order.
+        tuned: keys for whose sake alone these points are tried; none for points that are compared.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{PLAN}.lock"):  # two sweeps may plan at once
         again = list(points.values())
         known = {run_id: overrides for run_id, overrides in read_plan(folder).items() if overrides not in again}
-        text = json.dumps({"latest": list(jobs), "points": {**known, **points}}, indent=1)
+        every = {**known, **points}
+        trials = {**read_trials(folder), **{run_id: list(tuned) for run_id in points}}
+        kept = {run_id: keys for run_id, keys in trials.items() if keys and run_id in every}
+        text = json.dumps({"latest": list(jobs), "points": every, "trials": kept}, indent=1)
         write_whole(folder / PLAN, text)
+
+
+def read_trials(folder: Path) -> dict[str, list[str]]:
+    """Keys by run id of the points that are there to tune these keys, and not to be compared."""
+    trials = (read_object(folder / PLAN) or {}).get("trials")
+    return {run_id: keys for run_id, keys in trials.items() if _words(keys)} if isinstance(trials, dict) else {}
 
 
 def read_plan(folder: Path) -> dict[str, list[str]]:

@@ -20,10 +20,11 @@ from rlsparse.dry_run import Point as Asked
 from rlsparse.heavy import import_all
 from rlsparse.identity import Identity
 from rlsparse.launchers import Check, Engine, engine_of
-from rlsparse.plan import Point, sweep_jobs, sweep_points, write_plan
+from rlsparse.plan import Point, sweep_jobs, sweep_points, sweep_tuning, write_plan
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
+from rlsparse.tuning import Job, Tuning
 
 SHOWN = 300  # characters of an error's beginning and end
 
@@ -59,23 +60,79 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         _tell(config, engine, at_a_time)
         return
     with one_message():
-        check_by = engine.begin(settings, import_all, len(sweep_jobs(config)))
-        planned = plan(_placed(sweep_points(config), engine, settings), engine.device is None, check_by)
-    todo = [one for one in planned if not _is_done(one)]
-    warn(_other_versions([one for one in planned if one not in todo]))
-    _work_off(todo, launcher, at_a_time, lambda: engine.settle(settings))
-    states = [one.state() for one in planned]
+        jobs = sweep_jobs(config)
+        tune = sweep_tuning(config, jobs)
+        check_by = engine.begin(settings, import_all, len(jobs))
+        ground = Ground(config, engine, launcher, at_a_time, check_by)
+        if tune is not None:  # bad input ends it before the first trial
+            every = [[*job, *words] for job in jobs for words in tune.combinations()[:1]]
+            identified(ground.points(every), engine.device is None, check_by)
+    trials = []
+    if tune is not None:
+        trials = ground.work_off(tune.all_trials(jobs), tuple(tune.values))
+        jobs = _settled(tune, jobs, trials)
+    compared = ground.work_off(jobs) if jobs else []
+    states = [one.state() for one in [*trials, *compared]]
     if any(one.state != "finished" for one in states):
         print(report(states), file=sys.stderr)
-    if any(one.state in ("failed", "cut off", "missing") for one in states):
+    if not jobs or any(one.state in ("failed", "cut off", "missing") for one in states):
         sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where a sweep's jobs are checked, planned and done."""
+
+    config: DictConfig
+    engine: Engine
+    launcher: Launcher
+    at_a_time: int | None
+    check_by: Callable[[Check], Any]
+
+    def points(self, jobs: Sequence[list[str]]) -> list[Point]:
+        return _placed(sweep_points(self.config, jobs), self.engine, self.config.hydra.launcher)
+
+    def work_off(self, jobs: Sequence[list[str]], tuned: Sequence[str] = ()) -> list[Planned]:
+        """Plan them and do what is not done.
+
+        Args:
+            tuned: keys for whose sake they are tried.
+        """
+        with one_message():
+            planned = plan(self.points(jobs), self.engine.device is None, self.check_by, tuned)
+        todo = [one for one in planned if not _is_done(one)]
+        warn(_other_versions([one for one in planned if one not in todo]))
+        settings = self.config.hydra.launcher
+        _work_off(todo, self.launcher, self.at_a_time, lambda: self.engine.settle(settings))
+        return planned
+
+
+def _settled(tune: Tuning, jobs: Sequence[Job], trials: Sequence[Planned]) -> list[Job]:
+    """The comparison's jobs at the values that did best in the trials, with a line for each method."""
+    scores = {tuple(job): _score(one.folder) for job, one in zip(tune.all_trials(jobs), trials, strict=True)}
+    settled = tune.settle(jobs, lambda trial: scores.get(tuple(trial)))
+    lost = [" ".join(job) for job, done in zip(jobs, settled, strict=True) if done is None]
+    warn([f"{job}: not compared, no value of {', '.join(tune.values)} has all its trials" for job in lost])
+    chosen = Counter(" ".join(w for w in job if w.partition("=")[0] in tune.values) for job in settled if job)
+    for words, count in chosen.items():
+        print(f"tuned on seeds {', '.join(tune.seeds)}: {words} for {count} of {len(jobs)} runs", file=sys.stderr)
+    return [job for job in settled if job is not None]
+
+
+def _score(folder: Path) -> float | None:
+    """A trial's mean of the curve; 0 where it diverged."""
+    summary = read_summary(folder)
+    if summary is None or summary["status"] == "failed":
+        return None
+    mean = summary.get("curve_mean")
+    return mean if summary["status"] == "finished" and isinstance(mean, float) else 0.0
 
 
 def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
     """What the sweep would do, after the same checks."""
     settings = config.hydra.launcher
     with one_message():
-        points = _placed(sweep_points(config), engine, settings)
+        points = _placed(sweep_points(config, _foreseen(config)), engine, settings)
         with nothing_made([point.config for point in points]):
             identities = identified(points, engine.device is None, lambda check: check())
     count = engine.at_a_time(settings)
@@ -85,6 +142,15 @@ def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
     )
     asked = zip(_names(points), points, identities, strict=True)
     print(describe([Asked(name or identity.id, point.config, identity) for name, point, identity in asked], places))
+
+
+def _foreseen(config: DictConfig) -> list[Job]:
+    """The sweep's trials, and its comparison as if the first value were the best for every method."""
+    jobs = sweep_jobs(config)
+    tune = sweep_tuning(config, jobs)
+    if tune is None:
+        return jobs
+    return [*tune.all_trials(jobs), *([*job, *tune.combinations()[0]] for job in jobs)]
 
 
 def _placed(points: list[Point], engine: Engine, settings: Mapping[str, Any]) -> list[Point]:
@@ -100,12 +166,15 @@ def _placed(points: list[Point], engine: Engine, settings: Mapping[str, Any]) ->
     ]
 
 
-def plan(points: Sequence[Point], here: bool, check_by: Callable[[Check], Any]) -> list[Planned]:
+def plan(
+    points: Sequence[Point], here: bool, check_by: Callable[[Check], Any], tuned: Sequence[str] = ()
+) -> list[Planned]:
     """Check every point and write down the plan of each experiment they belong to.
 
     Args:
         here: whether the runs will be on this machine.
         check_by: does the check.
+        tuned: keys for whose sake they are tried.
 
     Raises:
         ConfigError: bad input; nothing is written then.
@@ -117,7 +186,8 @@ def plan(points: Sequence[Point], here: bool, check_by: Callable[[Check], Any]) 
     ]
     for experiment in dict.fromkeys(one.folder.parent for one in planned):
         own = [one for one in planned if one.folder.parent == experiment]
-        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, [p.overrides for p in points])
+        asked = [point.overrides for point in points]
+        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, asked, tuned)
     return planned
 
 

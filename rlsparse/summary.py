@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsparse.config import Config
 from rlsparse.whole_file import read_object, write_whole
 
 if TYPE_CHECKING:
@@ -31,6 +32,21 @@ def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int,
         "config_hash": identity.config_hash,
         "method_hash": identity.method_hash,
         **code(),
+    }
+
+
+def setting(config: Config) -> Summary:
+    """What a table says of a run beside its method: model, task, steps, optimizer steps a rollout, learning rate."""
+    model = config.model.name if config.model.path is None else f"{config.model.name} (a local folder)"
+    train = config.train
+    return {
+        "model": model,
+        "task": config.task.name,
+        "steps": train.steps,
+        "prompts_per_step": train.prompts_per_step,
+        "group_size": train.group_size,
+        "updates_per_rollout": train.updates_per_rollout,
+        "lr": train.lr,
     }
 
 
