@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from rlsparse.results.collect import collect
-from rlsparse.results.figures import MOST, rank_figure
+from rlsparse.results.figures.ranks import rank_figure
+from rlsparse.results.figures.style import MOST, save
 from rlsparse.results.ranks import collect_ranks, rank_table
-from rlsparse.results.statistics import estimate
-from rlsparse.results.tables import csv, latex, markdown
+from rlsparse.results.table import csv, latex, markdown
+from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 
 
 def put(folder, run_id, algorithm, seed, final, status="finished", overrides=(), method="m", **more):
@@ -26,6 +27,7 @@ def put(folder, run_id, algorithm, seed, final, status="finished", overrides=(),
         "seed": seed,
         "status": status,
         "error": "boom\nline two" if status != "finished" else None,
+        "setting": {"task": "toy", "lr": 0.1},
         "overrides": [f"algorithm={algorithm}", f"seed={seed}", *overrides],
         "method_hash": f"{algorithm}-{method}",
         "base": evaluation,
@@ -57,22 +59,20 @@ def folder(tmp_path):
     return folder
 
 
-def test_interval_by_hand():
-    # mean 60, s = 10, n = 3: t(0.975, 2) = 4.302653; 4.302653 x 10 / sqrt(3) = 24.8414
-    got = estimate(pd.Series([50.0, 60.0, 70.0]))
-    assert (got.mean, got.half_width, got.n) == (pytest.approx(60), pytest.approx(24.8414, rel=1e-5), 3)
-    assert estimate(pd.Series([50.0])).half_width != estimate(pd.Series([50.0])).half_width  # NaN: unknown
-    assert estimate(pd.Series([None, 4.0], dtype=float)).n == 1
+def rows_of(table):
+    return {row["method"]: row for row in table.cells.to_dict("records")}
 
 
-def test_only_finished_runs_count_and_the_rest_is_named(folder):
+def test_only_finished_and_diverged_runs_are_kept_and_the_rest_is_named(folder):
     found = collect(folder)
     assert found.runs[["method", "seed", "final_sampled"]].values.tolist() == [
         ["grpo", 0, 0.5],
         ["grpo", 1, 0.6],
         ["grpo", 2, 0.7],
         ["tspmo", 0, 0.65],
+        ["tspmo", 1, 0.99],
     ]
+    assert found.runs["status"].tolist() == ["finished"] * 4 + ["diverged"]
     assert found.not_counted == [
         "grpo-s3: not finished",
         "grpo-s4: its summary.json cannot be read",
@@ -81,30 +81,119 @@ def test_only_finished_runs_count_and_the_rest_is_named(folder):
     ]
 
 
-def test_markdown(folder):
+def test_outcomes_by_hand(folder):
     found = collect(folder)
-    text = markdown(found.runs, found.not_counted)
-    grpo, tspmo = (line for line in text.splitlines() if line.startswith(("| grpo", "| tspmo")))
-    assert "60.0 ± 24.8" in grpo
-    assert "**65.0**" in tspmo  # the best mean, and no interval from one seed
-    assert "±" not in tspmo
-    assert grpo.rstrip("| ").endswith("3")
-    assert "- tspmo-s1: diverged (boom line two)" in text
+    table = outcome_table(found.runs, "grpo", found.not_counted)
+    rows = rows_of(table)
+    # grpo 50, 60, 70; no mean of three resampled seeds lies outside, and each end is all three draws of one: 1 in 27,
+    # which is more than 2.5 %
+    assert rows["grpo"]["final, %"] == "60.0 [50.0, 70.0]"
+    assert rows["tspmo"]["final, %"] == "65.0"  # the diverged seed has no end; no interval from one seed
+    assert rows["tspmo"]["seeds"] == "1"
+    assert rows["tspmo"]["collapsed"] == "1 of 1"  # that one; the other has no curve
+    assert rows["tspmo"]["difference, points"] == "15.0"  # seed 0: 65 - 50
+    assert (rows["tspmo"]["p"], rows["tspmo"]["seeds say"]) == ("1.000", "inconclusive")
+    assert (rows["grpo"]["p"], rows["grpo"]["seeds say"]) == ("–", "baseline")
+    assert table.bold == {(1, "final, %"), (1, "final greedy, %"), (1, "area under curve, %")}
+    text = markdown(table)
+    assert "**65.0**" in text
+    assert "tspmo-s1: diverged (boom line two)" in text
+
+
+def test_seeds_say_better_and_worse(tmp_path):
+    # six seeds, each 10 points above, each 5 below: p = 2 / 2^6 = 0.031; and one above, five below
+    for seed in range(6):
+        put(tmp_path, f"grpo-s{seed}", "grpo", seed, 0.5)
+        put(tmp_path, f"sgrpo-s{seed}", "sgrpo", seed, 0.6)
+        put(tmp_path, f"rgra-s{seed}", "rgra", seed, 0.45)
+        put(tmp_path, f"tspmo-s{seed}", "tspmo", seed, 0.9 if seed == 0 else 0.45)
+    rows = rows_of(outcome_table(collect(tmp_path).runs, "grpo", []))
+    said = {name: (row["difference, points"], row["p"], row["seeds say"]) for name, row in rows.items()}
+    assert said["sgrpo"] == ("10.0 [10.0, 10.0]", "0.031", "better")
+    assert said["rgra"] == ("−5.0 [−5.0, −5.0]", "0.031", "worse")
+    # differences 40 and five times -5: mean 2.5; |sum| >= 15 where 40 has + and at most all five - (40 - 25 = 15), or
+    # where 40 has - : every pattern, so p = 1
+    assert said["tspmo"][1:] == ("1.000", "inconclusive")
 
 
 def test_latex_has_booktabs_rules_and_escapes(folder):
     put(folder, "sgrpo-s0", "sgrpo", 0, 0.1, overrides=["token_sampler.budget=8"], method="8")
     put(folder, "sgrpo-s1", "sgrpo", 0, 0.2, overrides=["token_sampler.budget=9"], method="9")
-    text = latex(collect(folder).runs, ["x"])
-    for word in (r"\toprule", r"\midrule", r"\bottomrule", r"$60.0 \pm 24.8$", r"token\_sampler.budget=8", r"base, \%"):
+    text = latex(outcome_table(collect(folder).runs, "grpo", ["a_b: 5 % −1"]))
+    assert r"a\_b: 5 \% $-$1" in text
+    for word in (
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        "60.0 [50.0, 70.0]",
+        r"token\_sampler.budget=8",
+        r"base, \%",
+    ):
         assert word in text
 
 
 def test_csv_has_unrounded_numbers(folder):
-    (folder.parent / "t.csv").write_text(csv(collect(folder).runs))
+    (folder.parent / "t.csv").write_text(csv(outcome_table(collect(folder).runs, "grpo", [])))
     table = pd.read_csv(folder.parent / "t.csv").set_index("method")
-    assert table.loc["grpo", "final, % ±"] == pytest.approx(24.8414, rel=1e-5)
+    assert table.loc["grpo", "final, % low"] == pytest.approx(50)
+    assert table.loc["tspmo", "final, %"] == pytest.approx(65)
     assert table.loc["grpo", "seeds"] == 3
+
+
+def curve(folder, run_id, accuracies, updated, seconds):
+    """Evaluations at steps 0, 1, 2, ...; each step updates so many tokens and takes so many seconds."""
+    lines = [{"step": 0, "kind": "eval", "eval/accuracy_sampled": accuracies[0], "eval/accuracy_greedy": 0.5}]
+    for step, accuracy in enumerate(accuracies[1:], start=1):
+        time = {"time/rollout": seconds / 2, "time/reward": 0, "time/train": seconds / 2, "time/eval": 9}
+        tokens = {"tokens/generated": 100 * step, "tokens/selected": updated * step}
+        lines.append({"step": step, "kind": "train", **time, **tokens})
+        lines.append({"step": step, "kind": "eval", "eval/accuracy_sampled": accuracy, "eval/accuracy_greedy": 0.5})
+    (folder / run_id / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{half")
+
+
+def test_equal_cost_by_hand(tmp_path):
+    put(tmp_path, "grpo-s0", "grpo", 0, 0.9)
+    put(tmp_path, "tspmo-s0", "tspmo", 0, 0.6)
+    curve(tmp_path, "grpo-s0", [0.2, 0.6, 0.9], updated=100, seconds=2)
+    curve(tmp_path, "tspmo-s0", [0.2, 0.4, 0.6], updated=10, seconds=1)
+    found = collect(tmp_path)
+    rows = rows_of(cost_table(found.runs, found.curves))
+    # the cheaper run takes 20 tokens and 2 seconds in all. GRPO at 20 of its first 100 tokens: 0.2 + 20 % of 0.4; at 2
+    # seconds it is at its first evaluation
+    assert rows["grpo"]["% at equal tokens updated"] == "28.0"
+    assert rows["grpo"]["% at equal seconds of training"] == "60.0"
+    assert rows["tspmo"]["% at equal tokens updated"] == rows["tspmo"]["% at equal seconds of training"] == "60.0"
+
+
+def test_collapse_is_losing_half_of_the_best(tmp_path):
+    for seed, accuracies in enumerate([[0.2, 0.8, 0.39], [0.2, 0.8, 0.4], [0.2, 0.1, 0.09], [0.0, 0.0, 0.0]]):
+        put(tmp_path, f"s{seed}", "grpo", seed, accuracies[-1])
+        curve(tmp_path, f"s{seed}", accuracies, updated=1, seconds=1)
+    put(tmp_path, "s4", "grpo", 4, 0.9, status="diverged")
+    found = collect(tmp_path).runs
+    assert found["collapsed"].tolist() == [True, False, True, False, True]
+    assert rows_of(outcome_table(found, None, []))["grpo"]["collapsed"] == "3 of 5"
+
+
+def test_trials_are_kept_apart_and_the_chosen_rate_is_marked(tmp_path):
+    points = {}
+    for rate, mean in ((0.1, 0.3), (0.2, 0.5)):
+        for seed in (100, 101):
+            words = [f"train.lr={rate}"]
+            put(tmp_path, f"t{rate}{seed}", "grpo", seed, mean, overrides=words, method=str(rate), setting={"lr": rate})
+            points[f"t{rate}{seed}"] = ["algorithm=grpo", *words, f"seed={seed}"]
+    for seed in (0, 1):
+        put(tmp_path, f"c{seed}", "grpo", seed, 0.6, overrides=["train.lr=0.2"], method="0.2", setting={"lr": 0.2})
+        points[f"c{seed}"] = ["algorithm=grpo", f"seed={seed}", "train.lr=0.2"]
+    trials = {name: ["train.lr"] for name in points if name.startswith("t")}
+    (tmp_path / "plan.json").write_text(json.dumps({"latest": [], "points": points, "trials": trials}))
+    found = collect(tmp_path)
+    assert found.runs[["method", "seed", "lr"]].values.tolist() == [["grpo", 0, 0.2], ["grpo", 1, 0.2]]
+    assert set(found.trials["method"]) == {"grpo"}
+    table = tuning_table(found.trials, found.runs)
+    assert rows_of(table)["grpo"] == {"method": "grpo", "lr 0.1": "30.0", "lr 0.2": "50.0"}
+    assert table.bold == {(0, "lr 0.2")}
+    assert rows_of(outcome_table(found.runs, None, []))["grpo"]["lr"] == "0.2"
 
 
 def test_methods_are_told_apart_by_what_differs(tmp_path):
@@ -132,7 +221,7 @@ def call(*arguments, cwd):
 
 
 def test_the_command_writes_the_same_bytes_twice_and_publishes(folder, tmp_path):
-    names = ("results.csv", "table.md", "table.tex", "table.csv", "not_counted.txt")
+    names = ("results.csv", "table.md", "table.tex", "table.csv", "costs.md", "run_config.yaml", "not_counted.txt")
     assert call(cwd=tmp_path).returncode == 0
     first = {name: (folder / name).read_bytes() for name in names}
     assert call(cwd=tmp_path).returncode == 0
@@ -170,8 +259,12 @@ def test_committed_tables_are_what_their_csv_gives(tmp_path):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     assert call("--studies", "experiments", cwd=tmp_path).returncode == 0
     for study in studies:
-        for name in ("table.md", "table.tex", "table.csv"):
-            assert (tmp_path / "experiments" / study.name / name).read_bytes() == (study / name).read_bytes()
+        made = [
+            file for end in ("md", "tex", "csv") for file in (tmp_path / "experiments" / study.name).glob(f"*.{end}")
+        ]
+        assert {"table.md", "table.tex", "table.csv", "costs.md"} <= {file.name for file in made}
+        for file in made:
+            assert file.read_bytes() == (study / file.name).read_bytes(), file
 
 
 def moved_ranks(folder, run_id, steps):
@@ -207,21 +300,21 @@ def test_where_the_rank_went_by_hand(with_ranks):
     ]
     by_step = ranks.history[(ranks.history["module"] == "down_proj") & (ranks.history["seed"] == 0)]
     assert by_step[["step", "rank"]].values.tolist() == [[0, 4], [5, 4.5], [10, 6]]  # (4 + 4)/2, (5 + 4)/2, (7 + 5)/2
-    # q_proj: 2 and 4, mean 3, s = sqrt 2, t(0.975, 1) = 12.706: 12.706 x sqrt 2 / sqrt 2 = 12.7; down_proj: 6 and 4
-    (row,) = [line for line in rank_table(ranks.final).splitlines() if line.startswith("| grpo adapter=l1ra")]
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["3.0 ± 12.7", "5.0 ± 12.7", "16", "2"]
+    # q_proj: 2 and 4, mean 3; both draws are the same seed in half of the resamples; down_proj: 6 and 4
+    (row,) = rank_table(ranks.final).cells.values.tolist()
+    assert row == ["grpo adapter=l1ra", "3.0 [2.0, 4.0]", "5.0 [4.0, 6.0]", "16", "2"]
 
 
 def test_the_figure_of_ranks_has_the_same_bytes_twice_and_goes_with_its_runs(with_ranks, tmp_path):
-    names = ("ranks_final.csv", "ranks_history.csv", "ranks.md", "ranks.svg")
-    assert call("--experiment", "moving", "--out", "experiments/moving", cwd=tmp_path).returncode == 0
+    names = ("ranks_final.csv", "ranks_history.csv", "ranks.md", "ranks.svg", "ranks.png", "costs.svg")
+    assert call("--experiment", "moving", "--out", "experiments/moving", "--figures", cwd=tmp_path).returncode == 0
     first = {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
     assert b"grpo adapter=l1ra" in first["ranks.svg"]
     assert b"adapter=lora" not in first["ranks.svg"]  # its ranks stay
     for name in ("ranks.md", "ranks.svg"):
         (tmp_path / "experiments/moving" / name).unlink()
     shutil.rmtree(tmp_path / "runs")
-    assert call("--studies", "experiments", cwd=tmp_path).returncode == 0
+    assert call("--studies", "experiments", "--figures", cwd=tmp_path).returncode == 0
     assert first == {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
 
 
@@ -229,8 +322,7 @@ def test_methods_stand_in_natural_order(tmp_path):
     for rank in (16, 4, 8):
         put(tmp_path, f"r{rank}", "grpo", 0, 0.5, overrides=[f"lora_rank={rank}"], method=str(rank))
     put(tmp_path, "t", "tspmo", 0, 0.5)
-    lines = markdown(collect(tmp_path).runs, []).splitlines()[2:6]
-    assert [line.split("|")[1].strip() for line in lines] == [
+    assert list(rows_of(outcome_table(collect(tmp_path).runs, None, []))) == [
         "grpo lora_rank=4",
         "grpo lora_rank=8",
         "grpo lora_rank=16",
@@ -240,11 +332,11 @@ def test_methods_stand_in_natural_order(tmp_path):
 
 def test_a_measure_that_no_run_has_is_no_column(with_ranks):
     runs = collect(with_ranks).runs
-    assert "loss" not in markdown(runs, [])
+    assert "loss" not in markdown(outcome_table(runs, None, []))
     runs["final_loss"] = [0.5, 0.4, 0.7, 0.6]
-    table = markdown(runs, [])
+    table = markdown(outcome_table(runs, None, []))
     assert "final loss, nats" in table
-    assert "**0.450 ± 0.635**" in table  # 0.5 and 0.4: s = 0.0707, 12.706 x 0.0707 / sqrt 2 = 0.635; the lower is best
+    assert "**0.450 [0.400, 0.500]**" in table  # the lower is best
 
 
 def test_step_time_is_what_training_took(tmp_path):
@@ -261,6 +353,7 @@ def test_a_figure_of_very_many_methods_says_that_it_has_not_all(tmp_path):
     history.columns = ["method", "seed", "step", "module", "rank"]
     for count, said in ((MOST, 0), (MOST + 2, 1)):
         among = methods[:count]
-        file = tmp_path / "ranks.svg"
-        rank_figure(final[final["method"].isin(among)], history[history["method"].isin(among)], file)
-        assert file.read_text().count(f"the first {MOST} of {MOST + 2} methods") == said
+        save(
+            rank_figure(final[final["method"].isin(among)], history[history["method"].isin(among)]), tmp_path / "ranks"
+        )
+        assert (tmp_path / "ranks.svg").read_text().count(f"the first {MOST} of {MOST + 2} methods") == said

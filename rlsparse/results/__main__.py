@@ -1,33 +1,40 @@
-"""``python -m rlsparse.results``: the tables of every experiment, from what is on disk.
+"""``python -m rlsparse.results``: tables and figures of every experiment, from what is on disk.
 
-For an experiment under ``--runs``: ``results.csv`` and ``table.{md,tex,csv}`` into its own folder, and where ranks
-could move, ``ranks_{final,history}.csv``, ``ranks.md`` and the figure ``ranks.svg``; where rollouts skipped layers,
-``speed.svg``. For a study under ``--studies`` (a folder with a committed ``results.csv``): its tables and figures
-again, from those files. ``--out`` publishes one experiment's results as a study. The same files give the same bytes.
+For an experiment under ``--runs``: ``results.csv`` (a row a run), ``curves.csv`` (a row an evaluation), ``trials.csv``
+(runs that tuned a key) and the tables made of them, into its own folder. For a study under ``--studies`` (a folder
+with a committed ``results.csv``): its tables again, from those files. ``--out`` publishes one experiment's results as
+a study. The same files give the same bytes.
+
+Tables, each as Markdown, LaTeX (booktabs) and CSV: ``table`` (outcomes, differences to the baseline), ``claims``
+(published claims of the study's ``claims.yaml``, and what our runs say of them), ``effects`` (of the components, where
+they were varied together), ``costs`` (what it took, and accuracy at equal cost), ``tuning`` and ``ranks``.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from rlsparse.results.claims import ClaimError
 from rlsparse.results.collect import collect
-from rlsparse.results.ranks import Ranks, collect_ranks, rank_table
-from rlsparse.results.tables import csv, latex, markdown
-
-RESULTS, NOT_COUNTED = "results.csv", "not_counted.txt"
-SPEED = "speed.svg"
-RANKS_FINAL, RANKS_HISTORY = "ranks_final.csv", "ranks_history.csv"
+from rlsparse.results.ranks import collect_ranks
+from rlsparse.results.study import RESULTS, keep, read_study, write_figures, write_tables
+from rlsparse.whole_file import read_yaml
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m rlsparse.results", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m rlsparse.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of the runs)")
     parser.add_argument("--experiment", help="only this one")
     parser.add_argument("--studies", type=Path, help="folder of committed studies whose tables to write again")
     parser.add_argument("--out", type=Path, help="write the experiment's results and tables here; needs --experiment")
+    parser.add_argument("--figures", action="store_true", help="draw the figures, too (SVG and PNG)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write one HTML page of all of it here")
     parser.add_argument("--show", action="store_true", help="print the tables")
     options = parser.parse_args()
     if options.out and not options.experiment:
@@ -36,19 +43,39 @@ def main() -> None:
         sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
     if options.experiment and not (options.runs / options.experiment).is_dir():
         sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
-    for folder in _experiments(options.runs, options.experiment):
-        found = collect(folder)
-        out = options.out or folder
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RESULTS).write_text(found.runs.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        ranks = collect_ranks(folder, found.runs)
-        not_counted = found.not_counted + ranks.unread
-        (out / NOT_COUNTED).write_text("".join(f"{line}\n" for line in not_counted), encoding="utf-8")
-        _write_ranks(out, ranks)
-        _write_tables(out, options.show)
+    try:
+        _make(options)
+    except ClaimError as error:
+        sys.exit(f"error: {error}")
+
+
+def _make(options: argparse.Namespace) -> None:
+    folders = []
+    for experiment in _experiments(options.runs, options.experiment):
+        found = collect(experiment)
+        folder = options.out or experiment
+        keep(folder, found, collect_ranks(experiment, found.runs), _first_config(experiment, found.runs))
+        folders.append(folder)
     if options.studies and not options.experiment:
-        for file in sorted(options.studies.glob(f"*/{RESULTS}")):
-            _write_tables(file.parent, options.show)
+        folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))
+    for folder in folders:
+        _write(folder, _claims_of(folder, options.studies), options)
+    if options.report:
+        from rlsparse.results.report import write_report
+
+        studies = {folder: read_study(folder, _claims_of(folder, options.studies)) for folder in folders}
+        write_report(options.report, studies)
+        print(f"report: {options.report}")
+
+
+def _first_config(experiment: Path, runs: pd.DataFrame) -> dict[str, Any] | None:
+    configs = (read_yaml(experiment / run_id / "config.yaml") for run_id in runs["id"])
+    return next((config for config in configs if config is not None), None)
+
+
+def _claims_of(folder: Path, studies: Path | None) -> Path:
+    """An experiment's claims are those of the study of its name."""
+    return folder if studies is None else studies / folder.name
 
 
 def _experiments(runs: Path, only: str | None) -> list[Path]:
@@ -57,39 +84,15 @@ def _experiments(runs: Path, only: str | None) -> list[Path]:
     return sorted(p for p in runs.iterdir() if p.is_dir() and not p.name.startswith(".")) if runs.is_dir() else []
 
 
-def _write_tables(folder: Path, show: bool) -> None:
-    """Tables from ``results.csv`` and ``not_counted.txt`` alone, so that a committed study can be checked."""
-    runs = pd.read_csv(folder / RESULTS)
-    notes = folder / NOT_COUNTED
-    not_counted = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
-    (folder / "table.md").write_text(markdown(runs, not_counted), encoding="utf-8")
-    (folder / "table.tex").write_text(latex(runs, not_counted), encoding="utf-8")
-    (folder / "table.csv").write_text(csv(runs), encoding="utf-8")
-    if show:
-        print(f"\n{folder.name}\n\n{markdown(runs, not_counted)}")
-    print(f"tables: {folder / 'table.md'}, table.tex, table.csv, {RESULTS}")
-    (folder / SPEED).unlink(missing_ok=True)
-    if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():
-        from rlsparse.results.figures import speed_figure  # matplotlib, which most tables do without
-
-        speed_figure(runs, folder / SPEED)
-        print(f"figure: {folder / SPEED}")
-    if (folder / RANKS_FINAL).is_file():
-        final, history = pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY)
-        from rlsparse.results.figures import rank_figure
-
-        (folder / "ranks.md").write_text(rank_table(final), encoding="utf-8")
-        rank_figure(final, history, folder / "ranks.svg")
-        if show:
-            print(f"\n{rank_table(final)}")
-        print(f"ranks: {folder / 'ranks.md'}, ranks.svg, {RANKS_FINAL}, {RANKS_HISTORY}")
-
-
-def _write_ranks(folder: Path, ranks: Ranks) -> None:
-    for file, table in ((RANKS_FINAL, ranks.final), (RANKS_HISTORY, ranks.history)):
-        (folder / file).unlink(missing_ok=True)
-        if not table.empty:
-            (folder / file).write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+def _write(folder: Path, claims: Path, options: argparse.Namespace) -> None:
+    study = read_study(folder, claims)
+    written = write_tables(folder, study)
+    print(f"tables: {folder}/{', '.join(written)} (and .tex, .csv)")
+    if options.show:
+        for name in written:
+            print(f"\n{folder.name}\n\n{(folder / name).read_text(encoding='utf-8')}")
+    if options.figures:
+        print(f"figures: {', '.join(f'{folder / name}.svg' for name in write_figures(folder, study))}")
 
 
 if __name__ == "__main__":

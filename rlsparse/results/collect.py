@@ -1,13 +1,14 @@
 """From run folders to one tidy table: a row a run."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from rlsparse.results.curves import CURVES, has_collapsed, read_curve
+from rlsparse.results.names import method_names, method_overrides
 from rlsparse.whole_file import read_object
 
 # summary.json -> column of results.csv
@@ -17,6 +18,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "method_hash": ("method_hash",),
     "status": ("status",),
+    "model": ("setting", "model"),
+    "task": ("setting", "task"),
+    "prompts_per_step": ("setting", "prompts_per_step"),
+    "group_size": ("setting", "group_size"),
+    "updates_per_rollout": ("setting", "updates_per_rollout"),
+    "lr": ("setting", "lr"),
     "base_greedy": ("base", "accuracy_greedy"),
     "base_sampled": ("base", "accuracy_sampled"),
     "final_greedy": ("final", "accuracy_greedy"),
@@ -47,16 +54,36 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "adapter_budget": ("adapter", "budget"),
     "adapter_parameters": ("adapter", "parameters"),
     "device": ("device",),
+    "rlsparse": ("versions", "rlsparse"),
+    "python": ("versions", "python"),
     "torch": ("versions", "torch"),
+    "transformers": ("versions", "transformers"),
+    "peft": ("versions", "peft"),
     "commit": ("git", "commit"),
     "changed": ("changed",),
 }
-TEXTS = ("id", "algorithm", "method_hash", "status", "adapter", "device", "torch", "commit", "changed")
+TEXTS = (
+    "id",
+    "algorithm",
+    "method_hash",
+    "status",
+    "model",
+    "task",
+    "adapter",
+    "device",
+    "rlsparse",
+    "python",
+    "torch",
+    "transformers",
+    "peft",
+    "commit",
+    "changed",
+)
 SHARES = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
 LARGEST = 1e18  # no measure of a run is; NaN and infinity are not below it
 RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in plan.py
-DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle")
-NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "sweep", "tracker", "threads", "device", "hydra")
+DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle", "rank_shift", "collapsed")
+QUERY_KEY_VALUE = re.compile(r"\.(q|k|v|qkv|query|key|value|query_key_value|c_attn)(_proj)?$")
 
 
 @dataclass(frozen=True)
@@ -64,51 +91,93 @@ class Collected:
     """What a results folder holds.
 
     Attributes:
-        runs: a row for each finished run, columns as in ``COLUMNS`` and ``method``.
+        runs: a row for each run that finished or diverged, columns as in ``COLUMNS``, ``DERIVED`` and ``method``.
+        trials: the same for runs that were there to tune a key, and are not compared.
+        curves: a row for each evaluation of the finished runs, as ``results.curves.CURVES``.
         not_counted: a line for each run that is planned or begun but not finished, with the reason.
     """
 
     runs: pd.DataFrame
+    trials: pd.DataFrame
+    curves: pd.DataFrame
     not_counted: list[str]
 
 
 def collect(folder: Path) -> Collected:
     """Read ``<runs_dir>/<experiment>``. A summary that cannot be read, or be one, is named and never fatal."""
-    planned = _planned(folder)
+    planned, trials = _planned(folder)
+    tuned = sorted({key for keys in trials.values() for key in keys})
     found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
-    rows, not_counted = [], []
+    rows, curves, not_counted = [], {}, []
     for run_id in sorted(found | set(planned)):
-        summary = read_object(folder / run_id / "summary.json")
         name = " ".join(planned.get(run_id, [])) or run_id
-        if summary is not None and summary.get("status") == "finished":
-            row = _row(summary)
-            damage = _damage(row, summary.get("overrides"))
-            if damage is None:  # the folder names the run, a warm start's too
-                rows.append({**row, "id": run_id, "overrides": _method_overrides(summary["overrides"])})
-            else:
-                not_counted.append(f"{name}: its summary.json is damaged ({damage})")
-        elif summary is not None:
-            not_counted.append(f"{name}: {summary.get('status')} ({summary.get('error')})")
-        elif (folder / run_id / "summary.json").exists():
-            not_counted.append(f"{name}: its summary.json cannot be read")
-        elif run_id in found:
-            not_counted.append(f"{name}: not finished")
-        else:
-            not_counted.append(f"{name}: missing")
+        row, reason = _read(folder / run_id, run_id in found)
+        if reason:
+            not_counted.append(" ".join(f"{name}: {reason}".split()))  # an error may have line breaks
+        if row is not None:  # the folder names the run, a warm start's too
+            curve = read_curve(folder / run_id / "metrics.jsonl")
+            collapsed = True if row["status"] == "diverged" else has_collapsed(curve)
+            overrides = method_overrides(row["overrides"], tuned)
+            rows.append({**row, "id": run_id, "collapsed": collapsed, "overrides": overrides})
+            curves[run_id] = curve
+    points = [set(method_overrides(overrides, tuned)) for overrides in planned.values()]
     runs = pd.DataFrame(rows, columns=[*COLUMNS, *DERIVED, "overrides"])
-    runs.insert(0, "method", _method_names(runs, [set(_method_overrides(o)) for o in planned.values()]))
-    not_counted = [" ".join(line.split()) for line in not_counted]  # an error may have line breaks
-    return Collected(
-        runs.drop(columns="overrides").sort_values(["method", "seed", "id"], ignore_index=True), not_counted
-    )
+    is_trial = runs["id"].isin(list(trials))
+    compared = _named(runs[~is_trial].reset_index(drop=True), points, by_words=False)
+    tried = _named(runs[is_trial].reset_index(drop=True), points, by_words=True)
+    return Collected(compared, tried, _curves(compared[compared["status"] == "finished"], curves), not_counted)
 
 
-def _planned(folder: Path) -> dict[str, list[str]]:
-    """Overrides by run id; what is not of that form is left out."""
-    points = (read_object(folder / "plan.json") or {}).get("points")
-    if not isinstance(points, dict):
+def _read(folder: Path, begun: bool) -> tuple[dict[str, Any] | None, str]:
+    """A run's row and overrides, where it has one; and why it does not count, where it does not."""
+    summary = read_object(folder / "summary.json")
+    if summary is None:
+        if (folder / "summary.json").exists():
+            return None, "its summary.json cannot be read"
+        return None, "not finished" if begun else "missing"
+    if summary.get("status") not in ("finished", "diverged"):
+        return None, f"{summary.get('status')} ({summary.get('error')})"
+    row = _row(summary)
+    reason = f"diverged ({summary.get('error')})" if row["status"] == "diverged" else ""
+    damage = _damage(row, summary.get("overrides"))
+    if damage is not None:
+        return None, reason or f"its summary.json is damaged ({damage})"
+    return {**row, "overrides": summary["overrides"]}, reason
+
+
+def _named(runs: pd.DataFrame, planned: list[set[str]], by_words: bool) -> pd.DataFrame:
+    """With a name for each method, in order, and without the overrides.
+
+    Args:
+        by_words: trials of a method have hashes of their own, as the key that they tune is in them.
+    """
+    words = [" ".join([algorithm, *rest]) for algorithm, rest in zip(runs["algorithm"], runs["overrides"], strict=True)]
+    names = method_names(runs.assign(method_hash=words) if by_words else runs, planned)
+    named = runs.drop(columns="overrides")
+    named.insert(0, "method", names)
+    return named.sort_values(["method", "seed", "id"], ignore_index=True)
+
+
+def _curves(runs: pd.DataFrame, curves: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    rows = [
+        {"method": method, "seed": seed, **point}
+        for method, seed, run_id in zip(runs["method"], runs["seed"], runs["id"], strict=True)
+        for point in curves[run_id]
+    ]
+    return pd.DataFrame(rows, columns=CURVES)
+
+
+def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Overrides by run id, and the keys by id of those that are there to tune them; the rest is left out."""
+    plan = read_object(folder / "plan.json") or {}
+    points, trials = (plan.get(kind) for kind in ("points", "trials"))
+    return _lists_of_words(points), _lists_of_words(trials)
+
+
+def _lists_of_words(value: object) -> dict[str, list[str]]:
+    if not isinstance(value, dict):
         return {}
-    return {run_id: overrides for run_id, overrides in points.items() if RUN_ID.fullmatch(run_id) and _words(overrides)}
+    return {run_id: words for run_id, words in value.items() if RUN_ID.fullmatch(run_id) and _words(words)}
 
 
 def _words(value: object) -> bool:
@@ -128,7 +197,9 @@ def _damage(row: dict[str, Any], overrides: object) -> str | None:
             sound = _is_number(value) and (column not in SHARES or 0 <= value <= 1)
         if not sound:
             return f"{column}={value}"
-    needed = ["algorithm", "seed", "method_hash", "final_sampled" if row["final_loss"] is None else "final_loss"]
+    needed = ["algorithm", "seed", "method_hash"]
+    if row["status"] == "finished":
+        needed.append("final_sampled" if row["final_loss"] is None else "final_loss")
     missing = [column for column in needed if row[column] is None]
     return f"no {', '.join(missing)}" if missing else None
 
@@ -145,8 +216,23 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
     row["time_step"] = _share(sum(stages), row["steps"]) if stages else None
     row["tokens_per_second"] = _share(row["tokens_generated"], row["time_rollout"])
     row["frac_replayed"] = _share(row["tokens_replayed"], row["tokens_generated"])
+    row["rank_shift"] = _rank_shift(summary)
     row["frac_idle"] = _share(row["steps_without_update"], row["steps"])
     return row
+
+
+def _rank_shift(summary: dict[str, Any]) -> float | None:
+    """Where ranks could move: mean final rank of the feed-forward and attention output modules, less that of the rest.
+
+    The rest are queries, keys and values, as PEFT's supported models name them.
+    """
+    adapter = summary.get("adapter") or {}
+    ranks = adapter.get("rank")
+    if "pruned" not in adapter or not isinstance(ranks, dict) or not all(map(_is_number, ranks.values())):
+        return None
+    inputs = [rank for module, rank in ranks.items() if QUERY_KEY_VALUE.search(module)]
+    others = [rank for module, rank in ranks.items() if not QUERY_KEY_VALUE.search(module)]
+    return sum(others) / len(others) - sum(inputs) / len(inputs) if inputs and others else None
 
 
 def _share(part: Any, whole: Any) -> float | None:
@@ -155,29 +241,3 @@ def _share(part: Any, whole: Any) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) < LARGEST
-
-
-def _method_overrides(overrides: list[str]) -> tuple[str, ...]:
-    return tuple(o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0] not in NOT_A_METHOD)
-
-
-def _method_names(runs: pd.DataFrame, planned: list[set[str]]) -> list[str]:
-    """A name for each run's method: the algorithm and the overrides that tell the experiment's methods apart.
-
-    Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name. What all
-    have in common is left out; planned points count, so that the survivor of an axis still says its value.
-    """
-    typed: dict[str, set[str]] = {}  # method -> the overrides that all its runs have
-    order: dict[str, tuple[str, ...]] = {}  # method -> overrides of its first run, for their order
-    algorithm = dict(zip(runs["method_hash"], runs["algorithm"], strict=True))
-    for method, overrides in zip(runs["method_hash"], runs["overrides"], strict=True):
-        typed[method] = typed.get(method, set(overrides)) & set(overrides)
-        order.setdefault(method, overrides)
-    everywhere = set.intersection(*typed.values(), *planned) if typed else set()
-    names = {
-        method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - everywhere)])
-        for method, shared in typed.items()
-    }
-    twice = {name for name, count in Counter(names.values()).items() if count > 1}
-    unique = {method: f"{name} ({method[:6]})" if name in twice else name for method, name in names.items()}
-    return [unique[method] for method in runs["method_hash"]]

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from rlsparse.results.order import natural
-from rlsparse.results.statistics import Estimate, estimate
+from rlsparse.results.names import in_order
+from rlsparse.results.statistics import estimate
+from rlsparse.results.table import Table
+from rlsparse.results.tables import interval
 
 PREFIX = "adapter/rank/"  # as in tracking/metrics.py
 LAYER = re.compile(r"\.(\d+)\.")
@@ -52,19 +54,20 @@ def collect_ranks(folder: Path, runs: pd.DataFrame) -> Ranks:
     return Ranks(pd.DataFrame(final, columns=FINAL), pd.DataFrame(history, columns=HISTORY), unread)
 
 
-def rank_table(final: pd.DataFrame) -> str:
-    """Mean final rank by module type in Markdown: a row a method, mean ± 95 % interval over seeds."""
+def rank_table(final: pd.DataFrame) -> Table:
+    """Mean final rank by module type: a row a method, with intervals over seeds."""
     modules = list(dict.fromkeys(final["module"]))
-    rows = []
-    for method in sorted(final["method"].unique(), key=natural):
+    rows, numbers = [], []
+    for method in in_order(list(final["method"])):
         of_method = final[final["method"] == method]
         means = of_method.groupby(["seed", "module"])["rank"].mean().unstack()
-        cells = [_cell(estimate(means[module])) for module in modules]
+        ranks = {module: estimate(means[module]) for module in modules}
         total = estimate(of_method.groupby("seed")["rank"].sum())
-        rows.append([method, *cells, f"{total.mean:.0f}", total.n])
-    table = pd.DataFrame(rows, columns=["mean final rank", *modules, "total", "seeds"]).astype(str)
-    aligned = ("left", *["right"] * (table.shape[1] - 1))
-    return table.to_markdown(index=False, colalign=aligned, disable_numparse=True) + "\n"
+        shown = {module: interval(value, 1) for module, value in ranks.items()}
+        rows.append({"mean final rank": method, **shown, "total": f"{total.mean:.0f}", "seeds": str(total.n)})
+        behind = {module: value.mean for module, value in ranks.items()}
+        numbers.append({"method": method, **behind, "total": total.mean, "seeds": total.n})
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), ["Mean over layers [95 % bootstrap interval over seeds]."])
 
 
 def _rows(file: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, int]]]:
@@ -93,7 +96,3 @@ def _means(places: list[Place]) -> dict[str, float]:
     for module, _, rank in places:
         ranks.setdefault(module, []).append(rank)
     return {module: sum(those) / len(those) for module, those in ranks.items()}
-
-
-def _cell(value: Estimate) -> str:
-    return f"{value.mean:.1f}" if value.n < 2 else f"{value.mean:.1f} ± {value.half_width:.1f}"

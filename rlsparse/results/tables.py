@@ -1,118 +1,144 @@
-"""Tables: method × measure, mean ± 95 % interval, best in bold; as Markdown, LaTeX (booktabs) and CSV."""
+"""The tables of a study: what came out, what it cost, what it reached at equal cost, and how keys were tuned."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
-from rlsparse.results.order import natural
-from rlsparse.results.statistics import Estimate, estimate
+from rlsparse.results.curves import at_cost
+from rlsparse.results.measures import COSTS, OUTCOMES, Measure, by_seed, finished, headline, present
+from rlsparse.results.names import in_order
+from rlsparse.results.statistics import LEVEL, MEANING, Estimate, against, estimate, paired
+from rlsparse.results.table import Table
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of the table.
-
-    Attributes:
-        column: of the tidy table.
-        title: heading, with its unit.
-        factor: from the stored unit to the heading's.
-        decimals: shown.
-        best: which end is best, "max" or "min"; None for a column in which nothing is.
-        where: shown only where this other column has a value other than 0.
-    """
-
-    column: str
-    title: str
-    factor: float
-    decimals: int
-    best: str | None
-    where: str | None = None
-
-
-MEASURES = (
-    Measure("base_sampled", "base, %", 100, 1, None),
-    Measure("final_sampled", "final, %", 100, 1, "max"),
-    Measure("final_greedy", "final greedy, %", 100, 1, "max"),
-    Measure("base_loss", "base loss, nats", 1, 3, None),
-    Measure("final_loss", "final loss, nats", 1, 3, "min"),
-    Measure("curve_mean", "curve mean, %", 100, 1, "max"),
-    Measure("frac_updated", "tokens updated, %", 100, 1, "min"),
-    Measure("depth_mean", "depth of updated tokens", 1, 1, None, where="tokens_replayed"),
-    Measure("frac_replayed", "tokens replayed, %", 100, 1, None, where="tokens_replayed"),
-    Measure("off_policy_kl", "off-policy KL, nats", 1, 3, None),
-    Measure("effective_sample_size", "effective samples, %", 100, 1, None),
-    Measure("frac_idle", "idle steps, %", 100, 1, None, where="layers_skipped"),
-    Measure("tokens_per_second", "rollout, tokens/s", 1, 0, "max", where="layers_skipped"),
-    Measure("time_total", "time, s", 1, 1, "min"),
-    Measure("time_step", "step, s", 1, 2, "min"),
-    Measure("peak_memory_bytes", "memory, GiB", 2**-30, 2, "min"),
+BUDGETS = {"tokens_updated": "tokens updated", "seconds": "seconds of training"}  # columns of the curves
+DEFINITIONS = (
+    "final: sampled accuracy of the last evaluation; IQM: its interquartile mean; area under curve: mean of the "
+    "evaluations after the start; collapsed: ended below half of the best evaluation it had, or diverged. Best mean in "
+    "bold."
 )
 
 
-LATEX_SPECIAL = str.maketrans(
-    {c: "\\" + c for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
+def outcome_table(runs: pd.DataFrame, baseline: str | None, not_counted: Sequence[str]) -> Table:
+    """Method × outcome: mean and interval, paired difference to the baseline with its p, and how many collapsed."""
+    methods, main = in_order(list(runs["method"])), headline(runs)
+    rows, numbers = [], []
+    for method in methods:
+        row: dict[str, str] = {"method": method}
+        number: dict[str, Any] = {"method": method}
+        if "lr" in runs and runs["lr"].notna().any():
+            row["lr"] = number["lr"] = _values(runs[runs["method"] == method]["lr"])
+        for measure in present(OUTCOMES, finished(runs)):
+            found = estimate(by_seed(runs, method, measure.column) * measure.factor)
+            row[measure.title] = interval(found, measure.decimals)
+            number |= _numbers(measure.title, found)
+            if measure is main:
+                row["IQM"] = number["IQM"] = f"{found.iqm:.{measure.decimals}f}" if found.n else "–"
+        if baseline is not None:
+            against_it, behind = _difference(runs, method, baseline, main)
+            row |= against_it
+            number |= behind
+        row |= _collapsed(runs, method)
+        row["seeds"] = number["seeds"] = str(by_seed(runs, method, main.column).count())
+        rows.append(row)
+        numbers.append(number)
+    notes = [MEANING, DEFINITIONS] + ([f"Differences are to {baseline}."] if baseline is not None else [])
+    notes += setting_notes(runs) + version_notes(runs) + uncounted(not_counted)
+    cells = pd.DataFrame(rows)
+    return Table(cells, pd.DataFrame(numbers), notes, bold=_best(runs, methods, present(OUTCOMES, finished(runs))))
 
 
-def measured(runs: pd.DataFrame) -> list[Measure]:
-    """The columns of the table: what any of its runs has a value of, and its study looks at."""
-    return [
-        one
-        for one in MEASURES
-        if one.column in runs and runs[one.column].notna().any() and (one.where is None or _used(runs, one.where))
+def cost_table(runs: pd.DataFrame, curves: pd.DataFrame) -> Table:
+    """Method × cost, and the accuracy that each method had reached when it had cost what the cheapest costs in all."""
+    methods = in_order(list(finished(runs)["method"]))
+    columns = present(COSTS, finished(runs))
+    rows: list[dict[str, str]] = []
+    numbers: list[dict[str, object]] = []
+    budgets = _budgets(curves)
+    for method in methods:
+        row: dict[str, str] = {"method": method}
+        number: dict[str, Any] = {"method": method}
+        for cost, budget in budgets.items():
+            reached = estimate(100 * at_cost(curves[curves["method"] == method], cost, budget))
+            title = f"% at equal {BUDGETS[cost]}"
+            row[title] = interval(reached, 1)
+            number |= _numbers(title, reached)
+        for measure in columns:
+            found = estimate(by_seed(runs, method, measure.column) * measure.factor)
+            row[measure.title] = "–" if found.n == 0 else f"{found.mean:.{measure.decimals}f}"
+            number |= _numbers(measure.title, found)
+        rows.append(row)
+        numbers.append(number)
+    notes = ["Means over seeds; best in bold. " + MEANING] if budgets else ["Means over seeds; best in bold."]
+    told = [
+        f"{budget:,.3g} {BUDGETS[cost]}" if budget < 100 else f"{budget:,.0f} {BUDGETS[cost]}"
+        for cost, budget in budgets.items()
     ]
+    if told:
+        notes.append(
+            f"Equal cost: sampled accuracy at {' and at '.join(told)}, what the cheapest method's run takes in all; "
+            "between evaluations by a straight line. Times are of this machine, with whatever else ran on it."
+        )
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, bold=_best(runs, methods, columns))
 
 
-def _used(runs: pd.DataFrame, column: str) -> bool:
-    return column in runs and bool((runs[column].fillna(0) != 0).any())
+def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
+    """Method × learning rate: area under the curve of the trials, with the rate that was chosen in bold.
+
+    None where no learning rate was tuned.
+    """
+    if trials.empty or "lr" not in trials or trials["lr"].nunique() < 2:
+        return None
+    rates = sorted(trials["lr"].dropna().unique())
+    score = trials.assign(score=trials["curve_mean"].where(trials["status"] == "finished", 0.0))
+    means = 100 * score.groupby(["method", "lr"])["score"].mean().unstack().reindex(columns=rates)
+    methods = in_order(list(means.index))
+    chosen = {method: set(runs[runs["method"] == method]["lr"]) for method in methods}
+    cells = pd.DataFrame({"method": methods})
+    for rate in rates:
+        cells[f"lr {rate:g}"] = ["–" if means[rate][m] != means[rate][m] else f"{means[rate][m]:.1f}" for m in methods]
+    bold = {(row, f"lr {rate:g}") for row, m in enumerate(methods) for rate in rates if rate in chosen[m]}
+    seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
+    notes = [
+        f"Area under the curve, %, mean over the trials on seeds {seeds}; in bold, what the method is compared at."
+    ]
+    numbers = means.loc[methods].rename(columns=lambda rate: f"lr {rate:g}").reset_index()
+    return Table(cells, numbers, notes, bold=bold)
 
 
-def method_estimates(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
-    """Method → measure column → estimate."""
-    groups = {str(method): group for method, group in runs.groupby("method")}
-    columns = measured(runs)
-    return {
-        method: {m.column: estimate(groups[method][m.column] * m.factor) for m in columns}
-        for method in sorted(groups, key=natural)
+def interval(value: Estimate, decimals: int) -> str:
+    """``91.7 [89.1, 94.0]``; without an interval where one seed leaves it unknown."""
+    if value.n == 0:
+        return "–"
+    mean = signed(value.mean, decimals)
+    return mean if value.n == 1 else f"{mean} [{signed(value.low, decimals)}, {signed(value.high, decimals)}]"
+
+
+def signed(value: float, decimals: int, plus: str = "") -> str:
+    """A number with a true minus sign."""
+    text = f"{value:{plus}.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-+")
+
+
+def p_value(p: float) -> str:
+    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def setting_notes(runs: pd.DataFrame) -> list[str]:
+    """What the runs have in common: model, task, size."""
+    about = {
+        "task": "{}",
+        "model": "{}",
+        "steps": "{} steps",
+        "prompts_per_step": "{} prompts a step",
+        "group_size": "{} completions a prompt",
+        "updates_per_rollout": "{} optimizer steps a rollout",
     }
-
-
-def best_methods(estimates: dict[str, dict[str, Estimate]], measure: Measure) -> set[str]:
-    """The methods whose shown mean is best; none where there is nothing to compare."""
-    means = {name: round(columns[measure.column].mean, measure.decimals) for name, columns in estimates.items()}
-    known = {name: mean for name, mean in means.items() if mean == mean}
-    if measure.best is None or len(known) < 2 or len(set(known.values())) < 2:
-        return set()
-    top = max(known.values()) if measure.best == "max" else min(known.values())
-    return {name for name, mean in known.items() if mean == top}
-
-
-def grid(runs: pd.DataFrame, number: Callable[[Estimate, int], str], bold: Callable[[str], str]) -> pd.DataFrame:
-    """The table as text cells: a row a method, a column a measure, and the number of seeds."""
-    estimates = method_estimates(runs)
-    table: dict[str, list[str]] = {"method": list(estimates)}
-    for measure in measured(runs):
-        best = best_methods(estimates, measure)
-        cells = []
-        for method, columns in estimates.items():
-            text = number(columns[measure.column], measure.decimals)
-            cells.append(bold(text) if method in best else text)
-        table[measure.title] = cells
-    table["seeds"] = [str(columns["final_sampled"].n) for columns in estimates.values()]
-    return pd.DataFrame(table)
-
-
-def markdown(runs: pd.DataFrame, not_counted: list[str]) -> str:
-    """The table in Markdown, with the runs that are not in it named below."""
-    if runs.empty:
-        return "No finished run.\n" + _notes(not_counted)
-    table = grid(runs, lambda e, d: _text(e, d, " ± "), lambda text: f"**{text}**")
-    aligned = ("left", *["right"] * (table.shape[1] - 1))
-    text = table.to_markdown(index=False, colalign=aligned, disable_numparse=True)
-    versions = "".join(f"\n{line}\n" for line in version_notes(runs))
-    return f"{text}\n\nMean ± 95 % interval over seeds (Student t); best mean in bold.\n{versions}{_notes(not_counted)}"
+    if "task" not in runs or runs["task"].isna().all():
+        return []
+    return [
+        "Setting: " + ", ".join(form.format(_values(runs[key])) for key, form in about.items() if key in runs) + "."
+    ]
 
 
 def version_notes(runs: pd.DataFrame) -> list[str]:
@@ -128,52 +154,58 @@ def version_notes(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
-def latex(runs: pd.DataFrame, not_counted: list[str]) -> str:
-    """The table in LaTeX; needs the booktabs package."""
-    notes = _latex_notes(not_counted)
-    if runs.empty:
-        return f"No finished run.\n{notes}"
-    table = grid(runs, _latex_number, lambda text: rf"\textbf{{\boldmath {text}}}")
-    escaped = table.assign(method=table["method"].map(_escape)).rename(columns=_escape)
-    text = escaped.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1))
-    return text + notes
+def uncounted(not_counted: Sequence[str]) -> list[str]:
+    """A visible note: a paper that drops runs must say so too."""
+    return ["Not counted: " + "; ".join(not_counted) + "."] if not_counted else []
 
 
-def csv(runs: pd.DataFrame) -> str:
-    """The table in CSV: for each measure its mean and the half-width of its 95 % interval, unrounded."""
-    rows = []
-    for method, columns in method_estimates(runs).items():
-        row: dict[str, object] = {"method": method, "seeds": columns["final_sampled"].n}
-        for measure in measured(runs):
-            row[measure.title] = columns[measure.column].mean
-            row[f"{measure.title} ±"] = columns[measure.column].half_width
-        rows.append(row)
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+def _difference(runs: pd.DataFrame, method: str, baseline: str, main: Measure) -> tuple[dict[str, str], dict[str, Any]]:
+    title = f"difference, {'points' if main.factor == 100 else main.title.rsplit(' ', 1)[-1]}"
+    if method == baseline:
+        return {title: "–", "p": "–", "seeds say": "baseline"}, {}
+    values, of_baseline = (main.factor * by_seed(runs, name, main.column) for name in (method, baseline))
+    found = against(paired(values, of_baseline), 0.0)
+    if found.estimate.n == 0:
+        return {title: "–", "p": "–", "seeds say": "no common seed"}, {}
+    better = {"max": "above", "min": "below"}[main.best or "max"]
+    says = "inconclusive" if found.p > LEVEL else "better" if found.verdict == better else "worse"
+    shown = {title: interval(found.estimate, main.decimals), "p": p_value(found.p), "seeds say": says}
+    return shown, {**_numbers(title, found.estimate), "p": f"{found.p:.6g}"}
 
 
-def _text(value: Estimate, decimals: int, plus_minus: str) -> str:
-    if value.n == 0:
-        return "–"
-    mean = f"{value.mean:.{decimals}f}"
-    return mean if value.n == 1 else f"{mean}{plus_minus}{value.half_width:.{decimals}f}"
+def _collapsed(runs: pd.DataFrame, method: str) -> dict[str, str]:
+    if "collapsed" not in runs or runs["collapsed"].isna().all():
+        return {}
+    known = runs[runs["method"] == method]["collapsed"].dropna().astype(bool)
+    return {"collapsed": f"{int(known.sum())} of {len(known)}"}
 
 
-def _latex_number(value: Estimate, decimals: int) -> str:
-    return "--" if value.n == 0 else "$" + _text(value, decimals, r" \pm ") + "$"
+def _budgets(curves: pd.DataFrame) -> dict[str, float]:
+    """For each cost, the smallest mean total of a method; none where there is nothing to compare."""
+    if curves.empty or curves["method"].nunique() < 2:
+        return {}
+    totals = curves.groupby(["method", "seed"])[list(BUDGETS)].max().groupby("method").mean().min()
+    return {cost: float(totals[cost]) for cost in BUDGETS if totals[cost] > 0}
 
 
-def _latex_notes(not_counted: list[str]) -> str:
-    """A visible line under the table: a paper that drops runs must say so too."""
-    if not not_counted:
-        return ""
-    return r"\par\smallskip{\footnotesize Not counted: " + "; ".join(map(_escape, not_counted)) + "}\n"
+def _best(runs: pd.DataFrame, methods: Sequence[str], measures: Sequence[Measure]) -> set[tuple[int, str]]:
+    """The cells whose shown mean is best; none where there is nothing to compare."""
+    bold: set[tuple[int, str]] = set()
+    for measure in measures:
+        means = [by_seed(runs, method, measure.column).mean() * measure.factor for method in methods]
+        known = {row: round(mean, measure.decimals) for row, mean in enumerate(means) if mean == mean}
+        if measure.best is None or len(set(known.values())) < 2:
+            continue
+        top = max(known.values()) if measure.best == "max" else min(known.values())
+        bold |= {(row, measure.title) for row, mean in known.items() if mean == top}
+    return bold
 
 
-def _escape(text: str) -> str:
-    return text.translate(LATEX_SPECIAL)
+def _numbers(title: str, value: Estimate) -> dict[str, Any]:
+    return {title: value.mean, f"{title} low": value.low, f"{title} high": value.high}
 
 
-def _notes(not_counted: list[str]) -> str:
-    if not not_counted:
-        return ""
-    return "\nNot counted:\n" + "".join(f"- {line}\n" for line in not_counted)
+def _values(column: "pd.Series[float]") -> str:
+    """The one value of a column, or the few."""
+    found = sorted(column.dropna().unique())
+    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in found)

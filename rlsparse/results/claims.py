@@ -1,0 +1,225 @@
+"""Published claims as data, and what our own measurements say of each. No verdict is written by hand."""
+
+from dataclasses import MISSING, dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from rlsparse.results.measures import BY_COLUMN, by_seed
+from rlsparse.results.statistics import LEVEL, Estimate, Test, against, estimate
+from rlsparse.results.table import Table
+from rlsparse.results.tables import _values, interval, p_value, signed
+
+FILE = "claims.yaml"
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+NOTE = (
+    f"A claim is supported where our value lies where it says, and contradicted where it lies on the other side, each "
+    f"time with p ≤ {LEVEL:g} (exact two-sided sign-flip permutation test over paired seeds, of the distance to the "
+    "bound); inconclusive where the seeds cannot tell. Effects with 95 % bootstrap intervals. The published figures "
+    "are of other models and sizes than ours."
+)
+
+
+class ClaimError(ValueError):
+    """A claims file that cannot be used: names the file, the key and what would be right."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published sentence as a comparison over results.
+
+    Attributes:
+        claim: the sentence.
+        published: its figure, and for which model and data.
+        source: paper.
+        of: methods by their names in the table, * for any text; their mean is taken seed by seed.
+        measure: a column of results.csv.
+        expect: what the claim says of the value: {above: x}, {below: x} or both, in the measure's stored unit.
+        versus: methods whose mean is subtracted seed by seed; none to look at the value itself.
+        minus: a column of the same run that is subtracted.
+        ratio: of the mean to that of ``versus``, less 1, instead of the difference.
+    """
+
+    claim: str
+    published: str
+    source: str
+    of: list[str]
+    measure: str
+    expect: dict[str, float]
+    versus: list[str] | None = None
+    minus: str | None = None
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What our runs say of a claim.
+
+    Attributes:
+        value: the effect over seeds, in the measure's stored unit.
+        p: the largest of the tests that the verdict rests on.
+    """
+
+    claim: Claim
+    value: Estimate
+    p: float
+    verdict: str
+    setting: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A study's claims and the method that its table compares with."""
+
+    baseline: str | None
+    claims: list[Claim]
+
+
+def read_claims(file: Path) -> Claims:
+    """A study's claims.
+
+    Raises:
+        ClaimError: a key that is missing, unknown, or of another form than it has to be.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
+        raise ClaimError(f"{file}: needs baseline: METHOD and claims: a list")
+    return Claims(content.get("baseline"), [_claim(one, file, n) for n, one in enumerate(content["claims"], start=1)])
+
+
+def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
+    """A claim against the tidy table of runs."""
+    methods = list(dict.fromkeys(runs["method"]))
+    own, others = _matching(claim.of, methods), _matching(claim.versus or [], methods)
+    values = _value(claim, runs, own, others)
+    if values.empty:
+        return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "")
+    tests = [(side, against(values, bound)) for side, bound in claim.expect.items()]
+    return Outcome(claim, estimate(values), max(test.p for _, test in tests), _verdict(tests), _setting(runs, own))
+
+
+def claims_table(outcomes: list[Outcome]) -> Table:
+    """Claim, published, ours, verdict."""
+    rows, numbers = [], []
+    for one in outcomes:
+        shown = "–" if one.verdict == NOT_RUN else f"{_effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
+        rows.append(
+            {
+                "claim": one.claim.claim,
+                "published": f"{one.claim.published} ({one.claim.source})",
+                "ours": shown,
+                "setting": one.setting or "–",
+                "verdict": one.verdict,
+            }
+        )
+        value = one.value
+        behind = {"value": value.mean, "low": value.low, "high": value.high, "p": one.p, "seeds": value.n}
+        numbers.append({"claim": one.claim.claim, **behind, "verdict": one.verdict})
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [NOTE], left=5)
+
+
+def _verdict(tests: list[tuple[str, Test]]) -> str:
+    verdicts = [(side, test.verdict) for side, test in tests]
+    if all(verdict == side for side, verdict in verdicts):
+        return SUPPORTED
+    opposite = {"above": "below", "below": "above"}
+    return CONTRADICTED if any(verdict == opposite[side] for side, verdict in verdicts) else INCONCLUSIVE
+
+
+def _value(claim: Claim, runs: pd.DataFrame, own: list[str], others: list[str]) -> "pd.Series[float]":
+    """The claim's value by seed; empty where a method or the column has no run."""
+    nothing = pd.Series(dtype=float)
+    columns = [claim.measure] + ([claim.minus] if claim.minus else [])
+    if not own or (claim.versus and not others) or not set(columns) <= set(runs.columns):
+        return nothing
+    if claim.measure == "collapsed":
+        runs = runs.assign(status="finished", collapsed=runs["collapsed"].astype(float))
+    values = _mean(runs, own, claim.measure)
+    if claim.minus:
+        values = values - _mean(runs, own, claim.minus)
+    if others and claim.ratio:
+        values = values / _mean(runs, others, claim.measure) - 1
+    elif others:
+        values = values - _mean(runs, others, claim.measure)
+    return values.dropna()
+
+
+def _mean(runs: pd.DataFrame, methods: list[str], column: str) -> "pd.Series[float]":
+    """By seed, over the methods; a seed that one of them lacks is left out."""
+    table = pd.DataFrame({method: by_seed(runs, method, column) for method in methods})
+    return table.dropna().mean(axis=1)
+
+
+def _matching(patterns: list[str], methods: list[str]) -> list[str]:
+    return [method for method in methods if any(fnmatchcase(method, pattern) for pattern in patterns)]
+
+
+def _effect(one: Outcome) -> str:
+    """The value with its interval, in the measure's unit."""
+    factor, decimals, unit = _unit(one.claim)
+    value = one.value
+    scaled = Estimate(value.mean * factor, value.low * factor, value.high * factor, value.iqm * factor, value.n)
+    compared = one.claim.versus or one.claim.minus
+    plus = "+" if compared and value.mean > 0 else ""
+    return f"{plus}{interval(scaled, decimals)}{unit}, {value.n} seed{'s' if value.n != 1 else ''}"
+
+
+def _bounds(one: Outcome) -> str:
+    """What the claim says of the value, in words."""
+    factor, decimals, unit = _unit(one.claim)
+    return "claimed " + " and ".join(
+        f"{side} {signed(bound * factor, decimals)}{unit}" for side, bound in one.claim.expect.items()
+    )
+
+
+def _unit(claim: Claim) -> tuple[float, int, str]:
+    measure = BY_COLUMN.get(claim.measure)
+    if claim.ratio:
+        return 100, 1, " %"
+    if measure is None:
+        return 1, 3, ""
+    unit = measure.title.rsplit(", ", 1)[-1] if ", " in measure.title and measure.factor == 100 else ""
+    compared = claim.versus or claim.minus
+    shown = {"%": " points" if compared else " %"}.get(unit, "")
+    return measure.factor, measure.decimals, shown
+
+
+def _setting(runs: pd.DataFrame, methods: list[str]) -> str:
+    those = runs[runs["method"].isin(methods)]
+    keys = [key for key in ("task", "model") if key in those and those[key].notna().any()]
+    words = [_values(those[key]) for key in keys]
+    if "steps" in those and those["steps"].notna().any():
+        words.append(f"{_values(those['steps'])} steps")
+    if "lr" in those and those["lr"].notna().any():
+        words.append(f"lr {_values(those['lr'])}")
+    return ", ".join(words)
+
+
+def _claim(content: Any, file: Path, number: int) -> Claim:
+    where = f"{file}: claim {number}"
+    known = {one.name: one for one in fields(Claim)}
+    if not isinstance(content, dict):
+        raise ClaimError(f"{where}: must have the keys {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            raise ClaimError(f"{where}: {key}: no such key; here there are {', '.join(known)}")
+    for key, one in known.items():
+        if key not in content and one.default is MISSING:
+            raise ClaimError(f"{where}: {key}: is missing")
+    lists = {key: [content[key]] for key in ("of", "versus") if isinstance(content.get(key), str)}
+    claim = Claim(**{**content, **lists})
+    expect = claim.expect
+    if not isinstance(expect, dict) or not expect or not set(expect) <= {"above", "below"}:
+        raise ClaimError(f"{where}: expect={expect}: give above: NUMBER, below: NUMBER, or both")
+    for side, bound in expect.items():
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise ClaimError(f"{where}: expect.{side}={bound}: must be a number")
+    if claim.ratio and not claim.versus:
+        raise ClaimError(f"{where}: ratio: needs versus, the methods to divide by")
+    return claim

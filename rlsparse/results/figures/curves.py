@@ -1,0 +1,55 @@
+"""Learning curves, each method beside the baseline, with bands over seeds."""
+
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rlsparse.results.figures.style import MOST, STYLE, WIDTH, cut_short
+from rlsparse.results.names import beside, in_order
+from rlsparse.results.statistics import estimate
+
+COLUMNS, ROW_HEIGHT = 4, 2.1  # panels in a row; inches
+
+
+def curves_figure(curves: pd.DataFrame, baseline: str | None) -> Figure:
+    """A panel a method, the first ``MOST``: mean sampled accuracy over seeds by step, with its 95 % bootstrap band.
+
+    The baseline is the grey dashed line in each.
+
+    Args:
+        curves: the tidy table of ``results.curves``.
+    """
+    every = [method for method in in_order(list(curves["method"])) if method != baseline]
+    methods = every[:MOST] or [str(baseline)]
+    rows = -(-len(methods) // COLUMNS)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.4 + ROW_HEIGHT * rows), layout="constrained")
+        panels = figure.subplots(rows, min(COLUMNS, len(methods)), squeeze=False, sharex=True, sharey=True).flatten()
+        for panel, method in zip(panels, methods, strict=False):
+            if baseline is not None:
+                _line(panel, curves[curves["method"] == baseline], color="0.6", ls="--")
+            _line(panel, curves[curves["method"] == method], color="black", ls="-")
+            panel.set_title(_wrapped(beside(method, baseline)), fontsize=7, loc="left")
+        for panel in panels[len(methods) :]:
+            panel.set_axis_off()
+        more = f"; {cut_short(len(methods), len(every))}" if len(methods) < len(every) else ""
+        figure.suptitle(f"dashed: {baseline}{more}", fontsize=8)
+        figure.supxlabel("step", fontsize=9)
+        figure.supylabel("held-out accuracy, sampled, %", fontsize=9)
+    return figure
+
+
+def _line(panel: Any, curves: pd.DataFrame, **look: str) -> None:
+    by_step = {
+        step: estimate(100 * group["accuracy_sampled"]) for step, group in curves.sort_values("step").groupby("step")
+    }
+    steps = list(by_step)
+    panel.plot(steps, [by_step[step].mean for step in steps], lw=1.4, **look)
+    low, high = ([getattr(by_step[step], end) for step in steps] for end in ("low", "high"))
+    panel.fill_between(steps, low, high, color=look["color"], alpha=0.2, lw=0)
+
+
+def _wrapped(name: str) -> str:
+    return name.replace(" ", "\n").replace("token_sampler.", "")

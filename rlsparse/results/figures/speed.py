@@ -1,0 +1,44 @@
+"""What skipping layers buys and costs: rollout tokens/s against final sampled accuracy."""
+
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rlsparse.results.figures.style import MARKERS, MOST, STYLE, WIDTH, cut_short
+from rlsparse.results.names import in_order
+
+
+def speed_figure(runs: pd.DataFrame) -> Figure:
+    """A point a method: means over seeds, bars from the worst to the best seed.
+
+    Shade and marker tell what else differs (the first ``MOST``), the number beside a point how many layers were
+    skipped.
+
+    Args:
+        runs: the tidy table of ``results.collect``.
+    """
+    words = runs["method"].str.split(" ")
+    rest = words.map(lambda names: " ".join(name for name in names if not name.startswith("layer_skip")))
+    every = in_order(list(rest))
+    shades = matplotlib.colormaps["viridis"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+        panel = figure.subplots()
+        for i, name in enumerate(every[:MOST]):
+            by_method = runs[rest == name].groupby("method")
+            speed, skipped = by_method["tokens_per_second"].mean(), by_method["layers_skipped"].mean()
+            accuracy = 100 * by_method["final_sampled"].agg(["mean", "min", "max"])
+            spread = [accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]]
+            look: Any = {"fmt": MARKERS[i % len(MARKERS)], "color": shades(0.85 * i / max(1, len(every) - 1))}
+            panel.errorbar(speed, accuracy["mean"], yerr=spread, capsize=2, lw=0.8, label=name, **look)
+            for method in skipped.dropna().index:
+                at = (speed[method], accuracy["mean"][method])
+                panel.annotate(f"{skipped[method]:g}", at, (4, 4), textcoords="offset points", fontsize=7)
+        panel.set_xlabel("rollout, tokens/s")
+        panel.set_ylabel("final accuracy, sampled, %")
+        panel.legend(fontsize=7, frameon=False, title="numbers: layers skipped", title_fontsize=7)
+        if len(every) > MOST:
+            figure.suptitle(cut_short(MOST, len(every)), fontsize=9)
+    return figure

@@ -1,0 +1,117 @@
+"""One self-contained HTML page of studies: claims, tables, figures, configs, versions. It fetches nothing."""
+
+import base64
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from rlsparse.results.claims import NOT_RUN
+from rlsparse.results.study import Study, tables, write_figures
+from rlsparse.results.table import Table
+
+TEMPLATE = "report.html.j2"
+TITLES = {
+    "table": "Outcomes",
+    "claims": "Published claims, and what our runs say of them",
+    "effects": "Effects of the components",
+    "costs": "What it cost, and accuracy at equal cost",
+    "tuning": "Learning rates tried",
+    "ranks": "Final ranks by module type",
+}
+FIGURES = {
+    "curves": "Learning curves: mean and 95 % bootstrap band over seeds; dashed: the baseline.",
+    "costs": "Accuracy against tokens updated, seconds and memory; the dotted line joins the methods that none beats.",
+    "effects": "Effects of the components with 95 % bootstrap intervals; filled where p is at most 0.05.",
+    "speed": "Rollout speed against final accuracy.",
+    "ranks": "Final rank by module type and layer, and how it came about.",
+}
+VERSIONS = ("rlsparse", "python", "torch", "transformers", "peft", "commit", "device")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI, with what it shows."""
+
+    name: str
+    source: str
+    caption: str
+
+
+def write_report(file: Path, studies: Mapping[Path, Study]) -> None:
+    """The page.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    environment.filters["table"] = html_table
+    page = environment.get_template(TEMPLATE).render(
+        studies=[_study(study) for study in studies.values()], titles=TITLES, verdicts=_verdicts(studies)
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+
+
+def html_table(table: Table) -> Markup:
+    """A table whose cells stand under their headings on a narrow screen, too."""
+    head = "".join(f'<th scope="col"{_side(table, i)}>{_text(name)}</th>' for i, name in enumerate(table.cells.columns))
+    body = "".join(f"<tr>{_row(table, row)}</tr>" for row in range(len(table.cells)))
+    notes = "".join(f"<p>{_text(note)}</p>" for note in table.notes)
+    return Markup(
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="notes">{notes}</div>'
+    )
+
+
+def _row(table: Table, row: int) -> str:
+    cells = []
+    for i, (name, text) in enumerate(table.cells.iloc[row].items()):
+        shown = f"<strong>{_text(text)}</strong>" if (row, name) in table.bold else _text(text)
+        verdict = f' data-verdict="{_text(text)}"' if name == "verdict" else ""
+        cells.append(f'<td data-label="{_text(name)}"{_side(table, i)}{verdict}>{shown}</td>')
+    return "".join(cells)
+
+
+def _side(table: Table, column: int) -> str:
+    return "" if column < table.left else ' class="number"'
+
+
+def _text(text: object) -> str:
+    return str(Markup.escape(text))
+
+
+def _study(study: Study) -> dict[str, object]:
+    made = tables(study)
+    with tempfile.TemporaryDirectory() as scratch:
+        names = write_figures(Path(scratch), study) if made else []
+        pictures = [Picture(name, _data_uri(Path(scratch) / f"{name}.svg"), FIGURES[name]) for name in names]
+    return {
+        "name": study.name,
+        "runs": len(study.runs),
+        "methods": study.runs["method"].nunique(),
+        "tables": made,
+        "pictures": pictures,
+        "not_counted": study.not_counted,
+        "config": study.config,
+        "versions": _versions(study.runs),
+    }
+
+
+def _data_uri(file: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _versions(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    found = [(name, runs[name].dropna().astype(str).unique()) for name in VERSIONS if name in runs]
+    return [(name, ", ".join(sorted(values))) for name, values in found if len(values)]
+
+
+def _verdicts(studies: Mapping[Path, Study]) -> list[tuple[str, str, str]]:
+    """Study, claim and verdict of each claim that any run speaks to."""
+    outcomes = [(study.name, one) for study in studies.values() for one in study.outcomes()]
+    return [(name, one.claim.claim, one.verdict) for name, one in outcomes if one.verdict != NOT_RUN]

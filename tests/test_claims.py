@@ -1,0 +1,168 @@
+"""Published claims against small tables of runs whose verdicts are plain, and the claims that are committed."""
+
+import pandas as pd
+import pytest
+
+from rlsparse.results.claims import Claim, ClaimError, claims_table, judge, read_claims
+from rlsparse.results.effects import effects
+from rlsparse.results.measures import BY_COLUMN
+from rlsparse.results.study import read_study
+from rlsparse.results.table import latex, markdown
+from tests.conftest import ROOT
+
+
+def runs(**methods):
+    """Method → final accuracies by seed; base 0.2."""
+    rows = [
+        {
+            "method": method.replace("__", " "),
+            "seed": seed,
+            "status": "finished",
+            "final_sampled": final,
+            "base_sampled": 0.2,
+            "frac_updated": 0.4,
+            "tokens_per_second": 100 * (seed + 1) * (2 if method == "fast" else 1),
+            "collapsed": final < 0.1,
+            "task": "toy",
+            "model": "tiny",
+            "steps": 4,
+            "lr": 0.001,
+        }
+        for method, finals in methods.items()
+        for seed, final in enumerate(finals)
+    ]
+    return pd.DataFrame(rows)
+
+
+def claim(of, **more):
+    return Claim(**{"claim": "c", "published": "p", "source": "s", "of": [of], "measure": "final_sampled"} | more)
+
+
+SIX = [0.5, 0.52, 0.54, 0.5, 0.51, 0.53]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expect", "verdict"),
+    [
+        (0.1, {"above": 0.0}, "supported"),
+        (-0.1, {"above": 0.0}, "contradicted"),
+        (0.0, {"above": 0.0}, "inconclusive"),
+        (0.0, {"above": -0.02}, "supported"),  # on par: no more than 2 points below
+        (-0.03, {"above": -0.02}, "contradicted"),
+        (-0.1, {"below": 0.0}, "supported"),
+        (0.05, {"above": 0.0, "below": 0.1}, "supported"),
+        (0.2, {"above": 0.0, "below": 0.1}, "contradicted"),
+    ],
+)
+def test_differences_of_methods(shift, expect, verdict):
+    table = runs(a=[one + shift for one in SIX], b=SIX)
+    outcome = judge(claim("a", versus=["b"], expect=expect), table)
+    assert outcome.verdict == verdict
+    assert outcome.value.mean == pytest.approx(shift)
+    assert outcome.value.n == 6
+
+
+def test_five_seeds_settle_nothing():
+    assert judge(claim("a", versus=["b"], expect={"above": 0.0}), runs(a=[0.9] * 5, b=[0.1] * 5)).verdict == (
+        "inconclusive"
+    )
+
+
+def test_what_was_not_run():
+    for one in (claim("nope", expect={"above": 0.0}), claim("a", versus=["nope"], expect={"above": 0.0})):
+        assert judge(one, runs(a=SIX)).verdict == "not run"
+    assert judge(claim("a", measure="rank_shift", expect={"above": 0.0}), runs(a=SIX)).verdict == "not run"
+
+
+def test_minus_a_column_and_a_ratio_and_a_pattern():
+    table = runs(a__x=SIX, a__y=[one + 0.02 for one in SIX], fast=SIX)
+    # mean of x and y is SIX + 0.01; SIX has mean 0.31 / 6 + ... = 0.51667, less the base's 0.2
+    gained = judge(claim("a *", minus="base_sampled", expect={"above": 0.0}), table)
+    assert gained.value.mean == pytest.approx(sum(SIX) / 6 + 0.01 - 0.2)
+    assert gained.verdict == "supported"
+    faster = judge(claim("fast", versus=["a x"], measure="tokens_per_second", ratio=True, expect={"above": 0}), table)
+    assert (faster.value.mean, faster.value.low) == (1.0, 1.0)  # twice as fast at every seed
+    assert "+100.0 [100.0, 100.0] %" in markdown(claims_table([faster]))
+
+
+def test_a_rate_of_collapse_counts_runs_without_an_end():
+    table = runs(a=[0.05] * 6)
+    table.loc[0, ["status", "final_sampled"]] = ["diverged", None]
+    table["collapsed"] = True
+    outcome = judge(claim("a", measure="collapsed", expect={"above": 0.5}), table)
+    assert (outcome.value.mean, outcome.verdict) == (1.0, "supported")
+    one_survives = table.assign(collapsed=[True] * 5 + [False])  # 5 of 6: p = 14 / 64
+    assert judge(claim("a", measure="collapsed", expect={"above": 0.5}), one_survives).verdict == "inconclusive"
+
+
+def test_the_table_says_what_was_claimed_and_what_we_found():
+    outcome = judge(claim("a", versus=["b"], expect={"above": -0.02}), runs(a=[0.6] * 6, b=[0.5] * 6))
+    (row,) = claims_table([outcome]).cells.to_dict("records")
+    assert row["ours"] == "+10.0 [10.0, 10.0] points, 6 seeds; claimed above −2.0 points; p 0.031"
+    assert row["setting"] == "toy, tiny, 4 steps, lr 0.001"
+    assert row["verdict"] == "supported"
+    assert r"p{" in latex(claims_table([judge(claim("a", claim="long " * 20, expect={"above": 0}), runs(a=SIX))]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("claims: 3", "needs baseline: METHOD and claims: a list"),
+        ("claims: [{claim: a, published: b, source: c, of: d, measure: e}]", "claim 1: expect: is missing"),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {over: 1}}]",
+            "give above: NUMBER, below: NUMBER, or both",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: much}}]",
+            "expect.above=much: must be a number",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: 1}, agianst: f}]",
+            "agianst: no such key",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: 1}, ratio: true}]",
+            "ratio: needs versus",
+        ),
+        ("claims: [", "is no YAML"),
+    ],
+)
+def test_bad_claims_are_one_message(tmp_path, text, said):
+    file = tmp_path / "claims.yaml"
+    file.write_text(text)
+    with pytest.raises(ClaimError, match=r"claims\.yaml") as error:
+        read_claims(file)
+    assert said in str(error.value)
+
+
+STUDIES = sorted(file.parent for file in ROOT.glob("experiments/*/claims.yaml"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_committed_claims_speak_of_methods_that_their_study_has(folder):
+    claims = read_claims(folder / "claims.yaml")
+    assert claims.claims
+    for one in claims.claims:
+        assert one.measure in BY_COLUMN
+    if not (folder / "results.csv").is_file():
+        pytest.skip(f"{folder.name}: its runs are not committed yet")
+    study = read_study(folder)
+    assert study.baseline == claims.baseline is not None
+    assert {one.verdict for one in study.outcomes()} & {"supported", "contradicted", "inconclusive"}
+
+
+def test_main_effects_by_hand():
+    # effect of b over a's values: (0.6 - 0.5 + 0.9 - 0.7) / 2 = 0.15; of a over b's: (0.7 - 0.5 + 0.9 - 0.6) / 2 = 0.25
+    cells = {"m a=0 b=0": 0.5, "m a=0 b=1": 0.6, "m a=1 b=0": 0.7, "m a=1 b=1": 0.9}
+    table = pd.concat([runs(**{name.replace(" ", "__"): [value] * 6}) for name, value in cells.items()])
+    found = {(one.component, one.value): one for one in effects(table, "m a=0 b=0")}
+    assert set(found) == {("a", "1"), ("b", "1")}
+    assert found["b", "1"].test.estimate.mean == pytest.approx(15)
+    assert found["a", "1"].test.estimate.mean == pytest.approx(25)
+    assert found["a", "1"].pairs == 2
+    # without m a=0 b=1 there is one pair for a, and one for b
+    rest = table[table["method"] != "m a=0 b=1"]
+    found = {one.component: one for one in effects(rest, "m a=0 b=0")}
+    assert (found["a"].pairs, found["a"].test.estimate.mean) == (1, pytest.approx(20))
+    assert (found["b"].pairs, found["b"].test.estimate.mean) == (1, pytest.approx(20))

@@ -1,0 +1,152 @@
+"""Grids of methods, and keys tuned for each method before it is compared."""
+
+import json
+
+import pytest
+
+from rlsparse.config import ConfigError
+from rlsparse.tuning import Tuning, tuning
+from tests.test_cli import FAST, call
+
+JOBS = [[f"algorithm={name}", f"seed={seed}"] for name in ("a", "b") for seed in (0, 1)]
+TUNE = Tuning({"train.lr": ("1", "2")}, ("100", "101"))
+
+
+def test_trials_of_each_method_once():
+    assert TUNE.all_trials(JOBS) == [
+        [f"algorithm={name}", f"train.lr={rate}", f"seed={seed}"]
+        for name in ("a", "b")
+        for rate in ("1", "2")
+        for seed in ("100", "101")
+    ]
+
+
+def score(table):
+    """(algorithm, rate) → scores by seed."""
+
+    def of(job):
+        words = dict(word.split("=") for word in job)
+        return table[words["algorithm"], words["train.lr"]][("100", "101").index(words["seed"])]
+
+    return of
+
+
+def test_each_method_gets_what_was_best_for_it():
+    # a: means 0.5 and 0.45; b: 0.3 and 0.6
+    table = {("a", "1"): (0.2, 0.8), ("a", "2"): (0.45, 0.45), ("b", "1"): (0.3, 0.3), ("b", "2"): (0.5, 0.7)}
+    settled = TUNE.settle(JOBS, score(table))
+    assert settled == [
+        ["algorithm=a", "seed=0", "train.lr=1"],
+        ["algorithm=a", "seed=1", "train.lr=1"],
+        ["algorithm=b", "seed=0", "train.lr=2"],
+        ["algorithm=b", "seed=1", "train.lr=2"],
+    ]
+
+
+def test_a_value_without_all_its_trials_is_not_chosen_and_a_tie_goes_to_the_first():
+    table = {("a", "1"): (0.9, None), ("a", "2"): (0.1, 0.1), ("b", "1"): (0.3, 0.3), ("b", "2"): (0.2, 0.4)}
+    settled = TUNE.settle(JOBS, score(table))
+    assert settled[0] == ["algorithm=a", "seed=0", "train.lr=2"]
+    assert settled[2] == ["algorithm=b", "seed=0", "train.lr=1"]
+    nothing = {("a", "1"): (0.9, None), ("a", "2"): (None, 0.1), ("b", "1"): (0.3, 0.3), ("b", "2"): (0.2, 0.4)}
+    assert TUNE.settle(JOBS, score(nothing))[:2] == [None, None]
+
+
+def test_two_keys_are_tuned_together():
+    both = Tuning({"train.lr": ("1", "2"), "kl.beta": ("0", "3")}, ("9",))
+    assert both.combinations() == [
+        ["train.lr=1", "kl.beta=0"],
+        ["train.lr=1", "kl.beta=3"],
+        ["train.lr=2", "kl.beta=0"],
+        ["train.lr=2", "kl.beta=3"],
+    ]
+
+
+def test_what_is_typed_is_not_tuned_and_trials_have_seeds_of_their_own():
+    axes = {"train.lr": ["1", "2"], "seed": ["100"]}
+    assert tuning(axes, ["train.lr=1"], JOBS) is None
+    assert tuning(axes, ["seed=0"], JOBS) == Tuning({"train.lr": ("1", "2")}, ("100",))
+    with pytest.raises(ConfigError, match=r"tune.seed=0,100: seed 0 is compared too"):
+        tuning({**axes, "seed": ["0", "100"]}, [], JOBS)
+    with pytest.raises(ConfigError, match="has no seed"):
+        tuning({"train.lr": ["1"]}, [], JOBS)
+
+
+GRIDS = """# @package _global_
+experiment:
+  name: toy
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    grids:
+      - algorithm: grpo
+      - algorithm: sgrpo,grpo
+        token_sampler: random,full
+    params:
+      seed: 0,1
+    tune:
+      train.lr: 1e-3,1e-5
+      seed: "100"
+"""
+
+
+def describe(tmp_path, *more):
+    (tmp_path / "experiment").mkdir(exist_ok=True)
+    (tmp_path / "experiment" / "toy.yaml").write_text(GRIDS)
+    return call("--config-dir", ".", "experiment=toy", "tracker=none", *FAST, *more, cwd=tmp_path)
+
+
+def test_a_dry_run_counts_grids_and_trials(tmp_path):
+    # methods: grpo; sgrpo and grpo with random and full tokens: 5, times 2 rates, and times 2 seeds
+    done = describe(tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "20 points: 20 missing" in done.stdout
+    assert "17 points" not in done.stdout
+    one_seed = describe(tmp_path, "--dry-run", "seed=7", "algorithm=grpo", "token_sampler=full")
+    # the command line beats every grid: what is left of the first grid, and of the second, is told apart by words
+    assert "seed=7" in one_seed.stdout
+    assert "seed=0" not in one_seed.stdout
+    untuned = describe(tmp_path, "--dry-run", "train.lr=1e-4")
+    assert "10 points: 10 missing" in untuned.stdout
+    assert "seed=100" not in untuned.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_input_ends_it_before_the_first_trial(tmp_path):
+    done = describe(tmp_path, "token_sampler.budget=0")
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: ")
+    assert not list(tmp_path.glob("runs/*/*"))
+    seeds = describe(tmp_path, "seed=100")
+    assert "hydra.sweeper.tune.seed=100: seed 100 is compared too" in seeds.stderr
+
+
+@pytest.mark.slow
+def test_a_tuned_sweep_to_its_tables_and_again(tmp_path):
+    sweep = ("-m", "algorithm=grpo", "seed=0,1", "tracker=none", *FAST)
+    tune = "hydra.sweeper.tune={train.lr:'1e-9,5e-3',seed:'100,101'}"
+    done = call(*sweep, tune, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "default"
+    plan = json.loads((folder / "plan.json").read_text())
+    assert (len(plan["points"]), len(plan["trials"])) == (6, 4)
+    compared = [
+        json.loads((folder / run / "summary.json").read_text()) for run in set(plan["points"]) - set(plan["trials"])
+    ]
+    rates = {one["setting"]["lr"] for one in compared}
+    assert len(rates) == 1
+    scores = {
+        rate: [
+            one["curve_mean"]
+            for one in (json.loads((folder / run / "summary.json").read_text()) for run in plan["trials"])
+            if one["setting"]["lr"] == rate
+        ]
+        for rate in (1e-9, 5e-3)
+    }
+    assert rates == {max(scores, key=lambda rate: (sum(scores[rate]), -rate))}
+    assert f"tuned on seeds 100, 101: train.lr={rates.pop():g} for 2 of 2 runs".replace("1e-09", "1e-09") in done.stderr
+    again = call(*sweep, tune, cwd=tmp_path)
+    assert again.stderr.count("finished before, skipped") == 6
+    assert call(cwd=tmp_path, module="rlsparse.results").returncode == 0
+    assert "lr 0.005" in (folder / "tuning.md").read_text()
+    assert "| grpo" in (folder / "table.md").read_text()
