@@ -6,6 +6,9 @@ Prefixes are the folders of the code that makes them. Printed as a table by ``py
 from collections.abc import Mapping
 from typing import Any
 
+STEP = "step"  # of each row: training steps done, the x axis of every curve
+SAMPLE_TABLE = "samples"  # W&B's table of completions, once at the end of a run
+
 # name -> (unit, meaning)
 TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "task/reward_mean": ("reward", "mean reward of the step's completions"),
@@ -84,7 +87,7 @@ METRICS = TRAIN_METRICS | OFF_POLICY_METRICS | SUPERVISED_METRICS | ADAPTER_METR
 
 def rank_row(step: int, ranks: Mapping[str, int]) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` that holds each adapter's rank, by module name."""
-    return {"step": step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}}
+    return {STEP: step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}}
 
 
 def is_documented(name: str) -> bool:

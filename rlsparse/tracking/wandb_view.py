@@ -9,7 +9,7 @@ from typing import Any
 
 import wandb
 
-from rlsparse.tracking.metrics import METRICS
+from rlsparse.tracking.metrics import METRICS, SAMPLE_TABLE, STEP
 
 SAMPLE_COLUMNS = ["step", "question", "completion", "gold", "reward", "correct"]
 
@@ -30,7 +30,7 @@ class WandbView:
         """
         mode = settings["mode"]
         if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         if mode == "offline":  # it cannot resume: an earlier one of this run would be half of it, under the same id
             for earlier in (folder / "wandb").glob("offline-run-*"):
                 shutil.rmtree(earlier, ignore_errors=True)
@@ -52,9 +52,9 @@ class WandbView:
             ),
         )
         self.url: str | None = self._run.url if mode == "online" else None
-        self._run.define_metric("step")
+        self._run.define_metric(STEP)
         for name in METRICS:
-            self._run.define_metric(f"{name}*" if name[-1] in "/_" else name, step_metric="step", summary="last")
+            self._run.define_metric(f"{name}*" if name[-1] in "/_" else name, step_metric=STEP, summary="last")
 
     def log(self, number: int, row: Mapping[str, Any]) -> None:
         """Row ``number`` of ``metrics.jsonl``; W&B drops one that it has already."""
@@ -67,13 +67,14 @@ class WandbView:
             summary: of the run; None where it was cut off.
         """
         cells: list[Any] = [[row.get(column) for column in SAMPLE_COLUMNS] for row in samples]
-        self._run.log({"samples": wandb.Table(columns=list(SAMPLE_COLUMNS), data=cells)}, step=number)
+        self._run.log({SAMPLE_TABLE: wandb.Table(columns=list(SAMPLE_COLUMNS), data=cells)}, step=number)
         self._run.summary.update(dict(summary or {}))
         broken = summary is None or summary.get("status") == "failed"
         self._run.finish(exit_code=1 if broken else 0)
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether W&B has an API key of this user: from the environment, or left by ``wandb login``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(os.environ.get("WANDB_API_KEY")) or bool(wandb.login(prompt=False))
