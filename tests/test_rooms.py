@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "launchers": {"config", "slurm"},
     "slurm": {"config", "stopping"},
     "estimate": set(),
+    "dashboard": {"config", "sync", "tracking"},
     "dry_run": {"attempt", "config", "estimate", "identity", "status", "summary", "whole_file"},
     "own_gpu": set(),
     "heavy": set(),
@@ -130,6 +131,7 @@ def test_no_stage_imports_another():
         ("rlsparse.dry_run", {"torch", "transformers", "wandb"}),
         ("rlsparse.status", {"torch", "transformers", "wandb"}),
         ("rlsparse.sync", {"torch", "transformers"}),
+        ("rlsparse.dashboard", {"torch", "transformers", "wandb", "wandb_workspaces"}),
     ],
 )
 def test_heavy_packages_stay_out(module, banned):
