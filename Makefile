@@ -5,7 +5,7 @@ MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults test-slurm lint tables dashboard tiny bench clean
+.PHONY: help setup run test test-faults test-slurm lint tables figures report dashboard notebooks tiny bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,17 @@ lint: setup ## ruff and mypy
 tables: setup ## the tables of every experiment under runs/ and of every committed study under experiments/
 	$(BIN)/python -m rlsparse.results --runs $(RUNS) --studies experiments
 
+figures: setup ## the same, and their figures
+	$(BIN)/python -m rlsparse.results --runs $(RUNS) --studies experiments --figures
+
+report: setup ## one HTML page of all of it: report.html
+	$(BIN)/python -m rlsparse.results --runs $(RUNS) --studies experiments --report report.html
+
 dashboard: setup ## check the W&B dashboard and print what it shows; ARGS="--save" saves it to your account
 	@$(BIN)/python -m rlsparse.dashboard $(ARGS)
+
+notebooks: setup ## run every notebook again and write its outputs into it
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/models/make_tiny.sh)
 	sh rlsparse/models/make_tiny.sh $(BIN)/python
