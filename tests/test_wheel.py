@@ -32,6 +32,7 @@ def test_the_wheel_is_small_and_carries_config_and_model(unpacked):
     assert expected <= names
     weights = package / "models" / "tiny" / "model.safetensors"
     assert weights.stat().st_size < 4 * 2**20
+    assert not list(unpacked.rglob("*.ipynb"))
 
 
 @pytest.mark.slow
