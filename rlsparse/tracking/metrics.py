@@ -1,9 +1,11 @@
 """Every metric's meaning and unit: the one place. A run logs no other name (a test sees to it).
 
-Prefixes are the folders of the code that makes them. Printed as a table by ``python -m rlsparse.tracking.metrics``.
+Prefixes are the folders of the code that makes them. Printed by ``python -m rlsparse.tracking.metrics``, and by
+``python -m rlsparse.tracking.metrics --markdown`` as docs/metrics.md.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 STEP = "step"  # of each row: training steps done, the x axis of every curve
@@ -30,7 +32,7 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "tokens/depth_p90": ("tokens", "the same, 90th percentile of the step's chosen tokens"),
     "tokens/generated": ("tokens", "completion tokens sampled for training since the start"),
     "tokens/replayed": ("tokens", "of those, sampled from the middle of earlier completions (token_sampler.replay)"),
-    "tokens/selected": ("tokens", "of those, chosen by the token sampler"),
+    "tokens/selected": ("tokens", "of the generated ones, chosen by the token sampler"),
     "objective/loss": ("reward", "loss that was minimised, mean over the step's updates"),
     "objective/kl": ("nats", "aggregated KL(pi || base model), k3 estimator; 0 where beta = 0"),
     "objective/frac_clipped": ("share", "selected tokens whose ratio the clipping held back"),
@@ -41,8 +43,6 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "time/reward": ("s", "verifying, this step"),
     "time/train": ("s", "advantages to optimizer, this step"),
 }
-# of steps whose completions another model than the policy wrote (layer_skip), over the tokens of the loss; absent
-# where there are none
 OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/kl": (
         "nats",
@@ -54,7 +54,6 @@ OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/frac_truncated": ("share", "tokens whose ratio truncated or retrace held down"),
 }
 RANK_PREFIX = "adapter/rank/"
-# of an adapter whose ranks move (adapter=l1ra)
 ADAPTER_METRICS: dict[str, tuple[str, str]] = {
     "adapter/rank_total": ("rank", "ranks of all adapters together, after the step; never above adapter.budget"),
     "adapter/gate_min": ("1", "smallest gate, before ranks moved"),
@@ -76,8 +75,6 @@ EVAL_METRICS: dict[str, tuple[str, str]] = {
     "time/eval": ("s", "this evaluation"),
 }
 
-
-# of a warm start, whose training steps also have train/lr, train/grad_norm and time/train
 SUPERVISED_METRICS: dict[str, tuple[str, str]] = {
     "supervised/loss": ("nats", "cross-entropy of the batch's solution tokens"),
     "eval/loss": ("nats", "cross-entropy of held-out solution tokens, over warm_start.loss_rows rows"),
@@ -95,6 +92,54 @@ def is_documented(name: str) -> bool:
     return name in METRICS or any(name.startswith(family) for family in METRICS if family[-1] in "/_")
 
 
+# the tables of the page: heading, where its metrics are found, and the metrics
+FAMILIES: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
+    ("Training", "In rows of kind `train`.", TRAIN_METRICS),
+    (
+        "Off-policy",
+        "In `train` rows of steps whose completions another model than the policy wrote (`layer_skip`), over the\n"
+        "tokens of the loss; absent where there are none.",
+        OFF_POLICY_METRICS,
+    ),
+    (
+        "Adapter",
+        "Of an adapter whose ranks move (`adapter=l1ra`): in `train` rows, and the rank of each module in rows of\n"
+        "kind `ranks`.",
+        ADAPTER_METRICS,
+    ),
+    ("Evaluation", "In rows of kind `eval`: at step 0, every `eval.every` steps and at the end.", EVAL_METRICS),
+    (
+        "Warm start",
+        "Of `python -m rlsparse.warm_start`: the first in its `train` rows, beside `train/lr`, `train/grad_norm` and\n"
+        "`time/train`; the second in its `eval` rows, beside those above.",
+        SUPERVISED_METRICS,
+    ),
+)
+INTRODUCTION = """\
+# Metrics
+
+Made by `python -m rlsparse.tracking.metrics --markdown`; without the flag it prints the same for a terminal. A run logs
+these names and no others: to `metrics.jsonl` in its folder, which W&B shows.
+
+A line of `metrics.jsonl` is a JSON object: `step`, `kind` (`train`, `eval` or `ranks`) and the metrics of that kind. A
+name below that ends in `/` or `_` begins a family of names. A share is between 0 and 1; `reward` is the unit of
+`task.reward`."""
+
+
+def markdown() -> Iterator[str]:
+    """The lines of docs/metrics.md."""
+    yield INTRODUCTION
+    for heading, where, metrics in FAMILIES:
+        yield from ("", f"## {heading}", "", where, "", "| name | unit | meaning |", "|:--|:--|:--|")
+        for name, (unit, meaning) in metrics.items():
+            yield f"| `{name}` | {unit} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def plain() -> Iterator[str]:
+    """The same for a terminal, a line a metric."""
+    for name, (unit, meaning) in METRICS.items():
+        yield f"{name:32} {unit:9} {meaning}"
+
+
 if __name__ == "__main__":
-    for metric, (unit, meaning) in METRICS.items():
-        print(f"{metric:32} {unit:9} {meaning}")
+    print("\n".join(markdown() if "--markdown" in sys.argv[1:] else plain()))
