@@ -25,7 +25,10 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled, replay included, per second of rollout"),
     "rollout/layers_skipped": ("count", "decoder layers left out while sampling"),
     "rollout/replayed_groups": ("count", "groups sampled from the middle of completions (token_sampler.replay)"),
-    "advantage/abs_mean": ("reward", "mean |A| over completion tokens (standard deviations for group_zscore)"),
+    "advantage/abs_mean": (
+        "reward",
+        "mean |A| over completion tokens (standard deviations, where A is divided by one)",
+    ),
     "tokens/frac_updated": ("share", "completion tokens that the token sampler chose"),
     "tokens/frac_forward": ("share", "completion tokens in rows that took part in the forward and backward pass"),
     "tokens/depth_mean": ("tokens", "tokens of its completion that stand before a chosen token; absent without any"),
