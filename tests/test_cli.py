@@ -152,17 +152,23 @@ def test_a_value_for_a_group_is_one_message(arguments, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_every_command_of_the_readme_composes():
-    text = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("experiments/*/README.md")])
-    commands = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&]*)", text.replace("\\\n", " "))
-    assert len(commands) >= 6
-    for module, arguments in dict.fromkeys(commands):
-        words = [word for word in shlex.split(arguments) if word not in ("-m", "--cfg", "job")]
+def check_commands(text: str) -> int:
+    """Compose and check the commands of a page, of a sweep its first point; how many there are."""
+    found = re.findall(r"python -m (rlsparse\.run|rlsparse\.warm_start)([^\n`#|&]*)", text.replace("\\\n", " "))
+    commands = dict.fromkeys(found)
+    for module, arguments in commands:
+        words = [word for word in shlex.split(arguments) if "=" in word and not word.startswith("-")]
         plain = [re.sub(r"=choice\((\w+)\)$", r"=\1", word) for word in words]
-        first = [re.sub(r"^([^=]+=[^\[,]*),.*$", r"\1", word) for word in plain]  # one point of each sweep axis
+        first = [re.sub(r"^([^=]+=[^\[\",]*),.*$", r"\1", word) for word in plain]  # one point of each sweep axis
         if any(word.startswith("experiment=") for word in first):
             first.append("hydra.mode=RUN")
         if module == "rlsparse.run":
             check(composed(*first))
         else:
             check_warm_start(composed_warm_start("out=DIR", *first))
+    return len(commands)
+
+
+def test_every_command_of_the_readme_composes():
+    text = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("experiments/*/README.md")])
+    assert check_commands(text) >= 6
