@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlsparse.batch import Problem, Prompt, Rollout
 from rlsparse.config import ConfigError, ModelConfig
 
-EMBEDDED = {"tiny": Path(__file__).parent / "models" / "tiny"}
+EMBEDDED = {name: Path(__file__).parent / "models" / name for name in ("tiny", "tiny_deep")}
 TEMPLATE_DATE = "26 Jul 2024"  # Llama 3's templates print a date: the same one every day, or prompts would change
 SMALL_MODEL = 10_000_000  # parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

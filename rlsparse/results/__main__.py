@@ -60,6 +60,9 @@ def _make(options: argparse.Namespace) -> None:
         folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))
     for folder in folders:
         _write(folder, _claims_of(folder, options.studies), options)
+    for study in (read_study(folder, _claims_of(folder, options.studies)) for folder in folders):
+        for outcome in study.outcomes():
+            print(f"{study.name}: {outcome.claim.claim}: {outcome.verdict}")
     if options.report:
         from rlsparse.results.report import write_report
 

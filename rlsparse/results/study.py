@@ -22,6 +22,8 @@ from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 RESULTS, TRIALS, CURVES, NOT_COUNTED = "results.csv", "trials.csv", "curves.csv", "not_counted.txt"
 RANKS_FINAL, RANKS_HISTORY, CONFIG = "ranks_final.csv", "ranks_history.csv", "run_config.yaml"
 NOT_TOLD = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
+TABLES = ("table", "claims", "effects", "costs", "tuning", "ranks")
+FIGURES = ("curves", "costs", "effects", "speed", "ranks")
 FORMS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv}
 
 
@@ -52,7 +54,9 @@ class Study:
         return baseline_of(list(dict.fromkeys(finished(self.runs)["method"])), wanted)
 
     def effects(self) -> list[Effect]:
-        return effects(finished(self.runs), self.baseline)
+        """Of its components; none where only one was varied, which is what the differences to the baseline are."""
+        found = effects(finished(self.runs), self.baseline)
+        return found if len({one.component for one in found}) > 1 else []
 
     def outcomes(self) -> list[Outcome]:
         """What its runs say of each of its claims."""
@@ -113,22 +117,25 @@ def _frame(file: Path) -> pd.DataFrame:
 
 
 def tables(study: Study) -> dict[str, Table]:
-    """File name → table, in the order of a page."""
+    """File name → table, in the order of a page; those of ``TABLES`` that the study has anything for."""
     if finished(study.runs).empty:
         return {}
-    made: dict[str, Table | None] = {"table": outcome_table(study.runs, study.baseline, study.not_counted)}
     outcomes, found = study.outcomes(), study.effects()
-    made["claims"] = claims_table(outcomes) if outcomes else None
-    made["effects"] = effects_table(study.runs, found) if len({one.component for one in found}) > 1 else None
-    made["costs"] = cost_table(study.runs, study.curves)
-    made["tuning"] = tuning_table(study.trials, study.runs)
-    made["ranks"] = rank_table(study.ranks.final) if study.ranks is not None else None
+    made = {
+        "table": outcome_table(study.runs, study.baseline, study.not_counted),
+        "claims": claims_table(outcomes) if outcomes else None,
+        "effects": effects_table(study.runs, found) if found else None,
+        "costs": cost_table(study.runs, study.curves),
+        "tuning": tuning_table(study.trials, study.runs),
+        "ranks": rank_table(study.ranks.final) if study.ranks is not None else None,
+    }
     return {name: table for name, table in made.items() if table is not None}
 
 
 def write_tables(folder: Path, study: Study) -> list[str]:
-    """Each table in each of its forms; names of the files that were written."""
+    """Each table in each of its forms; names of the files that were written. Those of an earlier time are gone."""
     made = tables(study)
+    _remove(folder, [f"{name}.{form}" for name in TABLES for form in FORMS])
     if not made:
         (folder / "table.md").write_text(
             "\n\n".join(["No finished run.", *(f"- {line}" for line in study.not_counted)]) + "\n", encoding="utf-8"
@@ -161,9 +168,15 @@ def write_figures(folder: Path, study: Study) -> list[str]:
         made["speed"] = speed_figure(runs)
     if study.ranks is not None:
         made["ranks"] = rank_figure(study.ranks.final, study.ranks.history)
+    _remove(folder, [f"{name}.{form}" for name in FIGURES for form in ("svg", "png")])
     for name, figure in made.items():
         save(figure, folder / name)
     return list(made)
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _forest_rows(study: Study) -> list[tuple[str, Test]]:
