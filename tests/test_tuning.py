@@ -44,7 +44,7 @@ def test_each_method_gets_what_was_best_for_it():
 
 
 def test_a_value_without_all_its_trials_is_not_chosen_and_a_tie_goes_to_the_first():
-    table = {("a", "1"): (0.9, None), ("a", "2"): (0.1, 0.1), ("b", "1"): (0.3, 0.3), ("b", "2"): (0.2, 0.4)}
+    table = {("a", "1"): (0.9, None), ("a", "2"): (0.1, 0.1), ("b", "1"): (0.5, 0.5), ("b", "2"): (0.25, 0.75)}
     settled = TUNE.settle(JOBS, score(table))
     assert settled[0] == ["algorithm=a", "seed=0", "train.lr=2"]
     assert settled[2] == ["algorithm=b", "seed=0", "train.lr=1"]
@@ -113,7 +113,7 @@ def test_a_dry_run_counts_grids_and_trials(tmp_path):
 
 
 def test_bad_input_ends_it_before_the_first_trial(tmp_path):
-    done = describe(tmp_path, "token_sampler.budget=0")
+    done = describe(tmp_path, "lora_rank=0")
     assert done.returncode != 0
     assert done.stderr.startswith("error: ")
     assert not list(tmp_path.glob("runs/*/*"))

@@ -71,9 +71,9 @@ def present(measures: tuple[Measure, ...], runs: pd.DataFrame) -> list[Measure]:
 
 
 def headline(runs: pd.DataFrame) -> Measure:
-    """What methods are compared by: final sampled accuracy; the final loss where there is no accuracy."""
-    sampled = "final_sampled" in runs and bool(runs["final_sampled"].notna().any())
-    return BY_COLUMN["final_sampled" if sampled else "final_loss"]
+    """What methods are compared by: final sampled accuracy; of supervised runs, which have one, the final loss."""
+    supervised = "final_loss" in runs and bool(runs["final_loss"].notna().any())
+    return BY_COLUMN["final_loss" if supervised else "final_sampled"]
 
 
 def by_seed(runs: pd.DataFrame, method: str, column: str) -> "pd.Series[float]":
