@@ -53,7 +53,8 @@ def sweep_points(config: DictConfig, jobs: Sequence[list[str]] | None = None) ->
 def sweep_jobs(config: DictConfig) -> list[list[str]]:
     """The arguments of every job: the sweeper's ``grids``, each with its ``params`` and the command line's axes.
 
-    A job that several grids have is done once.
+    A job that several grids have is done once. The methods of ``grids`` take turns, seed by seed, so that what else the
+    machines do meanwhile tells on the times of all alike.
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
@@ -62,7 +63,9 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
     grids = _plain(sweeper.get("grids")) or [{}]
     params = _plain(sweeper.get("params")) or {}
     every = [job for grid in grids for job in _jobs({**grid, **params}, _typed(config))]
-    return [list(job) for job in dict.fromkeys(map(tuple, every))]
+    once = [list(job) for job in dict.fromkeys(map(tuple, every))]
+    seeds = list(dict.fromkeys(map(_seed, once)))
+    return sorted(once, key=lambda job: seeds.index(_seed(job))) if sweeper.get("grids") else once
 
 
 def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None:
@@ -83,6 +86,10 @@ def _jobs(axes: Mapping[str, Any], typed: list[str]) -> list[list[str]]:
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _seed(job: Sequence[str]) -> str | None:
+    return next((word for word in job if word.startswith("seed=")), None)
 
 
 def _typed(config: DictConfig) -> list[str]:

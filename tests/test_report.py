@@ -57,7 +57,18 @@ def experiment(tmp_path):
 
     def add(name, seed, *words, final=0.5, rate=0.1, **more):
         set_at = {"task": "toy", "lr": rate}
-        put(folder, name, "grpo", seed, final, overrides=words, method=name[:-3], setting=set_at, versions={"torch": "2.15"}, **more)
+        put(
+            folder,
+            name,
+            "grpo",
+            seed,
+            final,
+            overrides=words,
+            method=name[:-3],
+            setting=set_at,
+            versions={"torch": "2.15"},
+            **more,
+        )
         curve(folder, name, [0.2, 0.4, final], updated=100, seconds=2)
         points[name] = ["algorithm=grpo", f"seed={seed}", *words]
 

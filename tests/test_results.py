@@ -193,6 +193,7 @@ def test_trials_are_kept_apart_and_the_chosen_rate_is_marked(tmp_path):
     table = tuning_table(found.trials, found.runs)
     assert rows_of(table)["grpo"] == {"method": "grpo", "lr 0.1": "30.0", "lr 0.2": "50.0"}
     assert table.bold == {(0, "lr 0.2")}
+    assert table.notes[-1] == "At the end of the range, so that a rate beyond it may be better: grpo."
     assert rows_of(outcome_table(found.runs, None, []))["grpo"]["lr"] == "0.2"
 
 

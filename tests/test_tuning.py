@@ -101,11 +101,9 @@ def test_a_dry_run_counts_grids_and_trials(tmp_path):
     done = describe(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "20 points: 20 missing" in done.stdout
-    assert "17 points" not in done.stdout
-    one_seed = describe(tmp_path, "--dry-run", "seed=7", "algorithm=grpo", "token_sampler=full")
-    # the command line beats every grid: what is left of the first grid, and of the second, is told apart by words
-    assert "seed=7" in one_seed.stdout
-    assert "seed=0" not in one_seed.stdout
+    # methods take turns
+    compared = [line for line in done.stdout.splitlines() if "seed=100" not in line and "seed=" in line]
+    assert ["seed=0" in line for line in compared] == [True] * 5 + [False] * 5
     untuned = describe(tmp_path, "--dry-run", "train.lr=1e-4")
     assert "10 points: 10 missing" in untuned.stdout
     assert "seed=100" not in untuned.stdout

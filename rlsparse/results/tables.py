@@ -102,6 +102,9 @@ def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
     notes = [
         f"Area under the curve, %, mean over the trials on seeds {seeds}; in bold, what the method is compared at."
     ]
+    edge = [method for method in methods if chosen[method] & {rates[0], rates[-1]}]
+    if edge:
+        notes.append(f"At the end of the range, so that a rate beyond it may be better: {', '.join(edge)}.")
     numbers = means.loc[methods].rename(columns=lambda rate: f"lr {rate:g}").reset_index()
     return Table(cells, numbers, notes, bold=bold)
 
