@@ -20,7 +20,7 @@ import pandas as pd
 from rlsparse.results.claims import ClaimError
 from rlsparse.results.collect import collect
 from rlsparse.results.ranks import collect_ranks
-from rlsparse.results.study import RESULTS, keep, read_study, write_figures, write_tables
+from rlsparse.results.study import RESULTS, keep, read_study, write_figures, write_tables, write_verdicts
 from rlsparse.whole_file import read_yaml
 
 
@@ -60,13 +60,15 @@ def _make(options: argparse.Namespace) -> None:
         folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))
     for folder in folders:
         _write(folder, _claims_of(folder, options.studies), options)
-    for study in (read_study(folder, _claims_of(folder, options.studies)) for folder in folders):
+    studies = {folder: read_study(folder, _claims_of(folder, options.studies)) for folder in folders}
+    for study in studies.values():
         for outcome in study.outcomes():
             print(f"{study.name}: {outcome.claim.claim}: {outcome.verdict}")
+    if options.studies and not options.experiment:
+        write_verdicts(options.studies, [one for folder, one in studies.items() if folder.parent == options.studies])
     if options.report:
         from rlsparse.results.report import write_report
 
-        studies = {folder: read_study(folder, _claims_of(folder, options.studies)) for folder in folders}
         write_report(options.report, studies)
         print(f"report: {options.report}")
 

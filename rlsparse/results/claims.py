@@ -104,13 +104,19 @@ def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
     return Outcome(claim, estimate(values), max(test.p for _, test in tests), _verdict(tests), _setting(runs, own))
 
 
-def claims_table(outcomes: list[Outcome]) -> Table:
-    """Claim, published, ours, verdict."""
+def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> Table:
+    """Claim, published, ours, verdict.
+
+    Args:
+        studies: the study of each outcome, for a column of its own; None for one study's.
+    """
     rows, numbers = [], []
-    for one in outcomes:
+    for one, study in zip(outcomes, studies or [""] * len(outcomes), strict=True):
+        whose = {"study": study} if studies is not None else {}
         shown = "–" if one.verdict == NOT_RUN else f"{_effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
         rows.append(
             {
+                **whose,
                 "claim": one.claim.claim,
                 "published": f"{one.claim.published} ({one.claim.source})",
                 "ours": shown,
@@ -120,8 +126,8 @@ def claims_table(outcomes: list[Outcome]) -> Table:
         )
         value = one.value
         behind = {"value": value.mean, "low": value.low, "high": value.high, "p": one.p, "seeds": value.n}
-        numbers.append({"claim": one.claim.claim, **behind, "verdict": one.verdict})
-    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [NOTE], left=5)
+        numbers.append({**whose, "claim": one.claim.claim, **behind, "verdict": one.verdict})
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [NOTE], left=5 + (studies is not None))
 
 
 def _verdict(tests: list[tuple[str, Test]]) -> str:

@@ -1,6 +1,6 @@
 """A study on disk: the tables that were collected, and what is made of them. The same files give the same bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,15 @@ def write_tables(folder: Path, study: Study) -> list[str]:
         for form, write in FORMS.items():
             (folder / f"{name}.{form}").write_text(write(table), encoding="utf-8")
     return [f"{name}.md" for name in made]
+
+
+def write_verdicts(folder: Path, studies: Sequence[Study]) -> None:
+    """What the runs of all studies say of the claims, in one table: ``claims.{md,tex,csv}``."""
+    found = [(study.name, one) for study in studies for one in study.outcomes()]
+    if found:
+        table = claims_table([one for _, one in found], [name for name, _ in found])
+        for form, write in FORMS.items():
+            (folder / f"claims.{form}").write_text(write(table), encoding="utf-8")
 
 
 def write_figures(folder: Path, study: Study) -> list[str]:
