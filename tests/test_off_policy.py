@@ -144,8 +144,8 @@ def test_the_ratio_of_the_whole_completion_corrects_the_penalty_too():
     assert float((without - true).norm() / true.norm()) > 0.1
 
 
-def test_the_readme_says_how_biased_the_others_are():
-    text = (ROOT / "README.md").read_text()
+def test_the_docs_say_how_biased_the_others_are():
+    text = (ROOT / "docs" / "methods" / "nested_reft.md").read_text()
     many = [biases(seed) for seed in range(100)]
     for label, (name, level) in LEVELS.items():
         bias = sum(one[label] for one in many) / len(many)
