@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rlsparse.results.claims import Claim, ClaimError, claims_table, judge, read_claims
+from rlsparse.results.claims import Claim, ClaimError, claims_table, effect, judge, read_claims
 from rlsparse.results.effects import effects
 from rlsparse.results.measures import BY_COLUMN
 from rlsparse.results.study import read_study
@@ -150,6 +150,17 @@ def test_committed_claims_speak_of_methods_that_their_study_has(folder):
     study = read_study(folder)
     assert study.baseline == claims.baseline is not None
     assert {one.verdict for one in study.outcomes()} & {"supported", "contradicted", "inconclusive"}
+
+
+def test_the_readme_says_what_the_studies_give():
+    """Every claim of the studies that it tells of, with the effect and the verdict of today's files."""
+    text = (ROOT / "README.md").read_text()
+    told = [folder for folder in STUDIES if f"| [{folder.name}]" in text]
+    assert told
+    for folder in told:
+        for one in read_study(folder).outcomes():
+            row = f"| [{folder.name}](experiments/{folder.name}/README.md) | {one.claim.claim} | {effect(one)} | {one.verdict} |"
+            assert row in text, row
 
 
 def test_main_effects_by_hand():

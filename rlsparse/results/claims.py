@@ -9,9 +9,9 @@ import pandas as pd
 import yaml
 
 from rlsparse.results.measures import BY_COLUMN, by_seed
+from rlsparse.results.shown import interval, p_value, signed, values
 from rlsparse.results.statistics import LEVEL, Estimate, Test, against, estimate
 from rlsparse.results.table import Table
-from rlsparse.results.tables import _values, interval, p_value, signed
 
 FILE = "claims.yaml"
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
@@ -113,7 +113,7 @@ def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> T
     rows, numbers = [], []
     for one, study in zip(outcomes, studies or [""] * len(outcomes), strict=True):
         whose = {"study": study} if studies is not None else {}
-        shown = "–" if one.verdict == NOT_RUN else f"{_effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
+        shown = "–" if one.verdict == NOT_RUN else f"{effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
         rows.append(
             {
                 **whose,
@@ -166,7 +166,7 @@ def _matching(patterns: list[str], methods: list[str]) -> list[str]:
     return [method for method in methods if any(fnmatchcase(method, pattern) for pattern in patterns)]
 
 
-def _effect(one: Outcome) -> str:
+def effect(one: Outcome) -> str:
     """The value with its interval, in the measure's unit."""
     factor, decimals, unit = _unit(one.claim)
     value = one.value
@@ -199,11 +199,11 @@ def _unit(claim: Claim) -> tuple[float, int, str]:
 def _setting(runs: pd.DataFrame, methods: list[str]) -> str:
     those = runs[runs["method"].isin(methods)]
     keys = [key for key in ("task", "model") if key in those and those[key].notna().any()]
-    words = [_values(those[key]) for key in keys]
+    words = [values(those[key]) for key in keys]
     if "steps" in those and those["steps"].notna().any():
-        words.append(f"{_values(those['steps'])} steps")
+        words.append(f"{values(those['steps'])} steps")
     if "lr" in those and those["lr"].notna().any():
-        words.append(f"lr {_values(those['lr'])}")
+        words.append(f"lr {values(those['lr'])}")
     return ", ".join(words)
 
 

@@ -6,9 +6,9 @@ import pandas as pd
 
 from rlsparse.results.measures import by_seed, headline
 from rlsparse.results.names import in_order
+from rlsparse.results.shown import interval, p_value
 from rlsparse.results.statistics import LEVEL, MEANING, Test, against, paired
 from rlsparse.results.table import Table
-from rlsparse.results.tables import interval, p_value
 
 
 @dataclass(frozen=True)

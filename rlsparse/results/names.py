@@ -45,9 +45,9 @@ def method_names(runs: pd.DataFrame, planned: Sequence[set[str]]) -> list[str]:
     return [unique[method] for method in runs["method_hash"]]
 
 
-def in_order(methods: Sequence[str]) -> list[str]:
-    """Each once, as a person would put them."""
-    return sorted(set(methods), key=natural)
+def in_order(methods: Sequence[str], first: str | None = None) -> list[str]:
+    """Each once, as a person would put them; the baseline, where one is given, before all others."""
+    return sorted(set(methods), key=lambda name: (name != first, natural(name)))
 
 
 def baseline_of(methods: Sequence[str], wanted: str | None = None) -> str | None:

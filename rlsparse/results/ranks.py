@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from rlsparse.results.names import in_order
+from rlsparse.results.shown import interval
 from rlsparse.results.statistics import estimate
 from rlsparse.results.table import Table
-from rlsparse.results.tables import interval
 
 PREFIX = "adapter/rank/"  # as in tracking/metrics.py
 LAYER = re.compile(r"\.(\d+)\.")

@@ -125,8 +125,8 @@ def tables(study: Study) -> dict[str, Table]:
         "table": outcome_table(study.runs, study.baseline, study.not_counted),
         "claims": claims_table(outcomes) if outcomes else None,
         "effects": effects_table(study.runs, found) if found else None,
-        "costs": cost_table(study.runs, study.curves),
-        "tuning": tuning_table(study.trials, study.runs),
+        "costs": cost_table(study.runs, study.curves, study.baseline),
+        "tuning": tuning_table(study.trials, study.runs, study.baseline),
         "ranks": rank_table(study.ranks.final) if study.ranks is not None else None,
     }
     return {name: table for name, table in made.items() if table is not None}

@@ -8,6 +8,7 @@ import pandas as pd
 from rlsparse.results.curves import at_cost
 from rlsparse.results.measures import COSTS, OUTCOMES, Measure, by_seed, finished, headline, present
 from rlsparse.results.names import in_order
+from rlsparse.results.shown import interval, p_value, values
 from rlsparse.results.statistics import LEVEL, MEANING, Estimate, against, estimate, paired
 from rlsparse.results.table import Table
 
@@ -21,13 +22,13 @@ DEFINITIONS = (
 
 def outcome_table(runs: pd.DataFrame, baseline: str | None, not_counted: Sequence[str]) -> Table:
     """Method × outcome: mean and interval, paired difference to the baseline with its p, and how many collapsed."""
-    methods, main = in_order(list(runs["method"])), headline(runs)
+    methods, main = in_order(list(runs["method"]), baseline), headline(runs)
     rows, numbers = [], []
     for method in methods:
         row: dict[str, str] = {"method": method}
         number: dict[str, Any] = {"method": method}
         if "lr" in runs and runs["lr"].notna().any():
-            row["lr"] = number["lr"] = _values(runs[runs["method"] == method]["lr"])
+            row["lr"] = number["lr"] = values(runs[runs["method"] == method]["lr"])
         for measure in present(OUTCOMES, finished(runs)):
             found = estimate(by_seed(runs, method, measure.column) * measure.factor)
             row[measure.title] = interval(found, measure.decimals)
@@ -48,9 +49,9 @@ def outcome_table(runs: pd.DataFrame, baseline: str | None, not_counted: Sequenc
     return Table(cells, pd.DataFrame(numbers), notes, bold=_best(runs, methods, present(OUTCOMES, finished(runs))))
 
 
-def cost_table(runs: pd.DataFrame, curves: pd.DataFrame) -> Table:
+def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = None) -> Table:
     """Method × cost, and the accuracy that each method had reached when it had cost what the cheapest costs in all."""
-    methods = in_order(list(finished(runs)["method"]))
+    methods = in_order(list(finished(runs)["method"]), baseline)
     columns = present(COSTS, finished(runs))
     rows: list[dict[str, str]] = []
     numbers: list[dict[str, object]] = []
@@ -82,7 +83,7 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame) -> Table:
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, bold=_best(runs, methods, columns))
 
 
-def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
+def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame, baseline: str | None = None) -> Table | None:
     """Method × learning rate: area under the curve of the trials, with the rate that was chosen in bold.
 
     None where no learning rate was tuned.
@@ -92,7 +93,7 @@ def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
     rates = sorted(trials["lr"].dropna().unique())
     score = trials.assign(score=trials["curve_mean"].where(trials["status"] == "finished", 0.0))
     means = 100 * score.groupby(["method", "lr"])["score"].mean().unstack().reindex(columns=rates)
-    methods = in_order(list(means.index))
+    methods = in_order(list(means.index), baseline)
     chosen = {method: set(runs[runs["method"] == method]["lr"]) for method in methods}
     cells = pd.DataFrame({"method": methods})
     for rate in rates:
@@ -109,24 +110,6 @@ def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
     return Table(cells, numbers, notes, bold=bold)
 
 
-def interval(value: Estimate, decimals: int) -> str:
-    """``91.7 [89.1, 94.0]``; without an interval where one seed leaves it unknown."""
-    if value.n == 0:
-        return "–"
-    mean = signed(value.mean, decimals)
-    return mean if value.n == 1 else f"{mean} [{signed(value.low, decimals)}, {signed(value.high, decimals)}]"
-
-
-def signed(value: float, decimals: int, plus: str = "") -> str:
-    """A number with a true minus sign."""
-    text = f"{value:{plus}.{decimals}f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-+")
-
-
-def p_value(p: float) -> str:
-    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def setting_notes(runs: pd.DataFrame) -> list[str]:
     """What the runs have in common: model, task, size."""
     about = {
@@ -139,9 +122,7 @@ def setting_notes(runs: pd.DataFrame) -> list[str]:
     }
     if "task" not in runs or runs["task"].isna().all():
         return []
-    return [
-        "Setting: " + ", ".join(form.format(_values(runs[key])) for key, form in about.items() if key in runs) + "."
-    ]
+    return ["Setting: " + ", ".join(form.format(values(runs[key])) for key, form in about.items() if key in runs) + "."]
 
 
 def version_notes(runs: pd.DataFrame) -> list[str]:
@@ -206,9 +187,3 @@ def _best(runs: pd.DataFrame, methods: Sequence[str], measures: Sequence[Measure
 
 def _numbers(title: str, value: Estimate) -> dict[str, Any]:
     return {title: value.mean, f"{title} low": value.low, f"{title} high": value.high}
-
-
-def _values(column: "pd.Series[float]") -> str:
-    """The one value of a column, or the few."""
-    found = sorted(column.dropna().unique())
-    return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in found)
