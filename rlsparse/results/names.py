@@ -1,5 +1,6 @@
 """Names of methods: what tells an experiment's methods apart, in the words of the command line."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,6 +9,8 @@ import pandas as pd
 from rlsparse.results.order import natural
 
 NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "sweep", "tracker", "threads", "device", "hydra")
+
+GROUP = re.compile(r"^\w+\.(?=\w+=)")  # of a key
 
 
 def method_overrides(overrides: Sequence[str], tuned: Sequence[str] = ()) -> tuple[str, ...]:
@@ -61,9 +64,10 @@ def baseline_of(methods: Sequence[str], wanted: str | None = None) -> str | None
 
 
 def beside(name: str, baseline: str | None) -> str:
-    """A method's name by what differs from the baseline's: for a figure's axis."""
+    """A method's name by what differs from the baseline's, keys without their group: for figures."""
     words = set((baseline or "").split(" "))
-    return " ".join(word for word in name.split(" ") if word not in words) or name
+    differs = [word for word in name.split(" ") if word not in words] or name.split(" ")
+    return " ".join(GROUP.sub("", word) for word in differs)
 
 
 def _group(override: str) -> str:

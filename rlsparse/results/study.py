@@ -170,7 +170,7 @@ def write_figures(folder: Path, study: Study) -> list[str]:
     if not study.curves.empty:
         made["curves"] = curves_figure(study.curves, study.baseline)
     if runs["method"].nunique() > 1 and main.column == "final_sampled":
-        made["costs"] = cost_figure(runs)
+        made["costs"] = cost_figure(runs, study.baseline)
     if rows := _forest_rows(study):
         made["effects"] = forest_figure(rows, f"effect on {main.title.replace(', %', ', points')}")
     if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 
 from rlsparse.results.figures.style import STYLE, WIDTH
 from rlsparse.results.measures import by_seed
-from rlsparse.results.names import in_order
+from rlsparse.results.names import beside, in_order
 from rlsparse.results.statistics import estimate
 
 
@@ -29,9 +29,10 @@ COSTS = (
     Cost("time_total", "seconds"),
     Cost("peak_memory_bytes", "peak memory, GiB", 2**-30),
 )
+LONG = 75  # characters of a name that has no room beside another
 
 
-def cost_figure(runs: pd.DataFrame) -> Figure:
+def cost_figure(runs: pd.DataFrame, baseline: str | None) -> Figure:
     """A panel a cost, a numbered point a method; the line joins those that none is both cheaper and better than.
 
     Means over seeds with 95 % bootstrap intervals of the accuracy; what the numbers stand for is below.
@@ -40,10 +41,12 @@ def cost_figure(runs: pd.DataFrame) -> Figure:
         runs: the tidy table of ``results.collect``.
     """
     runs = runs.assign(tokens_updated=runs["tokens_generated"] * runs["frac_updated"])
-    methods = in_order(list(runs["method"]))
+    methods = in_order(list(runs["method"]), baseline)
     known = [cost for cost in COSTS if runs[cost.column].notna().any()]
-    legend = [f"{number}  {method}" for number, method in enumerate(methods, start=1)]
-    rows = -(-len(legend) // 2)
+    names = [beside(method, baseline) for method in methods]
+    legend = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    columns = 1 if max(map(len, legend)) > LONG else 2
+    rows = -(-len(legend) // columns)
     with matplotlib.rc_context(STYLE):
         height = 3.2 + 0.16 * rows
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -76,8 +79,8 @@ def _points(panel: Any, runs: pd.DataFrame, methods: list[str], cost: Cost) -> N
         means.append((x, accuracy.mean))
         if accuracy.n > 1:
             panel.plot([x, x], [accuracy.low, accuracy.high], color="0.6", lw=1, zorder=1)
-        panel.plot(x, accuracy.mean, "o", color="white", mec="black", ms=11, zorder=2)
-        panel.annotate(str(number), (x, accuracy.mean), ha="center", va="center", fontsize=6.5, zorder=3)
+        panel.plot(x, accuracy.mean, "o", color="white", mec="black", ms=10, zorder=2)
+        panel.annotate(str(number), (x, accuracy.mean), ha="center", va="center", fontsize=6, zorder=3)
     front = pareto([point for point in means if point[0] == point[0] and point[1] == point[1]])
     panel.plot([x for x, _ in front], [y for _, y in front], color="0.3", lw=1, ls=":", zorder=0)
     if cost.log:

@@ -1,5 +1,6 @@
 """Learning curves, each method beside the baseline, with bands over seeds."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -31,11 +32,11 @@ def curves_figure(curves: pd.DataFrame, baseline: str | None) -> Figure:
             if baseline is not None:
                 _line(panel, curves[curves["method"] == baseline], color="0.6", ls="--")
             _line(panel, curves[curves["method"] == method], color="black", ls="-")
-            panel.set_title(_wrapped(beside(method, baseline)), fontsize=7, loc="left")
+            panel.set_title(beside(method, baseline).replace(" ", "\n"), fontsize=7, loc="left")
         for panel in panels[len(methods) :]:
             panel.set_axis_off()
         more = f"; {cut_short(len(methods), len(every))}" if len(methods) < len(every) else ""
-        figure.suptitle(f"dashed: {baseline}{more}", fontsize=8)
+        figure.suptitle(fill(f"dashed: {beside(str(baseline), None)}{more}", 150), fontsize=8)
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("held-out accuracy, sampled, %", fontsize=9)
     return figure
@@ -49,7 +50,3 @@ def _line(panel: Any, curves: pd.DataFrame, **look: str) -> None:
     panel.plot(steps, [by_step[step].mean for step in steps], lw=1.4, **look)
     low, high = ([getattr(by_step[step], end) for step in steps] for end in ("low", "high"))
     panel.fill_between(steps, low, high, color=look["color"], alpha=0.2, lw=0)
-
-
-def _wrapped(name: str) -> str:
-    return name.replace(" ", "\n").replace("token_sampler.", "")
