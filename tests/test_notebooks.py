@@ -16,7 +16,8 @@ CLAIMS = {
     "one_batch": {
         "terms": "loss, the sum of the parts of all tokens: 0.0000",
         "equal": "S-GRPO with all tokens has GRPO's gradient: True",
-    }
+    },
+    "results": {"paired": "the same p, counted pattern by pattern: True"},
 }
 
 

@@ -48,7 +48,7 @@ def effects(runs: pd.DataFrame, baseline: str | None) -> list[Effect]:
             pairs = _pairs(words, component, value, reference.get(component))
             test = _test(runs, pairs)
             if test is not None:
-                found.append(Effect(component, value, str(reference.get(component)), len(pairs), test))
+                found.append(Effect(component, value, reference.get(component, "not given"), len(pairs), test))
     return found
 
 
