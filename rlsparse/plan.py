@@ -54,7 +54,8 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
     """The arguments of every job: the sweeper's ``grids``, each with its ``params`` and the command line's axes.
 
     A job that several grids have is done once. The methods of ``grids`` take turns, seed by seed, so that what else the
-    machines do meanwhile tells on the times of all alike.
+    machines do meanwhile tells on the times of all alike. A typed axis beats that of ``params``, and narrows the grids:
+    see ``_narrowed``.
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
@@ -62,7 +63,8 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
     sweeper = config.hydra.sweeper
     grids = _plain(sweeper.get("grids")) or [{}]
     params = _plain(sweeper.get("params")) or {}
-    every = [job for grid in grids for job in _jobs({**grid, **params}, _typed(config))]
+    narrowed = _narrowed(grids, _typed(config))
+    every = [job for grid, typed in narrowed for job in _jobs({**grid, **params}, typed)]
     once = [list(job) for job in dict.fromkeys(map(tuple, every))]
     seeds = list(dict.fromkeys(map(_seed, once)))
     return sorted(once, key=lambda job: seeds.index(_seed(job))) if sweeper.get("grids") else once
@@ -75,8 +77,36 @@ def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None
         ConfigError: see ``tuning``.
     """
     axes = _plain(config.hydra.sweeper.get("tune")) or {}
-    values = {key: [job[0].partition("=")[2] for job in _jobs({key: words}, [])] for key, words in axes.items()}
+    values = {key: _values(f"{key}={words}") for key, words in axes.items()}
     return tuning(values, _typed(config), jobs)
+
+
+def _narrowed(grids: Sequence[dict[str, str]], typed: list[str]) -> list[tuple[dict[str, str], list[str]]]:
+    """The grids that the command line leaves, each with what of it is still to be said.
+
+    Of an axis that some grid has with a value that is typed, the grids keep the typed values alone, and one without any
+    is left out: ``algorithm=tspmo`` picks the methods of that algorithm. A value that none has is put in the place of
+    all, as Hydra does it.
+    """
+    left = [(dict(grid), list(typed)) for grid in grids]
+    for word in typed:
+        key, asked = word.partition("=")[0], _values(word)
+        kept = [
+            [value for value in _values(f"{key}={grid[key]}") if value in asked] if key in grid else None
+            for grid, _ in left
+        ]
+        if not any(kept):
+            continue
+        for (grid, rest), values in zip(left, kept, strict=True):
+            if values:
+                grid[key] = f"choice({','.join(values)})"  # one value alone would be no axis to Hydra
+                rest.remove(word)
+        left = [one for one, values in zip(left, kept, strict=True) if values != []]
+    return left
+
+
+def _values(word: str) -> list[str]:
+    return [job[0].partition("=")[2] for job in _jobs({}, [word])]
 
 
 def _jobs(axes: Mapping[str, Any], typed: list[str]) -> list[list[str]]:

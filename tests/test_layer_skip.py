@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,8 +16,10 @@ from rlsparse.microbatch import FitMicrobatches
 from rlsparse.policy import EMBEDDED, encode_prompt, token_log_probs
 from rlsparse.preflight import preflight
 from rlsparse.results.collect import collect
-from rlsparse.results.figures import speed_figure
-from rlsparse.results.tables import markdown
+from rlsparse.results.figures.speed import speed_figure
+from rlsparse.results.figures.style import save
+from rlsparse.results.table import markdown
+from rlsparse.results.tables import cost_table
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.cache import GroupCache
 from rlsparse.rollout.layer_skip import choose_layers, count_skipped, without_layers
@@ -270,11 +273,11 @@ def test_what_a_run_says_of_its_rollouts(tmp_path):
     assert summary["off_policy"]["weight_max"] == 1  # off_policy=none
     run(composed(*SHORT, f"runs_dir={tmp_path}"))
     found = collect(tmp_path / "default").runs
-    table = markdown(found, [])
+    table = markdown(cost_table(found, pd.DataFrame()))
     assert "off-policy KL, nats" in table
     assert "tokens replayed" not in table  # nothing was
-    for file in ("a.svg", "b.svg"):
-        speed_figure(found, tmp_path / file)
+    for file in ("a", "b"):
+        save(speed_figure(found), tmp_path / file)
     figure = (tmp_path / "a.svg").read_text()
     assert figure == (tmp_path / "b.svg").read_text()
     assert "rollout, tokens/s" in figure

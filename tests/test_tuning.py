@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from hydra import initialize_config_dir
 
+from rlsparse.compose import config_dir, register_schemas
 from rlsparse.config import ConfigError
+from rlsparse.plan import _jobs, _narrowed
 from rlsparse.tuning import Tuning, tuning
 from tests.test_cli import FAST, call
 
@@ -104,9 +107,6 @@ def test_a_dry_run_counts_grids_and_trials(tmp_path):
     # methods take turns
     compared = [line for line in done.stdout.splitlines() if "seed=100" not in line and "seed=" in line]
     assert ["seed=0" in line for line in compared] == [True] * 5 + [False] * 5
-    untuned = describe(tmp_path, "--dry-run", "train.lr=1e-4")
-    assert "10 points: 10 missing" in untuned.stdout
-    assert "seed=100" not in untuned.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -117,6 +117,32 @@ def test_bad_input_ends_it_before_the_first_trial(tmp_path):
     assert not list(tmp_path.glob("runs/*/*"))
     seeds = describe(tmp_path, "seed=100")
     assert "hydra.sweeper.tune.seed=100: seed 100 is compared too" in seeds.stderr
+
+
+GRID = [{"algorithm": "grpo,tspmo"}, {"algorithm": "sgrpo", "token_sampler.budget": "8,16"}]
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ([], 4),
+        (["train.steps=3"], 4),  # no axis: goes to all
+        (["algorithm=tspmo"], 1),
+        (["algorithm=tspmo,sgrpo"], 3),
+        (["token_sampler.budget=16"], 3),  # the other grid has no such axis: its two take the key as it is
+        (["algorithm=sgrpo", "token_sampler.budget=16"], 1),
+        (["token_sampler.budget=9"], 3),  # none has it: in the place of both
+    ],
+)
+def test_what_is_typed_narrows_grids(typed, left):
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        jobs = [job for grid, rest in _narrowed(GRID, typed) for job in _jobs(grid, rest)]
+    assert len(jobs) == left
+    for job in jobs:
+        assert all(
+            word.split("=")[1] in dict(one.split("=") for one in typed).get(word.split("=")[0], word) for word in job
+        )
 
 
 @pytest.mark.slow

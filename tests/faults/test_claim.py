@@ -102,7 +102,9 @@ def test_a_package_that_changed_in_the_middle_of_a_run_is_said(nursery, tmp_path
 
 
 @pytest.mark.slow
-def test_results_of_another_version_are_said_when_a_sweep_skips_them(tmp_path):
+def test_results_of_another_version_are_said_when_a_sweep_skips_them(tmp_path, full):
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
     command = [
         sys.executable,
         "-m",

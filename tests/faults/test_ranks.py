@@ -121,7 +121,9 @@ def test_metrics_are_those_of_all_ranks_together(name, seen):
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_once_and_its_second_start_skips(tmp_path):
+def test_a_sweep_writes_once_and_its_second_start_skips(tmp_path, full):
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
     axes = ["-m", "algorithm=tspmo,grpo", f"runs_dir={tmp_path}", *(one for one in SETTING if one != "tracker=none")]
     code, text = ended(run_of(*axes, setting=()))
     assert code == 0, text

@@ -139,7 +139,9 @@ def test_two_copies_share_the_work_and_one_outlives_the_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path):
+def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path, full):
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
     axes = ["algorithm=sgrpo", "seed=0,1", "train.steps=60"]
     one = sweep(tmp_path, *axes)
     until_steps(tmp_path, 3)
