@@ -68,7 +68,9 @@ def test_a_rollout_without_some_layers_is_that_of_a_model_without_them(load):
         rollout = ENGINES["fast"](policy, prompts, config.rollout, 3, stream(1, "x"))
     with torch.no_grad():
         rows = torch.arange(9)
-        plain = token_log_probs(shallower(policy, left_out), rollout, rows, rollout.mask, 1.0)
+        # row by row: padded together, the plain path is 3e-4 from itself on some processors
+        part = shallower(policy, left_out)
+        plain = torch.cat([token_log_probs(part, rollout, row, rollout.mask[row], 1.0) for row in rows.split(1)])
         whole = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
     torch.testing.assert_close(rollout.log_probs, plain, atol=1e-4, rtol=1e-5)
     assert float((rollout.log_probs - whole).abs().max()) > 0.1
