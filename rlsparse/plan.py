@@ -78,7 +78,8 @@ def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None
     """
     axes = _plain(config.hydra.sweeper.get("tune")) or {}
     values = {key: _values(f"{key}={words}") for key, words in axes.items()}
-    return tuning(values, _typed(config), jobs)
+    seeds = {str(config.seed) if word is None else word.partition("=")[2] for word in map(_seed, jobs)}
+    return tuning(values, _typed(config), seeds)
 
 
 def _narrowed(grids: Sequence[dict[str, str]], typed: list[str]) -> list[tuple[dict[str, str], list[str]]]:
@@ -133,26 +134,46 @@ def _plain(node: Any) -> Any:
 
 
 def write_plan(
-    folder: Path, points: Mapping[str, list[str]], jobs: Sequence[list[str]], tuned: Sequence[str] = ()
+    folder: Path,
+    points: Mapping[str, list[str]],
+    jobs: Sequence[list[str]],
+    tuned: Sequence[str] = (),
+    settled: Sequence[str] = (),
 ) -> None:
     """Add a sweep's points to an experiment's plan, whole or not at all.
 
-    A point planned before under another id (a default or a model has changed since) is replaced.
+    A point planned before under another id is replaced, and no longer counts: a default or a model has changed since,
+    or a key was settled on another value.
 
     Args:
         points: overrides by run id.
         jobs: the overrides of every job of the sweep, in order.
         tuned: keys for whose sake alone these points are tried; none for points that are compared.
+        settled: keys whose values trials have chosen for these points.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{PLAN}.lock"):  # two sweeps may plan at once
-        again = list(points.values())
-        known = {run_id: overrides for run_id, overrides in read_plan(folder).items() if overrides not in again}
+        before, trials = read_plan(folder), read_trials(folder)
+        again = {_without(overrides, settled) for overrides in points.values()}
+        known = {run_id: words for run_id, words in before.items() if _without(words, settled) not in again}
         every = {**known, **points}
-        trials = {**read_trials(folder), **{run_id: list(tuned) for run_id in points}}
-        kept = {run_id: keys for run_id, keys in trials.items() if keys and run_id in every}
-        text = json.dumps({"latest": list(jobs), "points": every, "trials": kept}, indent=1)
-        write_whole(folder / PLAN, text)
+        tried = {**trials, **{run_id: list(tuned) for run_id in points}}
+        plan = {
+            "latest": list(jobs),
+            "points": every,
+            "trials": {run_id: keys for run_id, keys in tried.items() if keys and run_id in every},
+            "replaced": sorted({*_replaced(folder), *before} - set(every)),
+        }
+        write_whole(folder / PLAN, json.dumps(plan, indent=1))
+
+
+def _without(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(word for word in overrides if word.partition("=")[0].lstrip("+~") not in keys))
+
+
+def _replaced(folder: Path) -> list[str]:
+    found = (read_object(folder / PLAN) or {}).get("replaced")
+    return found if isinstance(found, list) and _words(found) else []
 
 
 def read_trials(folder: Path) -> dict[str, list[str]]:

@@ -24,7 +24,8 @@ from rlsparse.plan import Point, sweep_jobs, sweep_points, sweep_tuning, write_p
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
-from rlsparse.tuning import Job, Tuning
+from rlsparse.trials import all_ended, settled
+from rlsparse.tuning import Job
 
 SHOWN = 300  # characters of an error's beginning and end
 
@@ -67,11 +68,13 @@ def sweep(config: DictConfig, launcher: Launcher, at_a_time: int | None) -> None
         if tune is not None:  # bad input ends it before the first trial
             every = [[*job, *words] for job in jobs for words in tune.combinations()[:1]]
             identified(ground.points(every), engine.device is None, check_by)
-    trials = []
+    trials, keys = [], tuple(tune.values) if tune is not None else ()
     if tune is not None:
-        trials = ground.work_off(tune.all_trials(jobs), tuple(tune.values))
-        jobs = _settled(tune, jobs, trials)
-    compared = ground.work_off(jobs) if jobs else []
+        again = partial(ground.work_off, tune.all_trials(jobs), tuned=keys)
+        trials = again()
+        all_ended(lambda: [one.state() for one in trials], again)
+        jobs = settled(tune, jobs, [one.folder for one in trials])
+    compared = ground.work_off(jobs, settled=keys) if jobs else []
     states = [one.state() for one in [*trials, *compared]]
     if any(one.state != "finished" for one in states):
         print(report(states), file=sys.stderr)
@@ -92,40 +95,21 @@ class Ground:
     def points(self, jobs: Sequence[list[str]]) -> list[Point]:
         return _placed(sweep_points(self.config, jobs), self.engine, self.config.hydra.launcher)
 
-    def work_off(self, jobs: Sequence[list[str]], tuned: Sequence[str] = ()) -> list[Planned]:
+    def work_off(
+        self, jobs: Sequence[list[str]], tuned: Sequence[str] = (), settled: Sequence[str] = ()
+    ) -> list[Planned]:
         """Plan them and do what is not done.
 
         Args:
-            tuned: keys for whose sake they are tried.
+            tuned, settled: see ``plan``.
         """
         with one_message():
-            planned = plan(self.points(jobs), self.engine.device is None, self.check_by, tuned)
+            planned = plan(self.points(jobs), self.engine.device is None, self.check_by, tuned, settled)
         todo = [one for one in planned if not _is_done(one)]
         warn(_other_versions([one for one in planned if one not in todo]))
         settings = self.config.hydra.launcher
         _work_off(todo, self.launcher, self.at_a_time, lambda: self.engine.settle(settings))
         return planned
-
-
-def _settled(tune: Tuning, jobs: Sequence[Job], trials: Sequence[Planned]) -> list[Job]:
-    """The comparison's jobs at the values that did best in the trials, with a line for each method."""
-    scores = {tuple(job): _score(one.folder) for job, one in zip(tune.all_trials(jobs), trials, strict=True)}
-    settled = tune.settle(jobs, lambda trial: scores.get(tuple(trial)))
-    lost = [" ".join(job) for job, done in zip(jobs, settled, strict=True) if done is None]
-    warn([f"{job}: not compared, no value of {', '.join(tune.values)} has all its trials" for job in lost])
-    chosen = Counter(" ".join(w for w in job if w.partition("=")[0] in tune.values) for job in settled if job)
-    for words, count in chosen.items():
-        print(f"tuned on seeds {', '.join(tune.seeds)}: {words} for {count} of {len(jobs)} runs", file=sys.stderr)
-    return [job for job in settled if job is not None]
-
-
-def _score(folder: Path) -> float | None:
-    """A trial's mean of the curve; 0 where it diverged."""
-    summary = read_summary(folder)
-    if summary is None or summary["status"] == "failed":
-        return None
-    mean = summary.get("curve_mean")
-    return mean if summary["status"] == "finished" and isinstance(mean, float) else 0.0
 
 
 def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
@@ -167,7 +151,11 @@ def _placed(points: list[Point], engine: Engine, settings: Mapping[str, Any]) ->
 
 
 def plan(
-    points: Sequence[Point], here: bool, check_by: Callable[[Check], Any], tuned: Sequence[str] = ()
+    points: Sequence[Point],
+    here: bool,
+    check_by: Callable[[Check], Any],
+    tuned: Sequence[str] = (),
+    settled: Sequence[str] = (),
 ) -> list[Planned]:
     """Check every point and write down the plan of each experiment they belong to.
 
@@ -175,6 +163,7 @@ def plan(
         here: whether the runs will be on this machine.
         check_by: does the check.
         tuned: keys for whose sake they are tried.
+        settled: keys whose values trials have chosen for them.
 
     Raises:
         ConfigError: bad input; nothing is written then.
@@ -187,7 +176,7 @@ def plan(
     for experiment in dict.fromkeys(one.folder.parent for one in planned):
         own = [one for one in planned if one.folder.parent == experiment]
         asked = [point.overrides for point in points]
-        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, asked, tuned)
+        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, asked, tuned, settled)
     return planned
 
 

@@ -4,7 +4,7 @@ At one learning rate for all, a comparison of methods measures which of them tha
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlsparse.config import ConfigError
@@ -70,13 +70,13 @@ class Tuning:
         return [word for word in job if _key(word) not in self.values]
 
 
-def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], jobs: Sequence[Job]) -> Tuning | None:
+def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Collection[str]) -> Tuning | None:
     """The tuning that ``hydra.sweeper.tune`` asks for; None where it asks for none, or every key has been typed.
 
     Args:
         axes: its values by key, the trials' seeds among them.
         typed: the command line's overrides: a key that is given there is not tuned.
-        jobs: of the comparison.
+        compared: seeds of the comparison.
 
     Raises:
         ConfigError: trials without seeds of their own.
@@ -88,8 +88,7 @@ def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], jobs: Sequen
     where = "hydra.sweeper.tune"
     if not axes.get(SEED):
         raise ConfigError(f"{where}: has no seed; give the trials seeds of their own, such as {where}.seed='100,101'")
-    compared = {word.partition("=")[2] for job in jobs for word in job if _key(word) == SEED}
-    both = sorted(compared & set(axes[SEED]))
+    both = sorted(set(compared) & set(axes[SEED]))
     if both:
         raise ConfigError(
             f"{where}.seed={','.join(axes[SEED])}: seed {', '.join(both)} is compared too, and would flatter what it "

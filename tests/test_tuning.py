@@ -5,11 +5,16 @@ import json
 import pytest
 from hydra import initialize_config_dir
 
+from rlsparse import trials
 from rlsparse.compose import config_dir, register_schemas
 from rlsparse.config import ConfigError
-from rlsparse.plan import _jobs, _narrowed
+from rlsparse.plan import _jobs, _narrowed, write_plan
+from rlsparse.results.collect import collect
+from rlsparse.status import RunState
+from rlsparse.trials import all_ended
 from rlsparse.tuning import Tuning, tuning
 from tests.test_cli import FAST, call
+from tests.test_results import put
 
 JOBS = [[f"algorithm={name}", f"seed={seed}"] for name in ("a", "b") for seed in (0, 1)]
 TUNE = Tuning({"train.lr": ("1", "2")}, ("100", "101"))
@@ -67,12 +72,48 @@ def test_two_keys_are_tuned_together():
 
 def test_what_is_typed_is_not_tuned_and_trials_have_seeds_of_their_own():
     axes = {"train.lr": ["1", "2"], "seed": ["100"]}
-    assert tuning(axes, ["train.lr=1"], JOBS) is None
-    assert tuning(axes, ["seed=0"], JOBS) == Tuning({"train.lr": ("1", "2")}, ("100",))
+    assert tuning(axes, ["train.lr=1"], {"0", "1"}) is None
+    assert tuning(axes, ["seed=0"], {"0", "1"}) == Tuning({"train.lr": ("1", "2")}, ("100",))
     with pytest.raises(ConfigError, match=r"tune.seed=0,100: seed 0 is compared too"):
-        tuning({**axes, "seed": ["0", "100"]}, [], JOBS)
+        tuning({**axes, "seed": ["0", "100"]}, [], {"0", "1"})
     with pytest.raises(ConfigError, match="has no seed"):
-        tuning({"train.lr": ["1"]}, [], JOBS)
+        tuning({"train.lr": ["1"]}, [], {"0", "1"})
+
+
+def test_runs_of_an_earlier_choice_or_default_no_longer_count(tmp_path):
+    """Tuned to 0.1 at first, to 0.2 by a later sweep; the trial's id changes with a default in between."""
+    trial = ["algorithm=grpo", "train.lr=0.1", "seed=100"]
+    first, second = (["algorithm=grpo", "seed=0", f"train.lr={rate}"] for rate in (0.1, 0.2))
+    for run_id, seed, final, words in (
+        ("trial-old", 100, 0.9, trial),
+        ("trial-new", 100, 0.8, trial),
+        ("first", 0, 0.3, first),
+        ("second", 0, 0.5, second),
+    ):
+        put(tmp_path, run_id, "grpo", seed, final, overrides=words[1:2], method=run_id)
+    write_plan(tmp_path, {"trial-old": trial}, [trial], tuned=["train.lr"])
+    write_plan(tmp_path, {"first": first}, [first], settled=["train.lr"])
+    write_plan(tmp_path, {"trial-new": trial}, [trial], tuned=["train.lr"])
+    write_plan(tmp_path, {"second": second}, [second], settled=["train.lr"])
+    found = collect(tmp_path)
+    assert (found.runs["id"].tolist(), found.trials["id"].tolist()) == (["second"], ["trial-new"])
+    assert [line.split(":")[0] for line in found.not_counted] == ["first", "trial-old"]
+    assert found.runs["method"].tolist() == ["grpo"]  # no hash to tell it from the one that is gone
+    write_plan(tmp_path, {"first": first}, [first], settled=["train.lr"])  # and back
+    assert collect(tmp_path).runs["id"].tolist() == ["first"]
+
+
+def test_nothing_is_settled_before_every_trial_has_ended(monkeypatch, capsys):
+    monkeypatch.setattr(trials, "WAIT", 0.0)
+    done, running, gone = (RunState("id", "trial", state) for state in ("finished", "running", "cut off"))
+    looks = iter([[done, running], [done, running], [done, gone], [done, done]])
+    worked = []
+    all_ended(lambda: next(looks), lambda: worked.append(1))
+    assert worked == [1]  # what the other copy left behind
+    with pytest.raises(SystemExit) as ended:
+        all_ended(lambda: [done, gone], lambda: None)
+    assert ended.value.code == 1
+    assert "cut off" in capsys.readouterr().err
 
 
 GRIDS = """# @package _global_
@@ -117,6 +158,8 @@ def test_bad_input_ends_it_before_the_first_trial(tmp_path):
     assert not list(tmp_path.glob("runs/*/*"))
     seeds = describe(tmp_path, "seed=100")
     assert "hydra.sweeper.tune.seed=100: seed 100 is compared too" in seeds.stderr
+    default = call("-m", "tracker=none", *FAST, "hydra.sweeper.tune={train.lr:'1,2',seed:'0'}", cwd=tmp_path)
+    assert "hydra.sweeper.tune.seed=0: seed 0 is compared too" in default.stderr  # conf's own seed, without an axis
 
 
 GRID = [{"algorithm": "grpo,tspmo"}, {"algorithm": "sgrpo", "token_sampler.budget": "8,16"}]

@@ -105,11 +105,13 @@ class Collected:
 
 def collect(folder: Path) -> Collected:
     """Read ``<runs_dir>/<experiment>``. A summary that cannot be read, or be one, is named and never fatal."""
-    planned, trials = _planned(folder)
+    planned, trials, replaced = _planned(folder)
     tuned = sorted({key for keys in trials.values() for key in keys})
     found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
     rows, curves, not_counted = [], {}, []
-    for run_id in sorted(found | set(planned)):
+    for run_id in sorted(found & replaced):
+        not_counted.append(f"{run_id}: replaced (a default, the model or a tuned key has changed since)")
+    for run_id in sorted((found | set(planned)) - replaced):
         name = " ".join(planned.get(run_id, [])) or run_id
         row, reason = _read(folder / run_id, run_id in found)
         if reason:
@@ -167,11 +169,12 @@ def _curves(runs: pd.DataFrame, curves: dict[str, list[dict[str, Any]]]) -> pd.D
     return pd.DataFrame(rows, columns=CURVES)
 
 
-def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Overrides by run id, and the keys by id of those that are there to tune them; the rest is left out."""
+def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], set[str]]:
+    """Overrides by run id, the keys by id of those that are there to tune them, and the ids that others replace."""
     plan = read_object(folder / "plan.json") or {}
-    points, trials = (plan.get(kind) for kind in ("points", "trials"))
-    return _lists_of_words(points), _lists_of_words(trials)
+    points, trials, replaced = (plan.get(kind) for kind in ("points", "trials", "replaced"))
+    ids = set(replaced) if isinstance(replaced, list) and _words(replaced) else set()
+    return _lists_of_words(points), _lists_of_words(trials), ids
 
 
 def _lists_of_words(value: object) -> dict[str, list[str]]:
