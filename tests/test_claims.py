@@ -85,6 +85,25 @@ def test_minus_a_column_and_a_ratio_and_a_pattern():
     assert "+100.0 [100.0, 100.0] %" in markdown(claims_table([faster]))
 
 
+def test_like_is_compared_with_like():
+    # r=2 has no partner: a x r=1 less b r=1, 0.6 - 0.5
+    table = runs(a__r1=[0.6] * 6, a__r2=[0.9] * 6, b__r1=[0.5] * 6)
+    outcome = judge(claim("a *", versus=["b *"], expect={"above": 0.0}), table)
+    assert (outcome.value.mean, outcome.methods) == (pytest.approx(0.1), 1)
+    assert judge(claim("a r2*", versus=["b *"], expect={"above": 0.0}), table).verdict == "not run"
+    # without * on one side all count: (0.6 + 0.9) / 2 - 0.5
+    every = judge(claim("a *", versus=["b r1"], expect={"above": 0.0}), table)
+    assert every.value.mean == pytest.approx(0.25)
+    assert effect(every) == "+25.0 [25.0, 25.0] points, mean of 2 methods, 6 seeds"
+
+
+def test_runs_without_an_end_are_told_of():
+    table = runs(a=SIX, b=SIX)
+    table.loc[[0, 1], ["status", "final_sampled"]] = ["diverged", None]
+    outcome = judge(claim("a", versus=["b"], expect={"above": 0.0}), table)
+    assert effect(outcome).endswith("points, 4 seeds, 2 runs diverged")
+
+
 def test_a_rate_of_collapse_counts_runs_without_an_end():
     table = runs(a=[0.05] * 6)
     table.loc[0, ["status", "final_sampled"]] = ["diverged", None]

@@ -4,6 +4,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,8 @@ from rlsparse.checks import check
 from rlsparse.compose import SCHEMAS, config_dir, register_schemas, run_config
 from rlsparse.config import Config
 from rlsparse.plan import sweep_jobs, sweep_tuning
+from rlsparse.results.claims import _matching, read_claims
+from rlsparse.results.names import method_names, method_overrides
 from tests.conftest import ROOT, composed
 
 FOLDER = Path(config_dir()) / "experiment"
@@ -101,6 +104,24 @@ def test_the_points_of_a_grid_are_runs(experiment, full):
 @pytest.mark.parametrize("study", STUDIES)
 def test_each_study_has_three_sizes(study, size):
     assert f"{study}{size}" in EXPERIMENTS
+
+
+@pytest.mark.parametrize("size", ["", "_svamp", "_paper"])
+@pytest.mark.parametrize("study", STUDIES)
+def test_claims_speak_of_methods_that_the_grid_has(study, size, full):
+    jobs, _, configs = grid_of(f"{study}{size}", everything=full)
+    overrides = [method_overrides(job) for job in jobs]
+    words = [
+        next((w.partition("=")[2] for w in job if w.startswith("algorithm=")), configs[0].algorithm) for job in jobs
+    ]
+    runs = pd.DataFrame({"algorithm": words, "overrides": overrides})
+    runs["method_hash"] = [" ".join([a, *sorted(o)]) for a, o in zip(words, overrides, strict=True)]
+    methods = list(dict.fromkeys(method_names(runs, [])))
+    claims = read_claims(ROOT / "experiments" / f"{study}{size}" / "claims.yaml")
+    assert claims.baseline in methods
+    for claim in claims.claims:
+        for patterns in (claim.of, claim.versus):
+            assert patterns is None or _matching(patterns, methods), (patterns, methods)
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -158,11 +158,17 @@ def test_equal_cost_by_hand(tmp_path):
     curve(tmp_path, "tspmo-s0", [0.2, 0.4, 0.6], updated=10, seconds=1)
     found = collect(tmp_path)
     rows = rows_of(cost_table(found.runs, found.curves))
-    # the cheaper run takes 20 tokens and 2 seconds in all. GRPO at 20 of its first 100 tokens: 0.2 + 20 % of 0.4; at 2
-    # seconds it is at its first evaluation
-    assert rows["grpo"]["% at equal tokens updated"] == "28.0"
-    assert rows["grpo"]["% at equal seconds of training"] == "60.0"
-    assert rows["tspmo"]["% at equal tokens updated"] == rows["tspmo"]["% at equal seconds of training"] == "60.0"
+    # the cheaper run takes 20 tokens and 2 seconds in all. GRPO at 20 of its first 100 tokens: 0.2 + 20 % of 0.4, before
+    # any evaluation; at 2 seconds it is at its first
+    assert rows["grpo"]["% at equal tokens updated"] == "28.0 †"
+    assert rows["grpo"]["% at equal seconds of steps"] == "60.0"
+    assert rows["tspmo"]["% at equal tokens updated"] == rows["tspmo"]["% at equal seconds of steps"] == "60.0"
+    # one that collapses costs next to nothing, and is no measure for the rest
+    put(tmp_path, "rgra-s0", "rgra", 0, 0.0)
+    curve(tmp_path, "rgra-s0", [0.2, 0.0, 0.0], updated=1, seconds=0.1)
+    found = collect(tmp_path)
+    again = rows_of(cost_table(found.runs, found.curves))
+    assert [again[name]["% at equal tokens updated"] for name in ("grpo", "tspmo")] == ["28.0 †", "60.0"]
 
 
 def test_collapse_is_losing_half_of_the_best(tmp_path):

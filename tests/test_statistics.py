@@ -70,6 +70,8 @@ def test_many_seeds_take_random_patterns():
     values = np.random.default_rng(3).normal(0.3, 1, size=20)
     exact = stats.permutation_test((values, np.zeros(20)), lambda a, b: np.mean(a - b), permutation_type="samples")
     assert sign_flip_p(values) == pytest.approx(exact.pvalue, abs=0.02)
+    # of 2^40 patterns two are as far from 0, and neither is drawn: the observed one alone counts
+    assert sign_flip_p(np.ones(40)) == 1 / 2**16
 
 
 def test_above_below_and_inconclusive():

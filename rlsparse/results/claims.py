@@ -1,7 +1,7 @@
 """Published claims as data, and what our own measurements say of each. No verdict is written by hand."""
 
+import re
 from dataclasses import MISSING, dataclass, fields
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Claim:
         claim: the sentence.
         published: its figure, and for which model and data.
         source: paper.
-        of: methods by their names in the table, * for any text; their mean is taken seed by seed.
+        of: methods by their names in the table, * for any text; their mean is taken seed by seed. Where ``versus`` has
+            * too, only methods count whose text for it is found on both sides: like is compared with like.
         measure: a column of results.csv.
         expect: what the claim says of the value: {above: x}, {below: x} or both, in the measure's stored unit.
         versus: methods whose mean is subtracted seed by seed; none to look at the value itself.
@@ -61,6 +62,8 @@ class Outcome:
     Attributes:
         value: the effect over seeds, in the measure's stored unit.
         p: the largest of the tests that the verdict rests on.
+        methods: that ``of`` is the mean of.
+        diverged: runs of these and of ``versus`` that have no end, and so no part in the value.
     """
 
     claim: Claim
@@ -68,6 +71,8 @@ class Outcome:
     p: float
     verdict: str
     setting: str
+    methods: int = 0
+    diverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,15 @@ def read_claims(file: Path) -> Claims:
 def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
     """A claim against the tidy table of runs."""
     methods = list(dict.fromkeys(runs["method"]))
-    own, others = _matching(claim.of, methods), _matching(claim.versus or [], methods)
+    own, others = _alike(_matching(claim.of, methods), _matching(claim.versus or [], methods))
     values = _value(claim, runs, own, others)
     if values.empty:
         return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "")
     tests = [(side, against(values, bound)) for side, bound in claim.expect.items()]
-    return Outcome(claim, estimate(values), max(test.p for _, test in tests), _verdict(tests), _setting(runs, own))
+    p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, own)
+    those = runs[runs["method"].isin([*own, *others])] if claim.measure != "collapsed" else runs[:0]
+    diverged = int((those["status"] == "diverged").sum())
+    return Outcome(claim, estimate(values), p, verdict, setting, len(own), diverged)
 
 
 def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> Table:
@@ -162,8 +170,23 @@ def _mean(runs: pd.DataFrame, methods: list[str], column: str) -> "pd.Series[flo
     return table.dropna().mean(axis=1)
 
 
-def _matching(patterns: list[str], methods: list[str]) -> list[str]:
-    return [method for method in methods if any(fnmatchcase(method, pattern) for pattern in patterns)]
+def _matching(patterns: list[str], methods: list[str]) -> dict[str, tuple[str, ...]]:
+    """Method → the texts that stand for the * of the first pattern it matches."""
+    found = {}
+    for method in methods:
+        for pattern in patterns:
+            match = re.fullmatch("(.*)".join(map(re.escape, pattern.split("*"))), method)
+            if match and method not in found:
+                found[method] = match.groups()
+    return found
+
+
+def _alike(own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]) -> tuple[list[str], list[str]]:
+    """The methods of both sides; where both have *, those whose texts for it the other side has too."""
+    if any(own.values()) and any(others.values()):
+        common = set(own.values()) & set(others.values())
+        own, others = ({m: texts for m, texts in side.items() if texts in common} for side in (own, others))
+    return list(own), list(others)
 
 
 def effect(one: Outcome) -> str:
@@ -173,7 +196,10 @@ def effect(one: Outcome) -> str:
     scaled = Estimate(value.mean * factor, value.low * factor, value.high * factor, value.iqm * factor, value.n)
     compared = one.claim.versus or one.claim.minus
     plus = "+" if compared and value.mean > 0 else ""
-    return f"{plus}{interval(scaled, decimals)}{unit}, {value.n} seed{'s' if value.n != 1 else ''}"
+    of = [f"mean of {one.methods} methods"] if one.methods > 1 else []
+    lost = [f"{one.diverged} run{'s' if one.diverged > 1 else ''} diverged"] if one.diverged else []
+    seeds = f"{value.n} seed{'s' if value.n != 1 else ''}"
+    return ", ".join([f"{plus}{interval(scaled, decimals)}{unit}", *of, seeds, *lost])
 
 
 def _bounds(one: Outcome) -> str:

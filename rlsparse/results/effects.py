@@ -55,6 +55,7 @@ def effects(runs: pd.DataFrame, baseline: str | None) -> list[Effect]:
 def effects_table(runs: pd.DataFrame, found: list[Effect]) -> Table:
     """Component, value against reference, effect with interval and p."""
     main = headline(runs)
+    title = f"effect on {main.title}".replace(", %", ", points")
     rows, numbers = [], []
     for one in found:
         value = one.test.estimate
@@ -63,7 +64,7 @@ def effects_table(runs: pd.DataFrame, found: list[Effect]) -> Table:
                 "component": one.component,
                 "value": one.value,
                 "against": one.reference,
-                f"effect on {main.title}": interval(value, main.decimals),
+                title: interval(value, main.decimals),
                 "p": p_value(one.test.p),
                 "seeds say": "inconclusive" if one.test.p > LEVEL else "higher" if value.mean > 0 else "lower",
                 "pairs of methods": str(one.pairs),

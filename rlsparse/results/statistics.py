@@ -14,8 +14,9 @@ RESAMPLES = 10_000
 EXACT_UP_TO = 16  # seeds: 2^16 sign patterns; beyond, as many random ones
 LEVEL = 0.05  # above it, a difference is called inconclusive
 MEANING = (
-    "Mean [95 % bootstrap interval] over seeds. Differences are paired by seed; p is the exact two-sided sign-flip "
-    f"permutation test's, and a difference is called inconclusive unless p ≤ {LEVEL:g}, which takes at least six seeds."
+    "Mean [95 % bootstrap interval] over seeds. Differences are paired by seed; p is the two-sided sign-flip "
+    f"permutation test's, exact up to {EXACT_UP_TO} seeds, and a difference is called inconclusive unless "
+    f"p ≤ {LEVEL:g}, which takes at least six seeds."
 )
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -94,7 +95,8 @@ def paired(values: "pd.Series[float]", baseline: "pd.Series[float]") -> "pd.Seri
 def sign_flip_p(differences: Floats) -> float:
     """Two-sided p of the paired permutation test: the share of sign patterns whose mean is as far from 0, or farther.
 
-    Exact up to ``EXACT_UP_TO`` values; with n of them it is at least 2 / 2^n (Fisher 1935). NaN without values.
+    Exact up to ``EXACT_UP_TO`` values; with n of them it is at least 2 / 2^n (Fisher 1935). Beyond, of as many random
+    patterns and the one observed, so that it is never 0 (Phipson and Smyth 2010). NaN without values.
     """
     n = len(differences)
     if n == 0:
@@ -103,6 +105,7 @@ def sign_flip_p(differences: Floats) -> float:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
     else:
         signs = np.random.default_rng(0).choice([-1, 1], size=(2**EXACT_UP_TO, n))
+        signs[0] = 1
     means = np.abs(signs @ differences) / n
     observed = abs(differences.mean())
     return float((means >= observed - 1e-12 * max(1.0, observed)).mean())

@@ -12,7 +12,8 @@ from rlsparse.results.shown import interval, p_value, values
 from rlsparse.results.statistics import LEVEL, MEANING, Estimate, against, estimate, paired
 from rlsparse.results.table import Table
 
-BUDGETS = {"tokens_updated": "tokens updated", "seconds": "seconds of training"}  # columns of the curves
+BUDGETS = {"tokens_updated": "tokens updated", "seconds": "seconds of steps"}  # columns of the curves
+EARLY = " †"
 DEFINITIONS = (
     "final: sampled accuracy of the last evaluation; IQM: its interquartile mean; area under curve: mean of the "
     "evaluations after the start; collapsed: ended below half of the best evaluation it had, or diverged. Best mean in "
@@ -55,14 +56,16 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = 
     columns = present(COSTS, finished(runs))
     rows: list[dict[str, str]] = []
     numbers: list[dict[str, object]] = []
-    budgets = _budgets(curves)
+    budgets = _budgets(curves, runs)
     for method in methods:
         row: dict[str, str] = {"method": method}
         number: dict[str, Any] = {"method": method}
         for cost, budget in budgets.items():
-            reached = estimate(100 * at_cost(curves[curves["method"] == method], cost, budget))
+            own = curves[curves["method"] == method]
+            reached = estimate(100 * at_cost(own, cost, budget))
             title = f"% at equal {BUDGETS[cost]}"
-            row[title] = interval(reached, 1)
+            before = budget < own[own["step"] > 0].groupby("seed")[cost].min().mean()
+            row[title] = interval(reached, 1) + (EARLY if before else "")
             number |= _numbers(title, reached)
         for measure in columns:
             found = estimate(by_seed(runs, method, measure.column) * measure.factor)
@@ -70,16 +73,7 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = 
             number |= _numbers(measure.title, found)
         rows.append(row)
         numbers.append(number)
-    notes = ["Means over seeds; best in bold. " + MEANING] if budgets else ["Means over seeds; best in bold."]
-    told = [
-        f"{budget:,.3g} {BUDGETS[cost]}" if budget < 100 else f"{budget:,.0f} {BUDGETS[cost]}"
-        for cost, budget in budgets.items()
-    ]
-    if told:
-        notes.append(
-            f"Equal cost: sampled accuracy at {' and at '.join(told)}, what the cheapest method's run takes in all; "
-            "between evaluations by a straight line. Times are of this machine, with whatever else ran on it."
-        )
+    notes = ["Means over seeds; best in bold." + (f" {MEANING}" if budgets else ""), *_equal_cost_notes(budgets)]
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, bold=_best(runs, methods, columns))
 
 
@@ -164,11 +158,35 @@ def _collapsed(runs: pd.DataFrame, method: str) -> dict[str, str]:
     return {"collapsed": f"{int(known.sum())} of {len(known)}"}
 
 
-def _budgets(curves: pd.DataFrame) -> dict[str, float]:
-    """For each cost, the smallest mean total of a method; none where there is nothing to compare."""
+def _equal_cost_notes(budgets: dict[str, float]) -> list[str]:
+    if not budgets:
+        return []
+    told = [f"{budget:,.{'3g' if budget < 100 else '0f'}} {BUDGETS[cost]}" for cost, budget in budgets.items()]
+    return [
+        f"Equal cost: sampled accuracy at {' and at '.join(told)}, what a run of the cheapest method that never "
+        "collapsed takes in all; between evaluations by a straight line, so that a value before a method's first "
+        f"evaluation after the start ({EARLY.strip()}) is hardly known. Seconds of steps are those of sampling, "
+        "verifying and training, on this machine, with whatever else ran on it."
+    ]
+
+
+def _budgets(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
+    """For each cost, the smallest mean total of a method; none where there is nothing to compare.
+
+    A method of which a run collapsed is passed over: that it writes next to nothing is no thrift.
+    """
     if curves.empty or curves["method"].nunique() < 2:
         return {}
-    totals = curves.groupby(["method", "seed"])[list(BUDGETS)].max().groupby("method").mean().min()
+    collapsed = set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
+    sound = curves[~curves["method"].isin(collapsed)]
+    totals = (
+        (curves if sound.empty else sound)
+        .groupby(["method", "seed"])[list(BUDGETS)]
+        .max()
+        .groupby("method")
+        .mean()
+        .min()
+    )
     return {cost: float(totals[cost]) for cost in BUDGETS if totals[cost] > 0}
 
 

@@ -1,4 +1,4 @@
-"""Accuracy against what it cost: tokens updated, seconds of training, peak memory."""
+"""Accuracy against what it cost: tokens updated, seconds of steps, peak memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,10 @@ class Cost:
 
 COSTS = (
     Cost("tokens_updated", "tokens updated", log=True),
-    Cost("time_total", "seconds"),
+    Cost("time_steps", "seconds of steps"),
     Cost("peak_memory_bytes", "peak memory, GiB", 2**-30),
 )
+STAGES = ("time_rollout", "time_reward", "time_train")  # evaluations take as long for all
 LONG = 75  # characters of a name that has no room beside another
 
 
@@ -40,7 +41,10 @@ def cost_figure(runs: pd.DataFrame, baseline: str | None) -> Figure:
     Args:
         runs: the tidy table of ``results.collect``.
     """
-    runs = runs.assign(tokens_updated=runs["tokens_generated"] * runs["frac_updated"])
+    runs = runs.assign(
+        tokens_updated=runs["tokens_generated"] * runs["frac_updated"],
+        time_steps=runs.filter(items=STAGES).sum(axis=1, min_count=1),
+    )
     methods = in_order(list(runs["method"]), baseline)
     known = [cost for cost in COSTS if runs[cost.column].notna().any()]
     names = [beside(method, baseline) for method in methods]

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 
 from rlsparse.results.figures.style import MARKERS, MOST, STYLE, WIDTH, cut_short
 from rlsparse.results.names import in_order
+from rlsparse.results.statistics import estimate
 
 
 def speed_figure(runs: pd.DataFrame) -> Figure:
-    """A point a method: means over seeds, bars from the worst to the best seed.
+    """A point a method: means over seeds, bars of the accuracy's 95 % bootstrap interval.
 
     Shade and marker tell what else differs (the first ``MOST``), the number beside a point how many layers were
     skipped.
@@ -29,8 +30,9 @@ def speed_figure(runs: pd.DataFrame) -> Figure:
         for i, name in enumerate(every[:MOST]):
             by_method = runs[rest == name].groupby("method")
             speed, skipped = by_method["tokens_per_second"].mean(), by_method["layers_skipped"].mean()
-            accuracy = 100 * by_method["final_sampled"].agg(["mean", "min", "max"])
-            spread = [accuracy["mean"] - accuracy["min"], accuracy["max"] - accuracy["mean"]]
+            found = {method: estimate(100 * finals) for method, finals in by_method["final_sampled"]}
+            accuracy = pd.DataFrame({m: {"mean": e.mean, "low": e.low, "high": e.high} for m, e in found.items()}).T
+            spread = [accuracy["mean"] - accuracy["low"], accuracy["high"] - accuracy["mean"]]
             look: Any = {"fmt": MARKERS[i % len(MARKERS)], "color": shades(0.85 * i / max(1, len(every) - 1))}
             panel.errorbar(speed, accuracy["mean"], yerr=spread, capsize=2, lw=0.8, label=name, **look)
             for method in skipped.dropna().index:
