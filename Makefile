@@ -26,7 +26,7 @@ run: setup ## the first study: four algorithms x three seeds on the embedded mod
 	  $(BIN)/python -m rlsparse.results --runs $(RUNS) --experiment default --show && exit $$status
 
 test: setup ## the tests, the fault suite in its short form among them
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## the fault suite at full length: about half an hour on two cores
 	$(BIN)/python -m pytest -s tests/faults --full $(ARGS)
