@@ -25,7 +25,7 @@ from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
 from rlsparse.trials import all_ended, settled
-from rlsparse.tuning import Job
+from rlsparse.tuning import Job, Tuning
 
 SHOWN = 300  # characters of an error's beginning and end
 
@@ -116,7 +116,9 @@ def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
     """What the sweep would do, after the same checks."""
     settings = config.hydra.launcher
     with one_message():
-        points = _placed(sweep_points(config, _foreseen(config)), engine, settings)
+        jobs = sweep_jobs(config)
+        tune = sweep_tuning(config, jobs)
+        points = _placed(sweep_points(config, _foreseen(jobs, tune)), engine, settings)
         with nothing_made([point.config for point in points]):
             identities = identified(points, engine.device is None, lambda check: check())
     count = engine.at_a_time(settings)
@@ -126,12 +128,12 @@ def _tell(config: DictConfig, engine: Engine, at_a_time: int | None) -> None:
     )
     asked = zip(_names(points), points, identities, strict=True)
     print(describe([Asked(name or identity.id, point.config, identity) for name, point, identity in asked], places))
+    if tune is not None:
+        print(f"{', '.join(tune.values)}: what is compared is listed at the first value; the trials will choose")
 
 
-def _foreseen(config: DictConfig) -> list[Job]:
+def _foreseen(jobs: list[Job], tune: Tuning | None) -> list[Job]:
     """The sweep's trials, and its comparison as if the first value were the best for every method."""
-    jobs = sweep_jobs(config)
-    tune = sweep_tuning(config, jobs)
     if tune is None:
         return jobs
     return [*tune.all_trials(jobs), *([*job, *tune.combinations()[0]] for job in jobs)]

@@ -1,5 +1,7 @@
 """Published claims against small tables of runs whose verdicts are plain, and the claims that are committed."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -196,3 +198,20 @@ def test_main_effects_by_hand():
     found = {one.component: one for one in effects(rest, "m a=0 b=0")}
     assert (found["a"].pairs, found["a"].test.estimate.mean) == (1, pytest.approx(20))
     assert (found["b"].pairs, found["b"].test.estimate.mean) == (1, pytest.approx(20))
+
+
+def cells_of(text: str) -> dict[str, dict[str, str]]:
+    """Of the first Markdown table: method → column → cell, without bold."""
+    rows = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    header, _, *body = ([cell.strip(" *`") for cell in row.strip("|").split("|")] for row in rows)
+    return {cells[0]: dict(zip(header, cells, strict=True)) for cells in body}
+
+
+def test_the_readmes_first_table_is_the_real_models():
+    study = ROOT / "experiments" / "token_efficiency_svamp"
+    behind = [cells_of((study / name).read_text()) for name in ("table.md", "costs.md")]
+    told = cells_of((ROOT / "README.md").read_text())
+    assert list(told) == list(behind[0])
+    for method, cells in told.items():
+        assert len(cells) >= 6
+        assert cells.items() <= {**behind[1][method], **behind[0][method]}.items()

@@ -145,6 +145,7 @@ def test_a_dry_run_counts_grids_and_trials(tmp_path):
     done = describe(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "20 points: 20 missing" in done.stdout
+    assert "train.lr: what is compared is listed at the first value; the trials will choose" in done.stdout
     # methods take turns
     compared = [line for line in done.stdout.splitlines() if "seed=100" not in line and "seed=" in line]
     assert ["seed=0" in line for line in compared] == [True] * 5 + [False] * 5
