@@ -156,9 +156,10 @@ def whole(tmp_path_factory) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["rank 1", "rank 0", "Ctrl-C"])
-def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
-    if victim != "rank 1" and not full:
+def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, full, tmp_path, request):
+    if not full:
         pytest.skip(FULL)
+    whole = request.getfixturevalue("whole")
     process = run_of(f"runs_dir={tmp_path}")
     until_steps(tmp_path, 7)
     ranks = rank_processes(process.pid)
@@ -184,9 +185,10 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, whole, tmp_path, full):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_ranks_goes_on_with_one(whole, tmp_path, full):
+def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, full, request):
     if not full:
         pytest.skip(FULL)
+    whole = request.getfixturevalue("whole")
     process = run_of(f"runs_dir={tmp_path}")
     until_steps(tmp_path, 7)
     process.send_signal(signal.SIGTERM)

@@ -93,7 +93,9 @@ def test_a_server_that_does_not_answer_stops_nothing(server, silent_server, tmp_
 
 
 @pytest.mark.slow
-def test_the_view_is_killed_and_training_goes_on(tmp_path):
+def test_the_view_is_killed_and_training_goes_on(tmp_path, full):
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
     long = command(tmp_path, "train.steps=100", "eval.every=100")
     process = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
     until_steps(tmp_path, 3)
