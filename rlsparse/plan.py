@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.compose import run_config
-from rlsparse.tuning import Tuning, tuning
+from rlsparse.tuning import Tuning, key_of, tuning
 from rlsparse.whole_file import read_object, write_whole
 
 PLAN = "plan.json"
@@ -168,7 +168,7 @@ def write_plan(
 
 
 def _without(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(word for word in overrides if word.partition("=")[0].lstrip("+~") not in keys))
+    return tuple(sorted(word for word in overrides if key_of(word) not in keys))
 
 
 def _replaced(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rlsparse.status import RunState, report
 from rlsparse.summary import read_summary
 from rlsparse.sweep import warn
-from rlsparse.tuning import Job, Tuning
+from rlsparse.tuning import Job, Tuning, key_of
 
 WAIT = 5.0  # seconds between two looks at what another copy of the sweep does
 
@@ -48,7 +48,7 @@ def settled(tune: Tuning, jobs: Sequence[Job], folders: Sequence[Path]) -> list[
     chosen = tune.settle(jobs, lambda trial: scores.get(tuple(trial)))
     lost = [" ".join(job) for job, done in zip(jobs, chosen, strict=True) if done is None]
     warn([f"{job}: not compared, no value of {', '.join(tune.values)} has all its trials" for job in lost])
-    counts = Counter(" ".join(w for w in job if w.partition("=")[0] in tune.values) for job in chosen if job)
+    counts = Counter(" ".join(w for w in job if key_of(w) in tune.values) for job in chosen if job)
     for words, count in counts.items():
         print(f"tuned on seeds {', '.join(tune.seeds)}: {words} for {count} of {len(jobs)} runs", file=sys.stderr)
     return [job for job in chosen if job is not None]

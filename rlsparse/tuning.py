@@ -64,10 +64,10 @@ class Tuning:
         return None if best is None else [*self._without_keys(job), *best[1]]
 
     def _method(self, job: Job) -> Job:
-        return [word for word in self._without_keys(job) if _key(word) != SEED]
+        return [word for word in self._without_keys(job) if key_of(word) != SEED]
 
     def _without_keys(self, job: Job) -> Job:
-        return [word for word in job if _key(word) not in self.values]
+        return [word for word in job if key_of(word) not in self.values]
 
 
 def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Collection[str]) -> Tuning | None:
@@ -81,7 +81,7 @@ def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Co
     Raises:
         ConfigError: trials without seeds of their own.
     """
-    given = {_key(word) for word in typed}
+    given = {key_of(word) for word in typed}
     values = {key: tuple(options) for key, options in axes.items() if key != SEED and key not in given}
     if not values:
         return None
@@ -97,5 +97,6 @@ def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Co
     return Tuning(values, tuple(axes[SEED]))
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
+    """Of an override of a job."""
     return word.partition("=")[0].lstrip("+~")
