@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
@@ -68,6 +68,14 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
     once = [list(job) for job in dict.fromkeys(map(tuple, every))]
     seeds = list(dict.fromkeys(map(_seed, once)))
     return sorted(once, key=lambda job: seeds.index(_seed(job))) if sweeper.get("grids") else once
+
+
+def sweep_axes(config: DictConfig) -> list[str]:
+    """The keys that the sweeper's ``grids`` and ``params`` vary, whatever the command line leaves of them."""
+    sweeper = config.hydra.sweeper
+    grids, params = _plain(sweeper.get("grids")) or [{}], _plain(sweeper.get("params")) or {}
+    jobs = [{key_of(word): word for word in job} for grid in grids for job in _jobs({**grid, **params}, [])]
+    return sorted(key for key in set().union(*jobs) if len({job.get(key) for job in jobs}) > 1)
 
 
 def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None:
@@ -139,6 +147,7 @@ def write_plan(
     jobs: Sequence[list[str]],
     tuned: Sequence[str] = (),
     settled: Sequence[str] = (),
+    axes: Sequence[str] = (),
 ) -> None:
     """Add a sweep's points to an experiment's plan, whole or not at all.
 
@@ -150,6 +159,7 @@ def write_plan(
         jobs: the overrides of every job of the sweep, in order.
         tuned: keys for whose sake alone these points are tried; none for points that are compared.
         settled: keys whose values trials have chosen for these points.
+        axes: keys that a method's name says even where a sweep is narrowed to one of their values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{PLAN}.lock"):  # two sweeps may plan at once
@@ -157,12 +167,14 @@ def write_plan(
         again = {_without(overrides, settled) for overrides in points.values()}
         known = {run_id: words for run_id, words in before.items() if _without(words, settled) not in again}
         every = {**known, **points}
+        replaced = {**_replaced(folder), **before}
         tried = {**trials, **{run_id: list(tuned) for run_id in points}}
         plan = {
             "latest": list(jobs),
             "points": every,
             "trials": {run_id: keys for run_id, keys in tried.items() if keys and run_id in every},
-            "replaced": sorted({*_replaced(folder), *before} - set(every)),
+            "replaced": {run_id: words for run_id, words in replaced.items() if run_id not in every},
+            "axes": sorted({*_axes(folder), *axes}),
         }
         write_whole(folder / PLAN, json.dumps(plan, indent=1))
 
@@ -171,9 +183,14 @@ def _without(overrides: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(word for word in overrides if key_of(word) not in keys))
 
 
-def _replaced(folder: Path) -> list[str]:
+def _replaced(folder: Path) -> dict[str, list[str]]:
     found = (read_object(folder / PLAN) or {}).get("replaced")
-    return found if isinstance(found, list) and _words(found) else []
+    return {run_id: words for run_id, words in found.items() if _words(words)} if isinstance(found, dict) else {}
+
+
+def _axes(folder: Path) -> list[str]:
+    found = (read_object(folder / PLAN) or {}).get("axes")
+    return found if _words(found) else []
 
 
 def read_trials(folder: Path) -> dict[str, list[str]]:
@@ -196,5 +213,5 @@ def latest_sweep(folder: Path) -> list[list[str]]:
     return jobs if isinstance(jobs, list) and all(map(_words, jobs)) else []
 
 
-def _words(value: object) -> bool:
+def _words(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)

@@ -20,7 +20,7 @@ from rlsparse.dry_run import Point as Asked
 from rlsparse.heavy import import_all
 from rlsparse.identity import Identity
 from rlsparse.launchers import Check, Engine, engine_of
-from rlsparse.plan import Point, sweep_jobs, sweep_points, sweep_tuning, write_plan
+from rlsparse.plan import Point, sweep_axes, sweep_jobs, sweep_points, sweep_tuning, write_plan
 from rlsparse.status import RunState, report, run_state
 from rlsparse.summary import changed_versions, code, read_summary, record_death
 from rlsparse.sweep import idle_clipping, idle_off_policy, one_message, warn
@@ -104,7 +104,8 @@ class Ground:
             tuned, settled: see ``plan``.
         """
         with one_message():
-            planned = plan(self.points(jobs), self.engine.device is None, self.check_by, tuned, settled)
+            here, axes = self.engine.device is None, sweep_axes(self.config)
+            planned = plan(self.points(jobs), here, self.check_by, tuned, settled, axes)
         todo = [one for one in planned if not _is_done(one)]
         warn(_other_versions([one for one in planned if one not in todo]))
         settings = self.config.hydra.launcher
@@ -158,6 +159,7 @@ def plan(
     check_by: Callable[[Check], Any],
     tuned: Sequence[str] = (),
     settled: Sequence[str] = (),
+    axes: Sequence[str] = (),
 ) -> list[Planned]:
     """Check every point and write down the plan of each experiment they belong to.
 
@@ -166,6 +168,7 @@ def plan(
         check_by: does the check.
         tuned: keys for whose sake they are tried.
         settled: keys whose values trials have chosen for them.
+        axes: keys that the sweep's file varies.
 
     Raises:
         ConfigError: bad input; nothing is written then.
@@ -178,7 +181,7 @@ def plan(
     for experiment in dict.fromkeys(one.folder.parent for one in planned):
         own = [one for one in planned if one.folder.parent == experiment]
         asked = [point.overrides for point in points]
-        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, asked, tuned, settled)
+        write_plan(experiment, {one.folder.name: one.point.overrides for one in own}, asked, tuned, settled, axes)
     return planned
 
 

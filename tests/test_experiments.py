@@ -1,6 +1,7 @@
 """The experiments: each composes over its grid, each study has three sizes, and the published one names its sources."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlsparse.checks import check
 from rlsparse.compose import SCHEMAS, config_dir, register_schemas, run_config
 from rlsparse.config import Config
-from rlsparse.plan import sweep_jobs, sweep_tuning
+from rlsparse.plan import sweep_axes, sweep_jobs, sweep_tuning
 from rlsparse.results.claims import _matching, read_claims
 from rlsparse.results.names import method_names, method_overrides
 from tests.conftest import ROOT, composed
@@ -106,17 +107,37 @@ def test_each_study_has_three_sizes(study, size):
     assert f"{study}{size}" in EXPERIMENTS
 
 
+def names(jobs: list[list[str]], algorithm: str, axes: Sequence[str] = ()) -> list[str]:
+    """The grid's methods as a table would name them."""
+    overrides = [method_overrides(job) for job in jobs]
+    words = [next((w.partition("=")[2] for w in job if w.startswith("algorithm=")), algorithm) for job in jobs]
+    runs = pd.DataFrame({"algorithm": words, "overrides": overrides})
+    runs["method_hash"] = [" ".join([a, *sorted(o)]) for a, o in zip(words, overrides, strict=True)]
+    return list(dict.fromkeys(method_names(runs, [set(own) for own in overrides], axes)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        (["kl=off"], 3 * 2 + 3 + 2),
+        (["kl=off", "advantage=group_zscore"], 3 * 2),
+        (["kl=off", "advantage=group_zscore", "clipping=on"], 2),
+    ],
+)
+def test_a_narrowed_grid_names_its_methods_as_the_whole_one_does(typed, left):
+    whole = names(grid_of("grpo_components", False)[0], "grpo")
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("config", ["experiment=grpo_components", *typed], return_hydra_config=True)
+        few = names(sweep_jobs(config), "grpo", sweep_axes(config))
+    assert (len(whole), len(few)) == (3 * 2 * 2 + 3 * 2 + 2, left)
+    assert set(few) < set(whole)
+
+
 @pytest.mark.parametrize("size", ["", "_svamp", "_paper"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_claims_speak_of_methods_that_the_grid_has(study, size, full):
     jobs, _, configs = grid_of(f"{study}{size}", everything=full)
-    overrides = [method_overrides(job) for job in jobs]
-    words = [
-        next((w.partition("=")[2] for w in job if w.startswith("algorithm=")), configs[0].algorithm) for job in jobs
-    ]
-    runs = pd.DataFrame({"algorithm": words, "overrides": overrides})
-    runs["method_hash"] = [" ".join([a, *sorted(o)]) for a, o in zip(words, overrides, strict=True)]
-    methods = list(dict.fromkeys(method_names(runs, [])))
+    methods = names(jobs, configs[0].algorithm)
     claims = read_claims(ROOT / "experiments" / f"{study}{size}" / "claims.yaml")
     assert claims.baseline in methods
     for claim in claims.claims:

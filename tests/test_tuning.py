@@ -97,7 +97,10 @@ def test_runs_of_an_earlier_choice_or_default_no_longer_count(tmp_path):
     write_plan(tmp_path, {"second": second}, [second], settled=["train.lr"])
     found = collect(tmp_path)
     assert (found.runs["id"].tolist(), found.trials["id"].tolist()) == (["second"], ["trial-new"])
-    assert [line.split(":")[0] for line in found.not_counted] == ["first", "trial-old"]
+    assert [line.split(" is ")[0] for line in found.not_counted] == [
+        "algorithm=grpo seed=0 train.lr=0.1: first",
+        "algorithm=grpo train.lr=0.1 seed=100: trial-old",
+    ]
     assert found.runs["method"].tolist() == ["grpo"]  # no hash to tell it from the one that is gone
     write_plan(tmp_path, {"first": first}, [first], settled=["train.lr"])  # and back
     assert collect(tmp_path).runs["id"].tolist() == ["first"]

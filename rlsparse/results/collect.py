@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -105,13 +105,14 @@ class Collected:
 
 def collect(folder: Path) -> Collected:
     """Read ``<runs_dir>/<experiment>``. A summary that cannot be read, or be one, is named and never fatal."""
-    planned, trials, replaced = _planned(folder)
+    planned, trials, replaced, axes = _planned(folder)
     tuned = sorted({key for keys in trials.values() for key in keys})
     found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
     rows, curves, not_counted = [], {}, []
-    for run_id in sorted(found & replaced):
-        not_counted.append(f"{run_id}: replaced (a default, the model or a tuned key has changed since)")
-    for run_id in sorted((found | set(planned)) - replaced):
+    for run_id in sorted(found & set(replaced)):
+        name = " ".join(replaced[run_id]) or run_id
+        not_counted.append(f"{name}: {run_id} is replaced (a default, the model or a tuned key has changed since)")
+    for run_id in sorted((found | set(planned)) - set(replaced)):
         name = " ".join(planned.get(run_id, [])) or run_id
         row, reason = _read(folder / run_id, run_id in found)
         if reason:
@@ -125,8 +126,8 @@ def collect(folder: Path) -> Collected:
     points = [set(method_overrides(overrides, tuned)) for overrides in planned.values()]
     runs = pd.DataFrame(rows, columns=[*COLUMNS, *DERIVED, "overrides"])
     is_trial = runs["id"].isin(list(trials))
-    compared = _named(runs[~is_trial].reset_index(drop=True), points, by_words=False)
-    tried = _named(runs[is_trial].reset_index(drop=True), points, by_words=True)
+    compared = _named(runs[~is_trial].reset_index(drop=True), points, axes, by_words=False)
+    tried = _named(runs[is_trial].reset_index(drop=True), points, axes, by_words=True)
     return Collected(compared, tried, _curves(compared[compared["status"] == "finished"], curves), not_counted)
 
 
@@ -147,14 +148,14 @@ def _read(folder: Path, begun: bool) -> tuple[dict[str, Any] | None, str]:
     return {**row, "overrides": summary["overrides"]}, reason
 
 
-def _named(runs: pd.DataFrame, planned: list[set[str]], by_words: bool) -> pd.DataFrame:
+def _named(runs: pd.DataFrame, planned: list[set[str]], axes: list[str], by_words: bool) -> pd.DataFrame:
     """With a name for each method, in order, and without the overrides.
 
     Args:
         by_words: trials of a method have hashes of their own, as the key that they tune is in them.
     """
     words = [" ".join([algorithm, *rest]) for algorithm, rest in zip(runs["algorithm"], runs["overrides"], strict=True)]
-    names = method_names(runs.assign(method_hash=words) if by_words else runs, planned)
+    names = method_names(runs.assign(method_hash=words) if by_words else runs, planned, axes)
     named = runs.drop(columns="overrides")
     named.insert(0, "method", names)
     return named.sort_values(["method", "seed", "id"], ignore_index=True)
@@ -169,12 +170,12 @@ def _curves(runs: pd.DataFrame, curves: dict[str, list[dict[str, Any]]]) -> pd.D
     return pd.DataFrame(rows, columns=CURVES)
 
 
-def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], set[str]]:
-    """Overrides by run id, the keys by id of those that are there to tune them, and the ids that others replace."""
+def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]], list[str]]:
+    """By run id: overrides, keys of those that are there to tune them, overrides of replaced ones. And the axes."""
     plan = read_object(folder / "plan.json") or {}
-    points, trials, replaced = (plan.get(kind) for kind in ("points", "trials", "replaced"))
-    ids = set(replaced) if isinstance(replaced, list) and _words(replaced) else set()
-    return _lists_of_words(points), _lists_of_words(trials), ids
+    points, trials, replaced = (_lists_of_words(plan.get(kind)) for kind in ("points", "trials", "replaced"))
+    axes = plan.get("axes")
+    return points, trials, replaced, axes if _words(axes) else []
 
 
 def _lists_of_words(value: object) -> dict[str, list[str]]:
@@ -183,7 +184,7 @@ def _lists_of_words(value: object) -> dict[str, list[str]]:
     return {run_id: words for run_id, words in value.items() if RUN_ID.fullmatch(run_id) and _words(words)}
 
 
-def _words(value: object) -> bool:
+def _words(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 

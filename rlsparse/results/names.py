@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -22,15 +22,16 @@ def method_overrides(overrides: Sequence[str], tuned: Sequence[str] = ()) -> tup
     return tuple(one for one in overrides if _group(one) not in NOT_A_METHOD and _key(one) not in tuned)
 
 
-def method_names(runs: pd.DataFrame, planned: Sequence[set[str]]) -> list[str]:
+def method_names(runs: pd.DataFrame, planned: Sequence[set[str]], axes: Collection[str] = ()) -> list[str]:
     """A name for each run's method: the algorithm and the overrides that tell the experiment's methods apart.
 
     Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name. What all
-    have in common is left out; planned points count, so that the survivor of an axis still says its value.
+    have in common is left out, but for axes. Planned points count: the survivor of an axis still says its value.
 
     Args:
         runs: with ``method_hash``, ``algorithm`` and ``overrides``, as ``method_overrides`` gives them.
         planned: the same of each planned point.
+        axes: keys that an experiment's file varies: said even where a sweep was narrowed to one value of them.
     """
     typed: dict[str, set[str]] = {}  # method -> the overrides that all its runs have
     order: dict[str, tuple[str, ...]] = {}  # method -> overrides of its first run, for their order
@@ -39,8 +40,9 @@ def method_names(runs: pd.DataFrame, planned: Sequence[set[str]]) -> list[str]:
         typed[method] = typed.get(method, set(overrides)) & set(overrides)
         order.setdefault(method, overrides)
     everywhere = set.intersection(*typed.values(), *planned) if typed else set()
+    common = {word for word in everywhere if _key(word) not in axes}
     names = {
-        method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - everywhere)])
+        method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - common)])
         for method, shared in typed.items()
     }
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
