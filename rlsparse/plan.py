@@ -87,7 +87,8 @@ def sweep_tuning(config: DictConfig, jobs: Sequence[list[str]]) -> Tuning | None
     axes = _plain(config.hydra.sweeper.get("tune")) or {}
     values = {key: _values(f"{key}={words}") for key, words in axes.items()}
     seeds = {str(config.seed) if word is None else word.partition("=")[2] for word in map(_seed, jobs)}
-    return tuning(values, _typed(config), seeds)
+    swept = {key_of(word) for job in jobs for word in job}
+    return tuning(values, _typed(config), seeds, swept)
 
 
 def _narrowed(grids: Sequence[dict[str, str]], typed: list[str]) -> list[tuple[dict[str, str], list[str]]]:

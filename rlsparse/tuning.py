@@ -70,22 +70,31 @@ class Tuning:
         return [word for word in job if key_of(word) not in self.values]
 
 
-def tuning(axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Collection[str]) -> Tuning | None:
+def tuning(
+    axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Collection[str], swept: Collection[str] = ()
+) -> Tuning | None:
     """The tuning that ``hydra.sweeper.tune`` asks for; None where it asks for none, or every key has been typed.
 
     Args:
         axes: its values by key, the trials' seeds among them.
         typed: the command line's overrides: a key that is given there is not tuned.
         compared: seeds of the comparison.
+        swept: keys of the comparison's jobs.
 
     Raises:
-        ConfigError: trials without seeds of their own.
+        ConfigError: trials without seeds of their own, a key that is swept as well, or one with nothing to choose from.
     """
     given = {key_of(word) for word in typed}
-    values = {key: tuple(options) for key, options in axes.items() if key != SEED and key not in given}
+    values = {key: tuple(dict.fromkeys(options)) for key, options in axes.items() if key != SEED and key not in given}
     if not values:
         return None
     where = "hydra.sweeper.tune"
+    for key, options in values.items():
+        words = f"{where}.{key}={','.join(options)}"
+        if key in swept:
+            raise ConfigError(f"{words}: {key} is an axis of the comparison, too; take it out of one of them")
+        if len(options) < 2:
+            raise ConfigError(f"{words}: leaves nothing to choose; give two values or more, or put it under params")
     if not axes.get(SEED):
         raise ConfigError(f"{where}: has no seed; give the trials seeds of their own, such as {where}.seed='100,101'")
     both = sorted(set(compared) & set(axes[SEED]))

@@ -5,9 +5,10 @@ import re
 import pandas as pd
 import pytest
 
-from rlsparse.results.claims import Claim, ClaimError, claims_table, effect, judge, read_claims
+from rlsparse.results.claims import claims_table, effect, judge
 from rlsparse.results.effects import effects
 from rlsparse.results.measures import BY_COLUMN
+from rlsparse.results.stated import Claim, ClaimError, read_claims
 from rlsparse.results.study import read_study
 from rlsparse.results.table import latex, markdown
 from tests.conftest import ROOT
@@ -36,8 +37,8 @@ def runs(**methods):
     return pd.DataFrame(rows)
 
 
-def claim(of, **more):
-    return Claim(**{"claim": "c", "published": "p", "source": "s", "of": [of], "measure": "final_sampled"} | more)
+def claim(name, **more):
+    return Claim(**{"claim": "c", "published": "p", "source": "s", "of": [name], "measure": "final_sampled"} | more)
 
 
 SIX = [0.5, 0.52, 0.54, 0.5, 0.51, 0.53]
@@ -74,6 +75,10 @@ def test_what_was_not_run():
     for one in (claim("nope", expect={"above": 0.0}), claim("a", versus=["nope"], expect={"above": 0.0})):
         assert judge(one, runs(a=SIX)).verdict == "not run"
     assert judge(claim("a", measure="rank_shift", expect={"above": 0.0}), runs(a=SIX)).verdict == "not run"
+    # one name of two that no method has: the other alone would be another claim
+    both = judge(claim("a", of=["a", "aa"], expect={"above": 0.0}), runs(a=SIX))
+    assert (both.verdict, both.reason) == ("not run", "no method is named aa")
+    assert claims_table([both]).cells["ours"].tolist() == ["no method is named aa"]
 
 
 def test_minus_a_column_and_a_ratio_and_a_pattern():
@@ -82,6 +87,9 @@ def test_minus_a_column_and_a_ratio_and_a_pattern():
     gained = judge(claim("a *", minus="base_sampled", expect={"above": 0.0}), table)
     assert gained.value.mean == pytest.approx(sum(SIX) / 6 + 0.01 - 0.2)
     assert gained.verdict == "supported"
+    # the base is 0.2 on both sides: (SIX + 0.02 - 0.2) - (SIX - 0.2)
+    more = judge(claim("a y", versus=["fast"], minus="base_sampled", expect={"above": 0.0}), table)
+    assert more.value.mean == pytest.approx(0.02)
     faster = judge(claim("fast", versus=["a x"], measure="tokens_per_second", ratio=True, expect={"above": 0}), table)
     assert (faster.value.mean, faster.value.low) == (1.0, 1.0)  # twice as fast at every seed
     assert "+100.0 [100.0, 100.0] %" in markdown(claims_table([faster]))
@@ -122,29 +130,45 @@ def test_the_table_says_what_was_claimed_and_what_we_found():
     assert row["ours"] == "+10.0 [10.0, 10.0] points, 6 seeds; claimed above −2.0 points; p 0.031"
     assert row["setting"] == "toy, tiny, 4 steps, lr 0.001"
     assert row["verdict"] == "supported"
-    assert r"p{" in latex(claims_table([judge(claim("a", claim="long " * 20, expect={"above": 0}), runs(a=SIX))]))
+    assert "p{0." in latex(claims_table([judge(claim("a", claim="long " * 20, expect={"above": 0}), runs(a=SIX))]))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("claims: 3", "needs baseline: METHOD and claims: a list"),
-        ("claims: [{claim: a, published: b, source: c, of: d, measure: e}]", "claim 1: expect: is missing"),
+        ("claims: [{claim: a, published: b, source: c, of: d, measure: final_sampled}]", "claim 1: expect: is missing"),
         (
-            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {over: 1}}]",
+            "claims: [{claim: a, published: b, source: c, of: d, measure: final_sampled, expect: {over: 1}}]",
             "give above: NUMBER, below: NUMBER, or both",
         ),
         (
-            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: much}}]",
+            "claims: [{claim: a, published: b, source: c, of: d, measure: final_sampled, expect: {above: much}}]",
             "expect.above=much: must be a number",
         ),
         (
-            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: 1}, agianst: f}]",
+            "claims: [{claim: a, published: b, source: c, of: d, measure: final_sampled, expect: {above: 1}, agianst: f}]",
             "agianst: no such key",
         ),
         (
-            "claims: [{claim: a, published: b, source: c, of: d, measure: e, expect: {above: 1}, ratio: true}]",
+            "claims: [{claim: a, published: b, source: c, of: d, measure: final_sampled, expect: {above: 1}, ratio: true}]",
             "ratio: needs versus",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: status, expect: {above: 1}}]",
+            "measure=status: no such measure; here there are seed, ",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: lr, minus: base, expect: {above: 1}}]",
+            "minus=base: no such measure; here there are",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: d, measure: lr, expect: {above: 0.6, below: 0.4}}]",
+            "nothing lies there; above must be the smaller",
+        ),
+        (
+            "claims: [{claim: a, published: b, source: c, of: 3, measure: lr, expect: {above: 0.6}}]",
+            "of=3: give a method's name or a list of them",
         ),
         ("claims: [", "is no YAML"),
     ],

@@ -17,8 +17,9 @@ from rlsparse.checks import check
 from rlsparse.compose import SCHEMAS, config_dir, register_schemas, run_config
 from rlsparse.config import Config
 from rlsparse.plan import sweep_axes, sweep_jobs, sweep_tuning
-from rlsparse.results.claims import _matching, read_claims
+from rlsparse.results.claims import _matching
 from rlsparse.results.names import method_names, method_overrides
+from rlsparse.results.stated import read_claims
 from tests.conftest import ROOT, composed
 
 FOLDER = Path(config_dir()) / "experiment"

@@ -159,13 +159,13 @@ def test_every_latex_table_compiles(experiment):
         shutil.copy(table, experiment / f"{i}.tex")
     body = "\n\\clearpage\n".join(rf"\input{{{i}}}" for i in range(len(tables)))
     (experiment / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage[paperwidth=40in]{geometry}"
-        f"\\begin{{document}}\n{body}\n\\end{{document}}\n"
+        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\n\\end{{document}}\n"
     )
     done = subprocess.run(
         ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"], cwd=experiment, capture_output=True
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-1500:]
+    assert b"Overfull" not in done.stdout  # nothing runs off a line or a page of a plain article
     assert (experiment / "paper.pdf").stat().st_size > 10_000
 
 

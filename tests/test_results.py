@@ -1,6 +1,7 @@
 """Tables from run folders: arithmetic by hand, nothing averaged in silence, the same bytes twice."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from rlsparse.results.collect import collect
 from rlsparse.results.figures.ranks import rank_figure
 from rlsparse.results.figures.style import MOST, save
 from rlsparse.results.ranks import collect_ranks, rank_table
-from rlsparse.results.table import csv, latex, markdown
+from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 
 
@@ -120,13 +121,13 @@ def test_latex_has_booktabs_rules_and_escapes(folder):
     put(folder, "sgrpo-s0", "sgrpo", 0, 0.1, overrides=["token_sampler.budget=8"], method="8")
     put(folder, "sgrpo-s1", "sgrpo", 0, 0.2, overrides=["token_sampler.budget=9"], method="9")
     text = latex(outcome_table(collect(folder).runs, "grpo", ["a_b: 5 % −1"]))
-    assert r"a\_b: 5 \% $-$1" in text
+    assert r"a\_\allowbreak{}b: 5 \% $-$1" in text
     for word in (
         r"\toprule",
         r"\midrule",
         r"\bottomrule",
         "60.0 [50.0, 70.0]",
-        r"token\_sampler.budget=8",
+        r"token\_\allowbreak{}sampler.\allowbreak{}budget=\allowbreak{}8",
         r"base, \%",
     ):
         assert word in text
@@ -249,6 +250,59 @@ def test_an_unknown_experiment_is_one_message(tmp_path):
     done = call("--experiment", "nope", cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith("error: --experiment nope: there is no")
+
+
+def test_paths_that_cannot_be_right_are_one_message(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for words, said in (
+        (("--studies", "nowhere"), "--studies nowhere: there is no such folder"),
+        (("--runs", "empty"), "--runs empty: holds no experiment"),
+        (("--experiment", "study", "--out", "runs/study/results.csv"), "--out runs/study/results.csv: is a file"),
+    ):
+        (folder / "results.csv").touch()
+        done = call(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.startswith(f"error: {said}")) == (1, True), done.stderr
+
+
+def test_nothing_is_published_over_runs_that_it_lacks(folder, tmp_path):
+    publish = ("--experiment", "study", "--out", "experiments/study")
+    assert call(*publish, cwd=tmp_path).returncode == 0
+    published = tmp_path / "experiments" / "study" / "results.csv"
+    before = published.read_bytes()
+    put(folder, "more", "grpo", 5, 0.5)
+    shutil.rmtree(folder / "tspmo-s0")
+    done = call(*publish, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of the 5 runs in its results.csv the experiment lacks 1 (tspmo-s0, ...)" in done.stderr
+    assert published.read_bytes() == before
+    published.unlink()
+    assert call(*publish, cwd=tmp_path).returncode == 0
+
+
+def test_nothing_is_written_where_the_claims_are_no_good(folder, tmp_path):
+    claims = tmp_path / "experiments" / "study" / "claims.yaml"
+    claims.parent.mkdir(parents=True)
+    claims.write_text("claims: 3")
+    done = call("--experiment", "study", "--studies", "experiments", "--out", "new/study", cwd=tmp_path)
+    assert (done.returncode, "needs baseline" in done.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_baseline_that_no_method_is_named_like_is_told_of(folder, tmp_path):
+    claims = tmp_path / "experiments" / "study" / "claims.yaml"
+    claims.parent.mkdir(parents=True)
+    claims.write_text("baseline: grpoo\nclaims: []\n")
+    assert call("--experiment", "study", "--studies", "experiments", cwd=tmp_path).returncode == 0
+    assert "No differences: no method is named grpoo, the baseline of claims.yaml." in (folder / "table.md").read_text()
+
+
+def test_a_wide_table_goes_on_below_and_long_names_are_numbered():
+    cells = pd.DataFrame({"method": ["grpo", "x" * 30], **{f"n{i}": ["1" * 20, "2"] for i in range(5)}})
+    text = latex(Table(cells, cells, ["a note"]))
+    # 78 characters: 6 + 1.7 for the names' numbers, 20 + 1.7 for each column: three of them, then two
+    assert re.findall(r"begin\{tabular\}\{(\w+)\}", text) == ["lrrr", "lrr"]
+    assert text.count(r"\par 2: " + "x" * 30) == 1
+    assert text.index("2: x") > text.rindex(r"\end{tabular}")
 
 
 def test_an_experiment_with_no_finished_run(tmp_path):

@@ -76,8 +76,12 @@ def test_what_is_typed_is_not_tuned_and_trials_have_seeds_of_their_own():
     assert tuning(axes, ["seed=0"], {"0", "1"}) == Tuning({"train.lr": ("1", "2")}, ("100",))
     with pytest.raises(ConfigError, match=r"tune.seed=0,100: seed 0 is compared too"):
         tuning({**axes, "seed": ["0", "100"]}, [], {"0", "1"})
+    with pytest.raises(ConfigError, match=r"tune.train.lr=1,2: train.lr is an axis of the comparison, too"):
+        tuning(axes, [], {"0"}, {"train.lr", "seed"})
+    with pytest.raises(ConfigError, match=r"tune.train.lr=1: leaves nothing to choose"):
+        tuning({**axes, "train.lr": ["1", "1"]}, [], {"0"})
     with pytest.raises(ConfigError, match="has no seed"):
-        tuning({"train.lr": ["1"]}, [], {"0", "1"})
+        tuning({"train.lr": ["1", "2"]}, [], {"0", "1"})
 
 
 def test_runs_of_an_earlier_choice_or_default_no_longer_count(tmp_path):

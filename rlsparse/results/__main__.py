@@ -12,15 +12,26 @@ they were varied together), ``costs`` (what it took, and accuracy at equal cost)
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rlsparse.results.claims import ClaimError
 from rlsparse.results.collect import collect
 from rlsparse.results.ranks import collect_ranks
-from rlsparse.results.study import RESULTS, keep, read_study, write_figures, write_tables, write_verdicts
+from rlsparse.results.stated import FILE as CLAIMS
+from rlsparse.results.stated import ClaimError, read_claims
+from rlsparse.results.study import (
+    RESULTS,
+    WouldBeLost,
+    keep,
+    read_study,
+    refuse_loss,
+    write_figures,
+    write_tables,
+    write_verdicts,
+)
 from rlsparse.whole_file import read_yaml
 
 
@@ -39,21 +50,41 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and not options.experiment:
         parser.error("--out needs --experiment NAME")
-    if not options.runs.is_dir() and not options.studies:
-        sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
-    if options.experiment and not (options.runs / options.experiment).is_dir():
-        sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
+    problem = _problem(options)
+    if problem:
+        sys.exit(f"error: {problem}")
     try:
         _make(options)
-    except ClaimError as error:
+    except (ClaimError, WouldBeLost) as error:
         sys.exit(f"error: {error}")
+
+
+def _problem(options: argparse.Namespace) -> str | None:
+    """What cannot be right about the paths."""
+    runs, experiment, studies, out = options.runs, options.experiment, options.studies, options.out
+    if studies and not studies.is_dir():
+        return f"--studies {studies}: there is no such folder; give the one that holds the studies' folders"
+    if not runs.is_dir() and not studies:
+        return f"--runs {runs}: there is no such folder; give the runs_dir of the runs"
+    if experiment and not (runs / experiment).is_dir():
+        return f"--experiment {experiment}: there is no {runs / experiment}"
+    if out and out.exists() and not out.is_dir():
+        return f"--out {out}: is a file; give a folder"
+    if not experiment and not studies and not _experiments(runs, None):
+        return f"--runs {runs}: holds no experiment; give the runs_dir of the runs"
+    return None
 
 
 def _make(options: argparse.Namespace) -> None:
     folders = []
-    for experiment in _experiments(options.runs, options.experiment):
+    experiments = {options.out or one: one for one in _experiments(options.runs, options.experiment)}
+    for folder in experiments:  # nothing is written where a claims file is no good
+        if (file := _claims_of(folder, options.studies) / CLAIMS).is_file():
+            read_claims(file)
+    for folder, experiment in experiments.items():
         found = collect(experiment)
-        folder = options.out or experiment
+        if options.out:
+            refuse_loss(folder, found)
         keep(folder, found, collect_ranks(experiment, found.runs), _first_config(experiment, found.runs))
         folders.append(folder)
     if options.studies and not options.experiment:
@@ -61,9 +92,14 @@ def _make(options: argparse.Namespace) -> None:
     for folder in folders:
         _write(folder, _claims_of(folder, options.studies), options)
     studies = {folder: read_study(folder, _claims_of(folder, options.studies)) for folder in folders}
+    names = [folder.name for folder in folders]
+    for folder in experiments:
+        if names.count(folder.name) > 1:  # a study of the same name stands beside it
+            studies[folder] = replace(studies[folder], name=str(folder))
     for study in studies.values():
         for outcome in study.outcomes():
-            print(f"{study.name}: {outcome.claim.claim}: {outcome.verdict}")
+            why = f" ({outcome.reason})" if outcome.reason else ""
+            print(f"{study.name}: {outcome.claim.claim}: {outcome.verdict}{why}")
     if options.studies and not options.experiment:
         write_verdicts(options.studies, [one for folder, one in studies.items() if folder.parent == options.studies])
     if options.report:

@@ -1,58 +1,23 @@
 """Published claims as data, and what our own measurements say of each. No verdict is written by hand."""
 
 import re
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
-import yaml
 
 from rlsparse.results.measures import BY_COLUMN, by_seed
 from rlsparse.results.shown import interval, p_value, signed, values
+from rlsparse.results.stated import Claim
 from rlsparse.results.statistics import LEVEL, Estimate, Test, against, estimate
 from rlsparse.results.table import Table
 
-FILE = "claims.yaml"
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 NOTE = (
     f"A claim is supported where our value lies where it says, and contradicted where it lies on the other side, each "
     f"time with p ≤ {LEVEL:g} (exact two-sided sign-flip permutation test over paired seeds, of the distance to the "
     "bound); inconclusive where the seeds cannot tell. Effects with 95 % bootstrap intervals. The published figures "
-    "are of other models and sizes than ours."
+    "are of the models and sizes that stand beside them."
 )
-
-
-class ClaimError(ValueError):
-    """A claims file that cannot be used: names the file, the key and what would be right."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published sentence as a comparison over results.
-
-    Attributes:
-        claim: the sentence.
-        published: its figure, and for which model and data.
-        source: paper.
-        of: methods by their names in the table, * for any text; their mean is taken seed by seed. Where ``versus`` has
-            * too, only methods count whose text for it is found on both sides: like is compared with like.
-        measure: a column of results.csv.
-        expect: what the claim says of the value: {above: x}, {below: x} or both, in the measure's stored unit.
-        versus: methods whose mean is subtracted seed by seed; none to look at the value itself.
-        minus: a column of the same run that is subtracted.
-        ratio: of the mean to that of ``versus``, less 1, instead of the difference.
-    """
-
-    claim: str
-    published: str
-    source: str
-    of: list[str]
-    measure: str
-    expect: dict[str, float]
-    versus: list[str] | None = None
-    minus: str | None = None
-    ratio: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +29,7 @@ class Outcome:
         p: the largest of the tests that the verdict rests on.
         methods: that ``of`` is the mean of.
         diverged: runs of these and of ``versus`` that have no end, and so no part in the value.
+        reason: why it is not run; empty where it is.
     """
 
     claim: Claim
@@ -73,38 +39,22 @@ class Outcome:
     setting: str
     methods: int = 0
     diverged: int = 0
-
-
-@dataclass(frozen=True)
-class Claims:
-    """A study's claims and the method that its table compares with."""
-
-    baseline: str | None
-    claims: list[Claim]
-
-
-def read_claims(file: Path) -> Claims:
-    """A study's claims.
-
-    Raises:
-        ClaimError: a key that is missing, unknown, or of another form than it has to be.
-    """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ClaimError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
-        raise ClaimError(f"{file}: needs baseline: METHOD and claims: a list")
-    return Claims(content.get("baseline"), [_claim(one, file, n) for n, one in enumerate(content["claims"], start=1)])
+    reason: str = ""
 
 
 def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
-    """A claim against the tidy table of runs."""
+    """A claim against the tidy table of runs.
+
+    It is not run where any of the names it gives is no method's: on the rest alone it would be another claim.
+    """
     methods = list(dict.fromkeys(runs["method"]))
     own, others = _alike(_matching(claim.of, methods), _matching(claim.versus or [], methods))
-    values = _value(claim, runs, own, others)
+    unknown = [one for one in [*claim.of, *(claim.versus or [])] if not _matching([one], methods)]
+    values = pd.Series(dtype=float) if unknown else _value(claim, runs, own, others)
     if values.empty:
-        return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "")
+        reason = f"no finished run has its {claim.measure}" if own else "no method has its like on the other side"
+        reason = f"no method is named {', '.join(unknown)}" if unknown else reason
+        return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "", reason=reason)
     tests = [(side, against(values, bound)) for side, bound in claim.expect.items()]
     p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, own)
     those = runs[runs["method"].isin([*own, *others])] if claim.measure != "collapsed" else runs[:0]
@@ -121,13 +71,13 @@ def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> T
     rows, numbers = [], []
     for one, study in zip(outcomes, studies or [""] * len(outcomes), strict=True):
         whose = {"study": study} if studies is not None else {}
-        shown = "–" if one.verdict == NOT_RUN else f"{effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
+        judged = f"{effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
         rows.append(
             {
                 **whose,
                 "claim": one.claim.claim,
                 "published": f"{one.claim.published} ({one.claim.source})",
-                "ours": shown,
+                "ours": one.reason if one.verdict == NOT_RUN else judged,
                 "setting": one.setting or "–",
                 "verdict": one.verdict,
             }
@@ -154,14 +104,17 @@ def _value(claim: Claim, runs: pd.DataFrame, own: list[str], others: list[str]) 
         return nothing
     if claim.measure == "collapsed":
         runs = runs.assign(status="finished", collapsed=runs["collapsed"].astype(float))
-    values = _mean(runs, own, claim.measure)
-    if claim.minus:
-        values = values - _mean(runs, own, claim.minus)
+    values = _gain(claim, runs, own)
     if others and claim.ratio:
-        values = values / _mean(runs, others, claim.measure) - 1
+        values = values / _gain(claim, runs, others) - 1
     elif others:
-        values = values - _mean(runs, others, claim.measure)
+        values = values - _gain(claim, runs, others)
     return values.dropna()
+
+
+def _gain(claim: Claim, runs: pd.DataFrame, methods: list[str]) -> "pd.Series[float]":
+    mean = _mean(runs, methods, claim.measure)
+    return mean - _mean(runs, methods, claim.minus) if claim.minus else mean
 
 
 def _mean(runs: pd.DataFrame, methods: list[str], column: str) -> "pd.Series[float]":
@@ -231,27 +184,3 @@ def _setting(runs: pd.DataFrame, methods: list[str]) -> str:
     if "lr" in those and those["lr"].notna().any():
         words.append(f"lr {values(those['lr'])}")
     return ", ".join(words)
-
-
-def _claim(content: Any, file: Path, number: int) -> Claim:
-    where = f"{file}: claim {number}"
-    known = {one.name: one for one in fields(Claim)}
-    if not isinstance(content, dict):
-        raise ClaimError(f"{where}: must have the keys {', '.join(known)}")
-    for key in content:
-        if key not in known:
-            raise ClaimError(f"{where}: {key}: no such key; here there are {', '.join(known)}")
-    for key, one in known.items():
-        if key not in content and one.default is MISSING:
-            raise ClaimError(f"{where}: {key}: is missing")
-    lists = {key: [content[key]] for key in ("of", "versus") if isinstance(content.get(key), str)}
-    claim = Claim(**{**content, **lists})
-    expect = claim.expect
-    if not isinstance(expect, dict) or not expect or not set(expect) <= {"above", "below"}:
-        raise ClaimError(f"{where}: expect={expect}: give above: NUMBER, below: NUMBER, or both")
-    for side, bound in expect.items():
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-            raise ClaimError(f"{where}: expect.{side}={bound}: must be a number")
-    if claim.ratio and not claim.versus:
-        raise ClaimError(f"{where}: ratio: needs versus, the methods to divide by")
-    return claim

@@ -83,6 +83,7 @@ SHARES = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve
 LARGEST = 1e18  # no measure of a run is; NaN and infinity are not below it
 RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in plan.py
 DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle", "rank_shift", "collapsed")
+MEASURED = (*(column for column in COLUMNS if column not in TEXTS), *DERIVED)  # what a claim can be about
 QUERY_KEY_VALUE = re.compile(r"\.(q|k|v|qkv|query|key|value|query_key_value|c_attn)(_proj)?$")
 
 

@@ -111,7 +111,7 @@ def _versions(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return [(name, ", ".join(sorted(values))) for name, values in found if len(values)]
 
 
-def _verdicts(studies: Mapping[Path, Study]) -> list[tuple[str, str, str]]:
-    """Study, claim and verdict of each claim that any run speaks to."""
-    outcomes = [(study.name, one) for study in studies.values() for one in study.outcomes()]
-    return [(name, one.claim.claim, one.verdict) for name, one in outcomes if one.verdict != NOT_RUN]
+def _verdicts(studies: Mapping[Path, Study]) -> list[tuple[int, str, str, str]]:
+    """Number of the study, its name, claim and verdict of each claim that any run speaks to."""
+    outcomes = [(n, study.name, one) for n, study in enumerate(studies.values(), 1) for one in study.outcomes()]
+    return [(n, name, one.claim.claim, one.verdict) for n, name, one in outcomes if one.verdict != NOT_RUN]

@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlsparse.results.claims import FILE as CLAIMS
-from rlsparse.results.claims import Claims, Outcome, claims_table, judge, read_claims
+from rlsparse.results.claims import Outcome, claims_table, judge
 from rlsparse.results.collect import Collected
 from rlsparse.results.effects import Effect, effects, effects_table
 from rlsparse.results.measures import finished, headline
 from rlsparse.results.names import baseline_of
 from rlsparse.results.ranks import Ranks, rank_table
+from rlsparse.results.stated import FILE as CLAIMS
+from rlsparse.results.stated import Claims, read_claims
 from rlsparse.results.statistics import Test
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
@@ -61,6 +62,27 @@ class Study:
     def outcomes(self) -> list[Outcome]:
         """What its runs say of each of its claims."""
         return [judge(claim, self.runs) for claim in self.claims.claims] if self.claims is not None else []
+
+
+class WouldBeLost(ValueError):
+    """What is to be written would drop results that are in no other place."""
+
+
+def refuse_loss(folder: Path, found: Collected) -> None:
+    """Let nothing be published over runs that it does not hold itself.
+
+    Raises:
+        WouldBeLost: names the file, what it holds, and the two ways on.
+    """
+    if not (folder / RESULTS).is_file():
+        return
+    there = set(pd.read_csv(folder / RESULTS)["id"])
+    lost = there - set(found.runs["id"])
+    if lost:
+        raise WouldBeLost(
+            f"--out {folder}: of the {len(there)} runs in its {RESULTS} the experiment lacks {len(lost)} ({min(lost)}, "
+            "...); give another folder, or delete that file to replace it"
+        )
 
 
 def keep(folder: Path, found: Collected, ranks: Ranks, config: Mapping[str, Any] | None) -> None:
@@ -121,8 +143,11 @@ def tables(study: Study) -> dict[str, Table]:
     if finished(study.runs).empty:
         return {}
     outcomes, found = study.outcomes(), study.effects()
+    main = outcome_table(study.runs, study.baseline, study.not_counted)
+    if study.baseline is None and study.claims is not None:
+        main.notes.insert(0, f"No differences: no method is named {study.claims.baseline}, the baseline of {CLAIMS}.")
     made = {
-        "table": outcome_table(study.runs, study.baseline, study.not_counted),
+        "table": main,
         "claims": claims_table(outcomes) if outcomes else None,
         "effects": effects_table(study.runs, found) if found else None,
         "costs": cost_table(study.runs, study.curves, study.baseline),
@@ -137,9 +162,9 @@ def write_tables(folder: Path, study: Study) -> list[str]:
     made = tables(study)
     _remove(folder, [f"{name}.{form}" for name in TABLES for form in FORMS])
     if not made:
-        (folder / "table.md").write_text(
-            "\n\n".join(["No finished run.", *(f"- {line}" for line in study.not_counted)]) + "\n", encoding="utf-8"
-        )
+        tried = f" Of the trials, {len(study.trials)} have ended." if len(study.trials) else ""
+        lines = [f"No finished run.{tried}", *(f"- {line}" for line in study.not_counted)]
+        (folder / "table.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
         return ["table.md"]
     for name, table in made.items():
         for form, write in FORMS.items():

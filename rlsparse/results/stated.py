@@ -1,0 +1,101 @@
+"""Claims as they are stated in ``claims.yaml``, read strictly."""
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlsparse.results.collect import MEASURED
+
+FILE = "claims.yaml"
+
+
+class ClaimError(ValueError):
+    """A claims file that cannot be used: names the file, the key and what would be right."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published sentence as a comparison over results.
+
+    Attributes:
+        claim: the sentence.
+        published: its figure, and for which model and data.
+        source: paper.
+        of: methods by their names in the table, * for any text; their mean is taken seed by seed. Where ``versus`` has
+            * too, only methods count whose text for it is found on both sides: like is compared with like.
+        measure: a column of results.csv.
+        expect: what the claim says of the value: {above: x}, {below: x} or both, in the measure's stored unit.
+        versus: methods whose mean is subtracted seed by seed; none to look at the value itself.
+        minus: a column of the same run that is subtracted, on both sides.
+        ratio: of the mean to that of ``versus``, less 1, instead of the difference.
+    """
+
+    claim: str
+    published: str
+    source: str
+    of: list[str]
+    measure: str
+    expect: dict[str, float]
+    versus: list[str] | None = None
+    minus: str | None = None
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Claims:
+    """A study's claims and the method that its table compares with."""
+
+    baseline: str | None
+    claims: list[Claim]
+
+
+def read_claims(file: Path) -> Claims:
+    """A study's claims.
+
+    Raises:
+        ClaimError: a key that is missing, unknown, or of another form than it has to be.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
+        raise ClaimError(f"{file}: needs baseline: METHOD and claims: a list")
+    return Claims(content.get("baseline"), [_claim(one, file, n) for n, one in enumerate(content["claims"], start=1)])
+
+
+def _claim(content: Any, file: Path, number: int) -> Claim:
+    where = f"{file}: claim {number}"
+    known = {one.name: one for one in fields(Claim)}
+    if not isinstance(content, dict):
+        raise ClaimError(f"{where}: must have the keys {', '.join(known)}")
+    for key in content:
+        if key not in known:
+            raise ClaimError(f"{where}: {key}: no such key; here there are {', '.join(known)}")
+    for key, one in known.items():
+        if key not in content and one.default is MISSING:
+            raise ClaimError(f"{where}: {key}: is missing")
+    lists = {key: [content[key]] for key in ("of", "versus") if isinstance(content.get(key), str)}
+    claim = Claim(**{**content, **lists})
+    for key, column in (("measure", claim.measure), ("minus", claim.minus)):
+        if column is not None and column not in MEASURED:
+            raise ClaimError(f"{where}: {key}={column}: no such measure; here there are {', '.join(MEASURED)}")
+    for key, patterns in (("of", claim.of), ("versus", claim.versus or [])):
+        if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
+            raise ClaimError(f"{where}: {key}={patterns}: give a method's name or a list of them")
+    _check_bounds(claim.expect, where)
+    if claim.ratio and not claim.versus:
+        raise ClaimError(f"{where}: ratio: needs versus, the methods to divide by")
+    return claim
+
+
+def _check_bounds(expect: Any, where: str) -> None:
+    if not isinstance(expect, dict) or not expect or not set(expect) <= {"above", "below"}:
+        raise ClaimError(f"{where}: expect={expect}: give above: NUMBER, below: NUMBER, or both")
+    for side, bound in expect.items():
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+            raise ClaimError(f"{where}: expect.{side}={bound}: must be a number")
+    if len(expect) == 2 and expect["above"] >= expect["below"]:
+        raise ClaimError(f"{where}: expect={expect}: nothing lies there; above must be the smaller of the two")
