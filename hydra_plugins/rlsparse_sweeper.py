@@ -19,8 +19,14 @@ class ResumingSweeper(BasicSweeper):
         grids: list[dict[str, str]] | None = None,
         tune: dict[str, str] | None = None,
         dry_run: bool = False,
+        **unknown: Any,
     ) -> None:
         super().__init__(max_batch_size, params)  # the rest stands in the config that sweep() is given
+        if unknown:  # Hydra would tell of an unexpected keyword argument of this class
+            raise SystemExit(
+                f"error: hydra.sweeper.{next(iter(unknown))}: no such key; "
+                "here there are dry_run, grids, max_batch_size, params, tune"
+            )
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         from rlsparse.launchers import settings_of  # only here: Hydra imports this module at every start

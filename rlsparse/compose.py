@@ -1,7 +1,7 @@
 """From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,27 @@ def config_dir() -> str:
     """The folder of yaml files: ``conf/`` of the checkout, or the copy that a wheel carries."""
     inside = Path(__file__).parent / "conf"
     return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+def check_keys(words: Iterable[str]) -> None:
+    """Refuse a key that no option of its group has; Hydra's remedy for that (``+train.step=2``) would be refused, too.
+
+    Args:
+        words: overrides; what they name of Hydra itself, of packages and of paths is passed over.
+
+    Raises:
+        ConfigError: the key, and what there is in its place.
+    """
+    top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
+    for key in (word.partition("=")[0].lstrip("+~") for word in words):
+        group, _, rest = key.partition(".")
+        if not re.fullmatch(r"\w+(\.\w+)*", key):
+            continue
+        if group not in top:
+            raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
+        known = {field.name for node in SCHEMAS.get(group, {}).values() for field in fields(node)}
+        if rest and known and rest.split(".")[0] not in known:
+            raise ConfigError(f"{key}: no such key; {group} has {', '.join(sorted(known))}")
 
 
 def check_group_options(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.compose import run_config
+from rlsparse.compose import check_keys, run_config
 from rlsparse.tuning import Tuning, key_of, tuning
 from rlsparse.whole_file import read_object, write_whole
 
@@ -59,10 +59,14 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
 
     Args:
         config: the multirun's master config, ``hydra`` node included.
+
+    Raises:
+        ConfigError: an axis of a key that there is not.
     """
     sweeper = config.hydra.sweeper
     grids = _plain(sweeper.get("grids")) or [{}]
     params = _plain(sweeper.get("params")) or {}
+    check_keys(key for axes in (*grids, params, _plain(sweeper.get("tune")) or {}) for key in axes)
     narrowed = _narrowed(grids, _typed(config))
     every = [job for grid, typed in narrowed for job in _jobs({**grid, **params}, typed)]
     once = [list(job) for job in dict.fromkeys(map(tuple, every))]

@@ -6,7 +6,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from rlsparse import trials
-from rlsparse.compose import config_dir, register_schemas
+from rlsparse.compose import check_keys, config_dir, register_schemas
 from rlsparse.config import ConfigError
 from rlsparse.plan import _jobs, _narrowed, write_plan
 from rlsparse.results.collect import collect
@@ -168,6 +168,31 @@ def test_bad_input_ends_it_before_the_first_trial(tmp_path):
     assert "hydra.sweeper.tune.seed=100: seed 100 is compared too" in seeds.stderr
     default = call("-m", "tracker=none", *FAST, "hydra.sweeper.tune={train.lr:'1,2',seed:'0'}", cwd=tmp_path)
     assert "hydra.sweeper.tune.seed=0: seed 0 is compared too" in default.stderr  # conf's own seed, without an axis
+
+
+def test_a_key_that_there_is_not_is_named_with_those_there_are():
+    for word, said in (
+        ("train.step=2", "train.step: no such key; train has .*steps"),
+        ("token_samper=full", "token_samper: no such key; here there are .*token_sampler"),
+        ("++token_sampler.budgets=2", "token_sampler.budgets: no such key; token_sampler has .*budget"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_keys([word])
+    check_keys(
+        ["hydra/launcher=joblib", "hydra.job.chdir=true", "task.reward.correct=1", "+model.path=x", "group@a.b=c"]
+    )
+
+
+def test_a_misspelt_part_of_a_sweep_is_one_message(tmp_path):
+    for words, said in (
+        (["hydra.sweeper.tune={train.lrr:'1,2',seed:'9'}"], "train.lrr: no such key; train has"),
+        (
+            ["+hydra.sweeper.grid=[{algorithm:'grpo'}]"],
+            "hydra.sweeper.grid: no such key; here there are dry_run, grids",
+        ),
+    ):
+        done = call("-m", "tracker=none", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.startswith(f"error: {said}")) == (1, True), done.stderr
 
 
 GRID = [{"algorithm": "grpo,tspmo"}, {"algorithm": "sgrpo", "token_sampler.budget": "8,16"}]
