@@ -104,7 +104,7 @@ def test_like_is_compared_with_like():
     # without * on one side all count: (0.6 + 0.9) / 2 - 0.5
     every = judge(claim("a *", versus=["b r1"], expect={"above": 0.0}), table)
     assert every.value.mean == pytest.approx(0.25)
-    assert effect(every) == "+25.0 [25.0, 25.0] points, mean of 2 methods, 6 seeds"
+    assert effect(every) == "+25.0 [25.0, 25.0] points, mean of 2 methods (10.0 to 40.0), 6 seeds"
 
 
 def test_runs_without_an_end_are_told_of():

@@ -28,6 +28,7 @@ class Outcome:
         value: the effect over seeds, in the measure's stored unit.
         p: the largest of the tests that the verdict rests on.
         methods: that ``of`` is the mean of.
+        spread: the lowest and the highest value of one of these alone; None where there is one.
         diverged: runs of these and of ``versus`` that have no end, and so no part in the value.
         reason: why it is not run; empty where it is.
     """
@@ -38,6 +39,7 @@ class Outcome:
     verdict: str
     setting: str
     methods: int = 0
+    spread: tuple[float, float] | None = None
     diverged: int = 0
     reason: str = ""
 
@@ -50,16 +52,17 @@ def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
     methods = list(dict.fromkeys(runs["method"]))
     own, others = _alike(_matching(claim.of, methods), _matching(claim.versus or [], methods))
     unknown = [one for one in [*claim.of, *(claim.versus or [])] if not _matching([one], methods)]
-    values = pd.Series(dtype=float) if unknown else _value(claim, runs, own, others)
+    values = pd.Series(dtype=float) if unknown else _value(claim, runs, list(own), list(others))
     if values.empty:
         reason = f"no finished run has its {claim.measure}" if own else "no method has its like on the other side"
         reason = f"no method is named {', '.join(unknown)}" if unknown else reason
         return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "", reason=reason)
     tests = [(side, against(values, bound)) for side, bound in claim.expect.items()]
-    p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, own)
+    p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, list(own))
     those = runs[runs["method"].isin([*own, *others])] if claim.measure != "collapsed" else runs[:0]
     diverged = int((those["status"] == "diverged").sum())
-    return Outcome(claim, estimate(values), p, verdict, setting, len(own), diverged)
+    spread = _spread(claim, runs, own, others) if len(own) > 1 else None
+    return Outcome(claim, estimate(values), p, verdict, setting, len(own), spread, diverged)
 
 
 def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> Table:
@@ -112,6 +115,18 @@ def _value(claim: Claim, runs: pd.DataFrame, own: list[str], others: list[str]) 
     return values.dropna()
 
 
+def _spread(
+    claim: Claim, runs: pd.DataFrame, own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
+) -> tuple[float, float]:
+    """Over the methods, each beside its like where both sides have *."""
+    alike = any(own.values()) and any(others.values())
+    means = [
+        _value(claim, runs, [method], [o for o, its in others.items() if its == texts or not alike]).mean()
+        for method, texts in own.items()
+    ]
+    return min(means), max(means)
+
+
 def _gain(claim: Claim, runs: pd.DataFrame, methods: list[str]) -> "pd.Series[float]":
     mean = _mean(runs, methods, claim.measure)
     return mean - _mean(runs, methods, claim.minus) if claim.minus else mean
@@ -134,12 +149,14 @@ def _matching(patterns: list[str], methods: list[str]) -> dict[str, tuple[str, .
     return found
 
 
-def _alike(own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]) -> tuple[list[str], list[str]]:
+def _alike(
+    own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """The methods of both sides; where both have *, those whose texts for it the other side has too."""
     if any(own.values()) and any(others.values()):
         common = set(own.values()) & set(others.values())
         own, others = ({m: texts for m, texts in side.items() if texts in common} for side in (own, others))
-    return list(own), list(others)
+    return own, others
 
 
 def effect(one: Outcome) -> str:
@@ -149,7 +166,10 @@ def effect(one: Outcome) -> str:
     scaled = Estimate(value.mean * factor, value.low * factor, value.high * factor, value.iqm * factor, value.n)
     compared = one.claim.versus or one.claim.minus
     plus = "+" if compared and value.mean > 0 else ""
-    of = [f"mean of {one.methods} methods"] if one.methods > 1 else []
+    of = []
+    if one.spread is not None:
+        low, high = (signed(end * factor, decimals) for end in one.spread)
+        of = [f"mean of {one.methods} methods ({low} to {high})"]
     lost = [f"{one.diverged} run{'s' if one.diverged > 1 else ''} diverged"] if one.diverged else []
     seeds = f"{value.n} seed{'s' if value.n != 1 else ''}"
     return ", ".join([f"{plus}{interval(scaled, decimals)}{unit}", *of, seeds, *lost])
