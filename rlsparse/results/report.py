@@ -25,7 +25,8 @@ TITLES = {
 }
 FIGURES = {
     "curves": "Learning curves: mean and 95 % bootstrap band over seeds; dashed: the baseline.",
-    "costs": "Accuracy against tokens updated, seconds and memory; the dotted line joins the methods that none beats.",
+    "costs": "Accuracy against tokens updated, seconds and memory; the dotted line joins the methods that none beats, "
+    "collapsed ones aside.",
     "effects": "Effects of the components with 95 % bootstrap intervals; filled where p is at most 0.05.",
     "speed": "Rollout speed against final accuracy.",
     "ranks": "Final rank by module type and layer, and how it came about.",

@@ -36,7 +36,8 @@ LONG = 75  # characters of a name that has no room beside another
 def cost_figure(runs: pd.DataFrame, baseline: str | None) -> Figure:
     """A panel a cost, a numbered point a method; the line joins those that none is both cheaper and better than.
 
-    Means over seeds with 95 % bootstrap intervals of the accuracy; what the numbers stand for is below.
+    Means over seeds with 95 % bootstrap intervals of the accuracy; what the numbers stand for is below. A method of
+    which a run collapsed is not on the line.
 
     Args:
         runs: the tidy table of ``results.collect``.
@@ -76,16 +77,18 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _points(panel: Any, runs: pd.DataFrame, methods: list[str], cost: Cost) -> None:
-    means = []
+    collapsed = set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
+    sound = []  # that a collapsed method writes next to nothing is no thrift
     for number, method in enumerate(methods, start=1):
         x = cost.factor * by_seed(runs, method, cost.column).mean()
         accuracy = estimate(100 * by_seed(runs, method, "final_sampled"))
-        means.append((x, accuracy.mean))
+        if x == x and accuracy.n and method not in collapsed:
+            sound.append((x, accuracy.mean))
         if accuracy.n > 1:
             panel.plot([x, x], [accuracy.low, accuracy.high], color="0.6", lw=1, zorder=1)
         panel.plot(x, accuracy.mean, "o", color="white", mec="black", ms=10, zorder=2)
         panel.annotate(str(number), (x, accuracy.mean), ha="center", va="center", fontsize=6, zorder=3)
-    front = pareto([point for point in means if point[0] == point[0] and point[1] == point[1]])
+    front = pareto(sound)
     panel.plot([x for x, _ in front], [y for _, y in front], color="0.3", lw=1, ls=":", zorder=0)
     if cost.log:
         panel.set_xscale("log")
