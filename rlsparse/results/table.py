@@ -115,8 +115,8 @@ def _width(column: "pd.Series[str]") -> int:
 
 
 def _breakable(text: str) -> str:
-    """Escaped text whose long words (``token_sampler.budget=16``) may end a line within."""
-    return re.sub(r"(\\_|[.=,:/])(?=\S)", r"\1\\allowbreak{}", text)
+    """Escaped text whose long words (``token_sampler.budget=16``) may end a line within; numbers do not."""
+    return re.sub(r"(\\_|[=/]|[.,:](?!\d))(?=\S)", r"\1\\allowbreak{}", text)
 
 
 def csv(table: Table) -> str:
