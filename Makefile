@@ -16,6 +16,7 @@ setup: .venv/installed ## create .venv and install rlsparse with its test and li
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rlsparse needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || sh .ci/apt-install python3-venv
+	@echo "setting up .venv: this takes some minutes, once"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q 'uv>=0.9,<1'
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[test,lint]'

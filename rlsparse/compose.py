@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -196,12 +196,22 @@ def run_config(config: DictConfig) -> Any:
     try:
         missing = sorted(OmegaConf.missing_keys(ours))
         if missing:
-            raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in missing))
+            raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in _leaves(missing, ours)))
         plain = OmegaConf.to_object(ours)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _refuse_unknown_keys(plain, OmegaConf.to_container(ours), "")
     return plain
+
+
+def _leaves(missing: Iterable[str], config: DictConfig) -> list[str]:
+    """Keys without a value; of a whole group without one, those that it needs."""
+    nodes = get_type_hints(OmegaConf.get_type(config))
+    return [
+        f"{key}.{one.name}" if one is not None else key
+        for key in missing
+        for one in (fields(nodes[key]) if is_dataclass(nodes.get(key)) else [None])
+    ]
 
 
 def _refuse_unknown_keys(node: Any, container: Any, prefix: str) -> None:

@@ -123,6 +123,7 @@ def test_command_line_beats_experiment(with_experiment):
         ("seed=range(1,2,0)", "seed=range(1,2,0): range() arg 3 must not be zero"),
         ("train.steps=glob(*)", "train.steps=glob(*): glob chooses among the options of a config group"),
         ("~model", "train.lr: MissingMandatoryValue while resolving interpolation: Missing mandatory value: model"),
+        ("~experiment", "experiment.name: has no value; give experiment.name=..."),
         ("train.lr=${train.lr}", "train.lr: Recursive interpolation detected"),
         ("train.lr=${oc.env:NO_SUCH}", "train.lr: KeyError raised while resolving interpolation"),
         ("task.reward=${token_sampler.replay}", "task.reward=${token_sampler.replay}: stands for several keys"),

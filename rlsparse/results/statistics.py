@@ -16,7 +16,7 @@ LEVEL = 0.05  # above it, a difference is called inconclusive
 MEANING = (
     "Mean [95 % bootstrap interval] over seeds. Differences are paired by seed; p is the two-sided sign-flip "
     f"permutation test's, exact up to {EXACT_UP_TO} seeds, and a difference is called inconclusive unless "
-    f"p ≤ {LEVEL:g}, which takes at least six seeds."
+    f"p ≤ {LEVEL:g}, which takes at least six seeds; it is not corrected for the number of methods."
 )
 Floats = npt.NDArray[np.floating[Any]]
 
