@@ -104,7 +104,8 @@ def check_keys(words: Iterable[str]) -> None:
     """Refuse a key that no option of its group has; Hydra's remedy for that (``+train.step=2``) would be refused, too.
 
     Args:
-        words: overrides; what they name of Hydra itself, of packages and of paths is passed over.
+        words: overrides; groups, which may be of a user's own (``+setup=small``), packages and Hydra's own are passed
+            over.
 
     Raises:
         ConfigError: the key, and what there is in its place.
@@ -112,12 +113,12 @@ def check_keys(words: Iterable[str]) -> None:
     top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
     for key in (word.partition("=")[0].lstrip("+~") for word in words):
         group, _, rest = key.partition(".")
-        if not re.fullmatch(r"\w+(\.\w+)*", key):
+        if not re.fullmatch(r"\w+(\.\w+)+", key):
             continue
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
         known = {field.name for node in SCHEMAS.get(group, {}).values() for field in fields(node)}
-        if rest and known and rest.split(".")[0] not in known:
+        if known and rest.split(".")[0] not in known:
             raise ConfigError(f"{key}: no such key; {group} has {', '.join(sorted(known))}")
 
 

@@ -173,14 +173,13 @@ def test_bad_input_ends_it_before_the_first_trial(tmp_path):
 def test_a_key_that_there_is_not_is_named_with_those_there_are():
     for word, said in (
         ("train.step=2", "train.step: no such key; train has .*steps"),
-        ("token_samper=full", "token_samper: no such key; here there are .*token_sampler"),
+        ("token_samper.budget=2", "token_samper.budget: no such key; here there are .*token_sampler"),
         ("++token_sampler.budgets=2", "token_sampler.budgets: no such key; token_sampler has .*budget"),
     ):
         with pytest.raises(ConfigError, match=said):
             check_keys([word])
-    check_keys(
-        ["hydra/launcher=joblib", "hydra.job.chdir=true", "task.reward.correct=1", "+model.path=x", "group@a.b=c"]
-    )
+    known = ["hydra/launcher=joblib", "hydra.job.chdir=true", "task.reward.correct=1", "+model.path=x", "group@a.b=c"]
+    check_keys([*known, "+setup=small"])  # a user's own group
 
 
 def test_a_misspelt_part_of_a_sweep_is_one_message(tmp_path):
