@@ -275,6 +275,8 @@ def test_nothing_is_published_over_runs_that_it_lacks(folder, tmp_path):
     assert done.returncode == 1
     assert "of the 5 runs in its results.csv the experiment lacks 1 (tspmo-s0, ...)" in done.stderr
     assert published.read_bytes() == before
+    published.write_text("")
+    assert "its results.csv cannot be read; delete it" in call(*publish, cwd=tmp_path).stderr
     published.unlink()
     assert call(*publish, cwd=tmp_path).returncode == 0
 

@@ -76,7 +76,10 @@ def refuse_loss(folder: Path, found: Collected) -> None:
     """
     if not (folder / RESULTS).is_file():
         return
-    there = set(pd.read_csv(folder / RESULTS)["id"])
+    try:
+        there = set(pd.read_csv(folder / RESULTS, dtype=str)["id"])
+    except (ValueError, KeyError) as error:  # pandas' own are of these kinds
+        raise WouldBeLost(f"--out {folder}: its {RESULTS} cannot be read; delete it to replace it") from error
     lost = there - set(found.runs["id"])
     if lost:
         raise WouldBeLost(
