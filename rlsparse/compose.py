@@ -119,11 +119,13 @@ def check_keys(words: Iterable[str]) -> None:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
         known = {field.name for node in SCHEMAS.get(group, {}).values() for field in fields(node)}
         if known and rest.split(".")[0] not in known:
-            raise ConfigError(f"{key}: no such key; {group} has {', '.join(sorted(known))}")
+            raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(known))}")
 
 
 def check_group_options(arguments: Sequence[str]) -> None:
     """Refuse what Hydra answers with a traceback: a value where a group wants an option (``layer_skip=0.25``), no key.
+
+    And a key that there is not: see ``check_keys``.
 
     Args:
         arguments: of the command line.
@@ -131,6 +133,7 @@ def check_group_options(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: the group, the value, the options and the way to its keys.
     """
+    check_keys(word for word in arguments if "=" in word and not word.startswith("-"))
     for group, equals, value in (argument.partition("=") for argument in arguments):
         if equals and group in ("", "hydra"):
             raise ConfigError(f"{group}={value}: names no key; write KEY=VALUE, such as train.steps=20")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.attempt import attempt, discard_checkpoints
 from rlsparse.claim import claimed
-from rlsparse.compose import check_group_options, check_keys, config_dir, register_schemas, run_config
+from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import Config, ConfigError
 from rlsparse.dry_run import as_override
 from rlsparse.heavy import import_all
@@ -160,7 +160,6 @@ def main() -> None:
     try:
         sys.argv[1:] = as_override(sys.argv[1:])
         check_group_options(sys.argv[1:])
-        check_keys(word for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
         with closing(own_viewer()):
             job()
     except ConfigError as error:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.checks import check_warm_start, check_writable
-from rlsparse.compose import check_group_options, check_keys, config_dir, register_schemas, run_config
+from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config import ConfigError, ScratchConfig
 from rlsparse.identity import Identity, identify
 from rlsparse.run import quieten
@@ -245,7 +245,6 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     try:
         check_group_options(sys.argv[1:])
-        check_keys(word for word in sys.argv[1:] if "=" in word and not word.startswith("-"))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     main()

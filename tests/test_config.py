@@ -110,7 +110,7 @@ def test_command_line_beats_experiment(with_experiment):
     ("override", "message"),
     [
         ("algorithm=nope", "Could not find 'algorithm/nope'"),
-        ("token_sampler.k=3", "Could not override 'token_sampler.k'"),
+        ("token_sampler.k=3", "token_sampler.k: no such key; here there are"),
         ("train.steps=many", "could not be converted to Integer"),
         ("+train.setps=3", "train.setps: no such key; here there are checkpoint_every, group_size, lr"),
         ("+newkey=3", "newkey: no such key"),

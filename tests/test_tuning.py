@@ -172,9 +172,9 @@ def test_bad_input_ends_it_before_the_first_trial(tmp_path):
 
 def test_a_key_that_there_is_not_is_named_with_those_there_are():
     for word, said in (
-        ("train.step=2", "train.step: no such key; train has .*steps"),
+        ("train.step=2", "train.step: no such key; here there are .*steps"),
         ("token_samper.budget=2", "token_samper.budget: no such key; here there are .*token_sampler"),
-        ("++token_sampler.budgets=2", "token_sampler.budgets: no such key; token_sampler has .*budget"),
+        ("++token_sampler.budgets=2", "token_sampler.budgets: no such key; here there are .*budget"),
     ):
         with pytest.raises(ConfigError, match=said):
             check_keys([word])
@@ -184,7 +184,7 @@ def test_a_key_that_there_is_not_is_named_with_those_there_are():
 
 def test_a_misspelt_part_of_a_sweep_is_one_message(tmp_path):
     for words, said in (
-        (["hydra.sweeper.tune={train.lrr:'1,2',seed:'9'}"], "train.lrr: no such key; train has"),
+        (["hydra.sweeper.tune={train.lrr:'1,2',seed:'9'}"], "train.lrr: no such key; here there are"),
         (
             ["+hydra.sweeper.grid=[{algorithm:'grpo'}]"],
             "hydra.sweeper.grid: no such key; here there are dry_run, grids",

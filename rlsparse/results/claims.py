@@ -55,7 +55,8 @@ def judge(claim: Claim, runs: pd.DataFrame) -> Outcome:
     values = pd.Series(dtype=float) if unknown else _value(claim, runs, list(own), list(others))
     if values.empty:
         reason = f"no finished run has its {claim.measure}" if own else "no method has its like on the other side"
-        reason = f"no method is named {', '.join(unknown)}" if unknown else reason
+        if unknown:
+            reason = f"no method is named {', '.join(unknown)}"
         return Outcome(claim, estimate(values), float("nan"), NOT_RUN, "", reason=reason)
     tests = [(side, against(values, bound)) for side, bound in claim.expect.items()]
     p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, list(own))
@@ -74,13 +75,12 @@ def claims_table(outcomes: list[Outcome], studies: list[str] | None = None) -> T
     rows, numbers = [], []
     for one, study in zip(outcomes, studies or [""] * len(outcomes), strict=True):
         whose = {"study": study} if studies is not None else {}
-        judged = f"{effect(one)}; {_bounds(one)}; p {p_value(one.p)}"
         rows.append(
             {
                 **whose,
                 "claim": one.claim.claim,
                 "published": f"{one.claim.published} ({one.claim.source})",
-                "ours": one.reason if one.verdict == NOT_RUN else judged,
+                "ours": one.reason or f"{effect(one)}; {_bounds(one)}; p {p_value(one.p)}",
                 "setting": one.setting or "–",
                 "verdict": one.verdict,
             }

@@ -61,6 +61,11 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["status"] == "finished"] if "status" in runs else runs
 
 
+def collapsed_methods(runs: pd.DataFrame) -> set[str]:
+    """Those of which a run collapsed: that such a one writes next to nothing is no thrift."""
+    return set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
+
+
 def present(measures: tuple[Measure, ...], runs: pd.DataFrame) -> list[Measure]:
     """Those that any of the runs has a value of, and its study looks at."""
     return [

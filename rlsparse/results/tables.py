@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rlsparse.results.curves import at_cost
-from rlsparse.results.measures import COSTS, OUTCOMES, Measure, by_seed, finished, headline, present
+from rlsparse.results.measures import COSTS, OUTCOMES, Measure, by_seed, collapsed_methods, finished, headline, present
 from rlsparse.results.names import in_order
 from rlsparse.results.shown import interval, p_value, values
 from rlsparse.results.statistics import LEVEL, MEANING, Estimate, against, estimate, paired
@@ -173,12 +173,11 @@ def _equal_cost_notes(budgets: dict[str, float]) -> list[str]:
 def _budgets(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
     """For each cost, the smallest mean total of a method; none where there is nothing to compare.
 
-    A method of which a run collapsed is passed over: that it writes next to nothing is no thrift.
+    A method of which a run collapsed is passed over.
     """
     if curves.empty or curves["method"].nunique() < 2:
         return {}
-    collapsed = set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
-    sound = curves[~curves["method"].isin(collapsed)]
+    sound = curves[~curves["method"].isin(collapsed_methods(runs))]
     totals = (
         (curves if sound.empty else sound)
         .groupby(["method", "seed"])[list(BUDGETS)]

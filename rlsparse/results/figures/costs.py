@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from rlsparse.results.figures.style import STYLE, WIDTH
-from rlsparse.results.measures import by_seed
+from rlsparse.results.measures import by_seed, collapsed_methods
 from rlsparse.results.names import beside, in_order
 from rlsparse.results.statistics import estimate
 
@@ -77,8 +77,7 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _points(panel: Any, runs: pd.DataFrame, methods: list[str], cost: Cost) -> None:
-    collapsed = set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
-    sound = []  # that a collapsed method writes next to nothing is no thrift
+    collapsed, sound = collapsed_methods(runs), []
     for number, method in enumerate(methods, start=1):
         x = cost.factor * by_seed(runs, method, cost.column).mean()
         accuracy = estimate(100 * by_seed(runs, method, "final_sampled"))
