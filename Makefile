@@ -57,8 +57,8 @@ dashboard: setup ## check the W&B dashboard and print what it shows; ARGS="--sav
 notebooks: setup ## run every notebook again and write its outputs into it
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
-tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/models/make_tiny.sh)
-	sh rlsparse/models/make_tiny.sh $(BIN)/python
+tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/model/embedded/make_tiny.sh)
+	sh rlsparse/model/embedded/make_tiny.sh $(BIN)/python
 
 bench: setup ## time and memory against TRL, memory plot, start-up; an hour on two cores, MODEL=DIR or a hub id
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'

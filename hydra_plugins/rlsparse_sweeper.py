@@ -1,4 +1,4 @@
-"""Hydra finds sweepers in this namespace only; what ours does stands in ``rlsparse.resuming_sweeper``."""
+"""Hydra finds sweepers in this namespace only; what ours does stands in ``rlsparse.sweep.sweeper``."""
 
 from typing import Any
 
@@ -29,14 +29,14 @@ class ResumingSweeper(BasicSweeper):
             )
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from rlsparse.launchers import settings_of  # only here: Hydra imports this module at every start
+        from rlsparse.sweep.launchers import settings_of  # only here: Hydra imports this module at every start
 
         with open_dict(config):  # a process on another machine could not resolve what depends on this one
             config.hydra.launcher = settings_of(config.hydra.launcher)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from rlsparse.resuming_sweeper import sweep
+        from rlsparse.sweep.sweeper import sweep
 
         assert self.config is not None
         assert self.launcher is not None
@@ -47,7 +47,7 @@ class OwnLaunchers(SearchPathPlugin):
     """Hydra would hold our launchers' yaml files against plugins' nodes of the same names, and say so at length."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        from rlsparse.compose import config_dir
+        from rlsparse.config.compose import config_dir
 
         if not any(str(one.path).removeprefix("file://") == config_dir() for one in search_path.get_path()):
             return  # another program's

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from rlsparse.advantage.prefix_tree import ROOT, node_values, tree_paths
+from rlsparse.components.advantage.prefix_tree import ROOT, node_values, tree_paths
 
 UNIT, ROW, SIZE = 0.115, 0.4, 8  # inches a character, inches a row of the tree, points of the text
 NODE, SHORTEST = 6, 7  # characters: a node's box, the shortest edge (its advantage stands under it)

@@ -1,7 +1,6 @@
 """One run: compose, check, train, evaluate, write. ``python -m rlsparse.run`` is its command line."""
 
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,20 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.attempt import attempt, discard_checkpoints
-from rlsparse.claim import claimed
-from rlsparse.compose import check_group_options, config_dir, register_schemas, run_config
-from rlsparse.config import Config, ConfigError
-from rlsparse.dry_run import as_override
-from rlsparse.heavy import import_all
-from rlsparse.launchers import gpu_count, gpus_or_cores
-from rlsparse.loader import Loader, own_loader
-from rlsparse.own_gpu import own_gpu, places_folder
-from rlsparse.plan import latest_sweep
-from rlsparse.ranks import ALONE, RankLost, Ranks, join_ranks
-from rlsparse.slurm import stopped
-from rlsparse.stopping import Interrupted, StopRequest
-from rlsparse.summary import Summary, provenance, read_summary
+from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.schema import Config, ConfigError
+from rlsparse.execution.run_once import attempt, discard_checkpoints
+from rlsparse.model.cache import Loader, own_loader
+from rlsparse.runtime.distributed import ALONE, RankLost, Ranks, join_ranks
+from rlsparse.runtime.gpus import own_gpu, places_folder
+from rlsparse.runtime.preload import import_all, quieten
+from rlsparse.runtime.signals import Interrupted, StopRequest
+from rlsparse.storage.locks import claimed
+from rlsparse.storage.summary import Summary, provenance, read_summary
+from rlsparse.sweep.dry_run import as_override
+from rlsparse.sweep.launchers import gpu_count, gpus_or_cores
+from rlsparse.sweep.plan import latest_sweep
+from rlsparse.sweep.slurm import stopped
 from rlsparse.tracking.viewer import Viewer, own_viewer
 
 DONE = ("finished", "diverged")
@@ -90,7 +89,7 @@ def run(
 
 def _run(config: Config, job: Job, loader: Loader, viewer: Viewer | None, stop: StopRequest, ranks: Ranks) -> Summary:
     import_all()
-    from rlsparse.preflight import preflight
+    from rlsparse.execution.preflight import preflight
 
     quieten()
     (identity,) = preflight([config])
@@ -113,14 +112,6 @@ def _skip(folder: Path, earlier: Summary, label: str) -> None:
         discard_checkpoints(folder)  # it may have been killed between its last two acts
     again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
     print(f"{label}: {earlier['status']} before, skipped ({folder}{again})", file=sys.stderr)
-
-
-def quieten() -> None:
-    """Silence loaders' bars and deprecation notices of one library about another, which would bury our own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
 
 
 register_schemas()
@@ -175,7 +166,7 @@ def main() -> None:
 
 
 def _follow(ranks: Ranks) -> None:
-    from rlsparse.follow import follow
+    from rlsparse.execution.worker import follow
 
     quieten()
     try:

@@ -1,26 +1,26 @@
 """The training loop: prompts → rollouts → rewards → advantages → token selection → objective → optimizer → metrics."""
 
-from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
-from rlsparse.config import Config
-from rlsparse.evaluate import evaluate
-from rlsparse.experience import Environment, with_replay
-from rlsparse.keeper import Keeper
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.objective.aggregation import token_scales
-from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.policy import LogProbs, Policy, token_log_probs
-from rlsparse.ranks import ALONE, Ranks
-from rlsparse.resumable import TrainState
+from rlsparse.components.advantage import token_advantages
+from rlsparse.components.objective.aggregation import token_scales
+from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+from rlsparse.config.schema import Config
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.policy import LogProbs, Policy, token_log_probs
 from rlsparse.rollout import engine, within_memory
+from rlsparse.rollout.data_parallel import over_ranks
 from rlsparse.rollout.layer_skip import choose_layers
-from rlsparse.rollout.shared import over_ranks
-from rlsparse.step_metrics import of_rollout, of_update, sample_rows
-from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.tracking.measure import Clock
+from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Tracker
-from rlsparse.update import learning_rate, set_learning_rates, update
-from rlsparse.workplace import Workplace
+from rlsparse.training.checkpointing import Keeper
+from rlsparse.training.collect import Environment, with_replay
+from rlsparse.training.evaluate import evaluate
+from rlsparse.training.metrics import of_rollout, of_update, sample_rows
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.setup import Workplace
+from rlsparse.training.state import TrainState
+from rlsparse.training.update import learning_rate, set_learning_rates, update
 
 
 def train(

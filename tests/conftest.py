@@ -13,11 +13,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from rlsparse.batch import Rollout
-from rlsparse.compose import compose_config as compose_overrides
-from rlsparse.compose import config_dir, register_schemas, run_config
-from rlsparse.config import Config
-from rlsparse.policy import Policy, load_policy
-from rlsparse.warm_start_config import WarmStartConfig
+from rlsparse.config.compose import compose_config as compose_overrides
+from rlsparse.config.compose import config_dir, register_schemas, run_config
+from rlsparse.config.schema import Config
+from rlsparse.config.warm_start_schema import WarmStartConfig
+from rlsparse.model.policy import Policy, load_policy
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

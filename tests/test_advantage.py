@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from rlsparse.advantage import degenerate_groups, token_advantages
-from rlsparse.config import AdvantageConfig, GroupZscoreConfig, NegativeFeedbackConfig
+from rlsparse.components.advantage import degenerate_groups, token_advantages
+from rlsparse.config.schema import AdvantageConfig, GroupZscoreConfig, NegativeFeedbackConfig
 from tests.conftest import make_rollout
 
 ON, OFF = NegativeFeedbackConfig(True), NegativeFeedbackConfig(False)

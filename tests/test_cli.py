@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.checks import check, check_warm_start
+from rlsparse.config.checks import check, check_warm_start
 from tests.conftest import ROOT, composed, composed_warm_start
 
 FAST = [
@@ -119,7 +119,7 @@ def test_one_message_before_anything_starts(tmp_path):
     done = call("runs_dir=file/runs", cwd=tmp_path)
     assert done.stderr.startswith("error: runs_dir=file/runs: cannot be written (Not a directory)")
     assert "Traceback" not in done.stderr
-    done = call("task=svamp", cwd=tmp_path, module="rlsparse.warm_start")
+    done = call("task=svamp", cwd=tmp_path, module="rlsparse.warm_start.run")
     assert "error: out: has no value; give out=..." in done.stderr
     done = call("-m", "algorithm=sgrpo,nope", cwd=tmp_path)
     assert done.stderr.count("Could not find 'algorithm/nope'") == 1

@@ -7,13 +7,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from rlsparse.checks import check, check_warm_start, check_writable
-from rlsparse.compose import config_dir, run_config
-from rlsparse.config import ConfigError
-from rlsparse.objective.aggregation import AGGREGATIONS
-from rlsparse.objective.surrogate import SURROGATES
-from rlsparse.sweep import idle_clipping
-from rlsparse.task.answer import ANSWER_FORMATS
+from rlsparse.components.objective.aggregation import AGGREGATIONS
+from rlsparse.components.objective.surrogate import SURROGATES
+from rlsparse.components.reward.answer import ANSWER_FORMATS
+from rlsparse.config.checks import check, check_warm_start, check_writable
+from rlsparse.config.compose import config_dir, run_config
+from rlsparse.config.schema import ConfigError
+from rlsparse.sweep.callbacks import idle_clipping
 from tests.conftest import composed
 
 CONF = Path(config_dir())
@@ -246,12 +246,13 @@ def test_clipping_swept_with_one_update_is_warned_of():
 
 
 def test_the_lists_of_choices_are_those_of_the_code():
-    from rlsparse import advantage, values
-    from rlsparse.adapter import ADAPTERS
-    from rlsparse.objective.off_policy import OFF_POLICY
+    from rlsparse.components import advantage
+    from rlsparse.components.adapter import ADAPTERS
+    from rlsparse.components.off_policy import OFF_POLICY
+    from rlsparse.components.task import TASKS
+    from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+    from rlsparse.config import ranges as values
     from rlsparse.rollout import ENGINES
-    from rlsparse.task import TASKS
-    from rlsparse.token_sampler import TOKEN_SAMPLERS
 
     assert set(values.CHOICES["objective.aggregation"]) == set(AGGREGATIONS)
     assert set(values.SCHEMA_OF["clipping"]) == set(SURROGATES)

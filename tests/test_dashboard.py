@@ -14,8 +14,8 @@ import pytest
 import yaml
 from wandb_workspaces.workspaces import Workspace, internal
 
-from rlsparse import dashboard
-from rlsparse.dashboard import LEFT_OUT, SECTIONS, shown, specification, undocumented, workspace
+from rlsparse.tracking import dashboard
+from rlsparse.tracking.dashboard import LEFT_OUT, SECTIONS, shown, specification, undocumented, workspace
 from rlsparse.tracking.metrics import METRICS
 from tests.conftest import ROOT, composed
 
@@ -31,7 +31,7 @@ def refuse(event, arguments):
         os._exit(99)
 
 sys.addaudithook(refuse)
-from rlsparse.dashboard import main
+from rlsparse.tracking.dashboard import main
 main()
 """
 
@@ -41,7 +41,9 @@ def spec() -> str:
     return specification(workspace("project", experiment="svamp"))
 
 
-def call(*arguments: str, code: str = "from rlsparse.dashboard import main; main()", home: Path, **environment: str):
+def call(
+    *arguments: str, code: str = "from rlsparse.tracking.dashboard import main; main()", home: Path, **environment: str
+):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -113,7 +115,7 @@ def test_a_run_has_what_the_dashboard_goes_by(tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "tracker": {"mode": "offline"}}))
     (folder / "metrics.jsonl").write_text('{"step": 3, "kind": "eval", "eval/accuracy_sampled": 0.5}\n')
     (folder / "samples.jsonl").write_text('{"step": 3, "completion": "2"}\n')
-    synced = call("--mode", "offline", code="from rlsparse.sync import main; main()", home=tmp_path)
+    synced = call("--mode", "offline", code="from rlsparse.tracking.sync import main; main()", home=tmp_path)
     assert synced.returncode == 0, synced.stderr
     (offline,) = (folder / "wandb").glob("offline-run-*")
     done = subprocess.run(

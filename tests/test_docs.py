@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlsparse.compose import SCHEMAS, config_dir
-from rlsparse.config import Config
+from rlsparse.config.compose import SCHEMAS, config_dir
+from rlsparse.config.schema import Config
 from rlsparse.tracking.metrics import FAMILIES, METRICS, is_documented
 from tests.conftest import ROOT, composed
 from tests.test_cli import FAST, check_commands, summaries

@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pytest
 from omegaconf import OmegaConf
 
-from rlsparse.dry_run import Places, Point, as_override, describe, finished_runs
-from rlsparse.estimate import Finished, Sized, estimate, finished, side_by_side, sized, work
-from rlsparse.identity import identify
-from rlsparse.policy import local_folder
+from rlsparse.config.run_id import identify
+from rlsparse.model.policy import local_folder
+from rlsparse.sweep.cost_estimate import Finished, Sized, estimate, finished, side_by_side, sized, work
+from rlsparse.sweep.dry_run import Places, Point, as_override, describe, finished_runs
 from tests.conftest import composed
 from tests.test_cli import call
 

@@ -13,13 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.checks import check
-from rlsparse.compose import SCHEMAS, config_dir, register_schemas, run_config
-from rlsparse.config import Config
-from rlsparse.plan import sweep_axes, sweep_jobs, sweep_tuning
+from rlsparse.config.checks import check
+from rlsparse.config.compose import SCHEMAS, config_dir, register_schemas, run_config
+from rlsparse.config.schema import Config
 from rlsparse.results.claims import _matching
 from rlsparse.results.names import method_names, method_overrides
 from rlsparse.results.stated import read_claims
+from rlsparse.sweep.plan import sweep_axes, sweep_jobs, sweep_tuning
 from tests.conftest import ROOT, composed
 
 FOLDER = Path(config_dir()) / "experiment"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlsparse import head
-from rlsparse.head import chosen_log_probs
+from rlsparse.model import fused_head as head
+from rlsparse.model.fused_head import chosen_log_probs
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 150, 10_000])  # logits at a time, of 7 rows of 50: one row, one, three, all

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.identity import identify
-from rlsparse.policy import EMBEDDED, local_folder
+from rlsparse.config.run_id import identify
+from rlsparse.model.policy import EMBEDDED, local_folder
 from tests.conftest import composed
 
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from rlsparse.adapter import L1ra, Lora
-from rlsparse.adapter.reallocation import even_ranks, reallocate
-from rlsparse.config import ConfigError
-from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.policy import EMBEDDED, Policy, token_log_probs
-from rlsparse.preflight import preflight
+from rlsparse.components.adapter import L1ra, Lora
+from rlsparse.components.adapter.reallocation import even_ranks, reallocate
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import preflight
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.policy import EMBEDDED, Policy, token_log_probs
 from rlsparse.rollout import ENGINES
 from rlsparse.run import run
-from rlsparse.streams import stream
-from rlsparse.summary import headline
-from rlsparse.update import set_learning_rates
+from rlsparse.runtime.rng import stream
+from rlsparse.storage.summary import headline
+from rlsparse.training.update import set_learning_rates
 from tests.conftest import composed
 from tests.test_objective import updated
 from tests.test_packed import FAMILIES, family, ragged
@@ -425,7 +425,7 @@ def test_merging_adds_the_gated_product_to_the_weights(tiny, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_engines_sample_from_the_gated_adapter(tiny, dtype):
     from rlsparse.batch import Problem
-    from rlsparse.policy import encode_prompt
+    from rlsparse.model.policy import encode_prompt
 
     tiny.model.to(dtype)
     prompts = [encode_prompt(tiny, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]

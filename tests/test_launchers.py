@@ -10,12 +10,12 @@ import torch
 from omegaconf import OmegaConf
 from submitit.slurm.slurm import SlurmJob
 
-from rlsparse import workplace
-from rlsparse.config import ConfigError
-from rlsparse.launchers import ENGINES, engine_of, gpu_count, settings_of
-from rlsparse.own_gpu import own_gpu
-from rlsparse.ranks import ALONE, Ranks
-from rlsparse.slurm import ask_the_queue
+from rlsparse.config.schema import ConfigError
+from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.runtime.gpus import own_gpu
+from rlsparse.sweep.launchers import ENGINES, engine_of, gpu_count, settings_of
+from rlsparse.sweep.slurm import ask_the_queue
+from rlsparse.training import setup as workplace
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf" / "hydra" / "launcher"

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from rlsparse.batch import NonFiniteError, Problem, ScoredBatch
-from rlsparse.config import ConfigError
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.policy import EMBEDDED, encode_prompt, token_log_probs
-from rlsparse.preflight import preflight
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import preflight
+from rlsparse.model.policy import EMBEDDED, encode_prompt, token_log_probs
 from rlsparse.results.collect import collect
 from rlsparse.results.figures.speed import speed_figure
 from rlsparse.results.figures.style import save
@@ -24,9 +23,10 @@ from rlsparse.rollout import ENGINES
 from rlsparse.rollout.cache import GroupCache
 from rlsparse.rollout.layer_skip import choose_layers, count_skipped, without_layers
 from rlsparse.run import run
-from rlsparse.streams import stream
-from rlsparse.sweep import idle_off_policy
-from rlsparse.update import update
+from rlsparse.runtime.rng import stream
+from rlsparse.sweep.callbacks import idle_off_policy
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import update
 from tests.conftest import composed
 from tests.test_objective import assert_same
 from tests.test_packed import FAMILIES, family, with_adapter

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from rlsparse.loader import Loader
-from rlsparse.policy import EMBEDDED
+from rlsparse.model.cache import Loader
+from rlsparse.model.policy import EMBEDDED
 from rlsparse.run import run
 from tests.conftest import composed
 

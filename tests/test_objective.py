@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from rlsparse.batch import ScoredBatch, Selection
-from rlsparse.config import ClippedRatioConfig, ClippingConfig, KLConfig, ObjectiveConfig
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.objective import token_loss
-from rlsparse.objective.aggregation import token_scales
-from rlsparse.policy import Policy, token_log_probs
-from rlsparse.streams import stream_seed
-from rlsparse.update import learning_rate, update
+from rlsparse.components.objective import token_loss
+from rlsparse.components.objective.aggregation import token_scales
+from rlsparse.config.schema import ClippedRatioConfig, ClippingConfig, KLConfig, ObjectiveConfig
+from rlsparse.model.policy import Policy, token_log_probs
+from rlsparse.runtime.rng import stream_seed
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import learning_rate, update
 from tests.conftest import composed, make_rollout
 
 CLIP = ClippedRatioConfig("clipped_ratio", 0.2, 0.2)
@@ -94,12 +94,12 @@ def test_learning_rate_by_hand():
 
 def batch_for(policy: Policy, config, seed=0):
     """A rollout, random rewards, and everything up to the loss, as train.py makes it."""
-    from rlsparse.advantage import token_advantages
     from rlsparse.batch import Problem
-    from rlsparse.policy import encode_prompt
+    from rlsparse.components.advantage import token_advantages
+    from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+    from rlsparse.model.policy import encode_prompt
     from rlsparse.rollout import ENGINES
-    from rlsparse.streams import stream
-    from rlsparse.token_sampler import TOKEN_SAMPLERS
+    from rlsparse.runtime.rng import stream
 
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=", "98*7=")]
     rollout = ENGINES[config.rollout.name](policy, prompts, config.rollout, 4, stream(seed, "rollout"), keep_trunk=True)
@@ -115,7 +115,7 @@ def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_prob
     """Gradient of the last update and the parameters after it, from an adapter that has left its zero start."""
     import copy
 
-    from rlsparse.adapter import ADAPTERS
+    from rlsparse.components.adapter import ADAPTERS
 
     config = composed("train.max_grad_norm=0", "rollout.max_new_tokens=16", *overrides)
     policy = copy.deepcopy(tiny)
@@ -167,8 +167,8 @@ def test_kl_pulls_towards_the_base_model(tiny):
 
 def test_tspmos_whole_objective_on_the_worked_example():
     """(1/|U|) sum of pi A over U = {b|a +1/6, e|a -1/3, c|ab +1/2, d|ab -1/2}, loss and gradient in log pi."""
-    from rlsparse.advantage import token_advantages
-    from rlsparse.token_sampler import TOKEN_SAMPLERS
+    from rlsparse.components.advantage import token_advantages
+    from rlsparse.components.token_sampler import TOKEN_SAMPLERS
 
     config = composed("algorithm=tspmo")
     rollout = make_rollout([[5, 6, 7], [5, 6, 8], [5, 9]])
@@ -198,7 +198,7 @@ def test_l2_adds_twice_the_weights(tiny):
 def l2_start(tiny):
     import copy
 
-    from rlsparse.adapter import Lora
+    from rlsparse.components.adapter import Lora
 
     policy = copy.deepcopy(tiny)
     adapter = Lora(policy, composed().adapter, 4, stream_seed(0, "adapter"))
@@ -218,7 +218,7 @@ def test_our_loss_equals_trls_on_the_same_tensors(tiny, tmp_path, loss_type, agg
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from rlsparse.adapter import Lora
+    from rlsparse.components.adapter import Lora
 
     config = composed(
         "rollout.max_new_tokens=16",

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from rlsparse.config import ClippingConfig, KLConfig
-from rlsparse.objective import token_loss
-from rlsparse.objective.off_policy import OFF_POLICY, Mismatch, correction_ratio
+from rlsparse.components.objective import token_loss
+from rlsparse.components.off_policy import OFF_POLICY, Mismatch, correction_ratio
+from rlsparse.config.schema import ClippingConfig, KLConfig
 from tests.conftest import ROOT, composed
 
 LEVELS = {

@@ -6,14 +6,14 @@ import pytest
 import torch
 import transformers
 
-from rlsparse.adapter import ADAPTERS
 from rlsparse.batch import Problem, Prompt, ScoredBatch
-from rlsparse.microbatch import microbatches
-from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.packed.layout import stretches
-from rlsparse.policy import encode_prompt, token_log_probs, wrap_policy
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.packing.layout import stretches
+from rlsparse.model.policy import encode_prompt, token_log_probs, wrap_policy
 from rlsparse.rollout import ENGINES
-from rlsparse.streams import stream
+from rlsparse.runtime.rng import stream
+from rlsparse.training.microbatch import microbatches
 from tests.conftest import composed, make_rollout
 from tests.test_objective import batch_for, updated
 

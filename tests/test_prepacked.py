@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlsparse.policy import token_log_probs
+from rlsparse.model.policy import token_log_probs
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout import prepacked as module
 from rlsparse.rollout.prepacked import can_prepack, prepacked
-from rlsparse.streams import stream
+from rlsparse.runtime.rng import stream
 from tests.conftest import composed
 from tests.test_packed import with_adapter
 from tests.test_rollout import prompts

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from rlsparse import probe
-from rlsparse.attention import attending_by
-from rlsparse.packed import can_pack
-from rlsparse.policy import token_log_probs
-from rlsparse.probe import differs_from_plain
+from rlsparse.model import self_check as probe
+from rlsparse.model.attention import attending_by
+from rlsparse.model.packing import can_pack
+from rlsparse.model.policy import token_log_probs
+from rlsparse.model.self_check import differs_from_plain
 from rlsparse.rollout import ENGINES, engine
-from rlsparse.streams import stream
+from rlsparse.runtime.rng import stream
 from tests.conftest import composed
 from tests.test_packed import family
 from tests.test_rollout import prompts

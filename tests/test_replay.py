@@ -6,23 +6,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rlsparse.advantage import token_advantages
 from rlsparse.batch import Problem, Prompt, Rollout, ScoredBatch, Selection, TrunkStates
-from rlsparse.config import ConfigError, KLConfig, ObjectiveConfig, ReplayConfig
-from rlsparse.experience import Environment, Experience, with_replay
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.objective.aggregation import token_scales
-from rlsparse.packed import packed_log_probs
-from rlsparse.policy import encode_prompt, token_log_probs
-from rlsparse.preflight import preflight
+from rlsparse.components.advantage import token_advantages
+from rlsparse.components.objective.aggregation import token_scales
+from rlsparse.components.reward.verifier import Score
+from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+from rlsparse.config.schema import ConfigError, KLConfig, ObjectiveConfig, ReplayConfig
+from rlsparse.execution.preflight import preflight
+from rlsparse.model.packing import packed_log_probs
+from rlsparse.model.policy import encode_prompt, token_log_probs
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.replay import cut_completions, joined
 from rlsparse.run import run
-from rlsparse.streams import stream
-from rlsparse.task.verifier import Score
-from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.tracking.measure import Clock
-from rlsparse.update import update
+from rlsparse.runtime.rng import stream
+from rlsparse.tracking.profiling import Clock
+from rlsparse.training.collect import Environment, Experience, with_replay
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import update
 from tests.conftest import composed, make_rollout
 from tests.test_objective import assert_same
 from tests.test_packed import with_adapter

@@ -5,12 +5,12 @@ import torch
 from scipy import stats
 
 from rlsparse.batch import Problem
-from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.policy import decode, encode_prompt, token_log_probs
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.policy import decode, encode_prompt, token_log_probs
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout import engine as engine_for
 from rlsparse.rollout.sampling import draw, sample, truncate
-from rlsparse.streams import stream
+from rlsparse.runtime.rng import stream
 from tests.conftest import composed
 from tests.test_packed import FAMILIES, family, with_adapter
 

@@ -1,7 +1,6 @@
-"""DESIGN's rooms: who may import whom."""
+"""Imports run downwards only; no kind of component imports another."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,128 +8,74 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "rlsparse"
-LEAVES = {"batch", "config"}
-# room -> rooms of ours that it may import; itself always
-ROOMS: dict[str, set[str]] = {
-    "config": set(),
-    "batch": set(),
-    "streams": set(),
-    "warm_start_config": {"config"},
-    "values": {"config", "warm_start_config"},
-    "checks": {"config", "warm_start_config", "values"},
-    "identity": {"config", "warm_start_config"},
-    "summary": {"config", "identity", "whole_file"},
-    "policy": LEAVES,
-    "task": LEAVES | {"warm_start_config"},
-    "adapter": LEAVES | {"policy"},
-    "attention": set(),
-    "head": set(),
-    "trunk": set(),
-    "probe": LEAVES | {"policy", "attention"},
-    "ranks": set(),
-    "follow": {"batch", "keeper", "loader", "ranks", "stopping", "tracking", "train", "workplace"},
-    "workplace": LEAVES | {"adapter", "loader", "policy", "prompts", "ranks", "streams", "task", "tracking"},
-    "rollout": LEAVES | {"policy", "attention", "trunk", "probe", "memory", "ranks"},
-    "advantage": LEAVES,
-    "token_sampler": LEAVES,
-    "objective": LEAVES,
-    "tracking": set(),
-    "results": {"whole_file"},
-    "loader": {"config", "policy"},
-    "whole_file": set(),
-    "checkpoint": {"whole_file"},
-    "claim": {"config", "whole_file"},
-    "stopping": set(),
-    "compose": {"config", "warm_start_config"},
-    "tuning": {"config"},
-    "plan": {"compose", "tuning", "whole_file"},
-    "sweep": {"config", "checks", "compose", "dry_run", "heavy", "plan", "policy", "preflight", "warm_start"},
-    "status": {"claim", "plan", "summary", "whole_file"},
-    "launchers": {"config", "slurm"},
-    "slurm": {"config", "stopping"},
-    "estimate": set(),
-    "dashboard": {"config", "sync", "tracking"},
-    "dry_run": {"attempt", "config", "estimate", "identity", "status", "summary", "whole_file"},
-    "own_gpu": set(),
-    "heavy": set(),
-    "resuming_sweeper": {
-        "attempt",
-        "claim",
-        "config",
-        "dry_run",
-        "heavy",
-        "identity",
-        "launchers",
-        "plan",
-        "preflight",
-        "status",
-        "summary",
-        "sweep",
-        "trials",
-        "tuning",
-    },
-    "trials": {"status", "summary", "sweep", "tuning"},
-    "sync": {"claim", "compose", "summary", "tracking"},
-    "resumable": LEAVES | {"adapter", "checkpoint", "memory", "step_metrics", "streams"},
-    "keeper": {"checkpoint", "ranks", "resumable", "stopping", "tracking"},
-    "prompts": LEAVES | {"policy", "task"},
-    "packed": LEAVES | {"policy", "attention", "trunk", "head", "probe"},
-    "memory": {"config"},
-    "microbatch": LEAVES | {"memory", "ranks"},
-    "update": LEAVES | {"policy", "objective", "microbatch", "ranks"},
-    "evaluate": LEAVES | {"policy", "ranks", "rollout", "task", "streams"},
-    "scratch": LEAVES,
-    "supervised": LEAVES | {"warm_start_config", "policy", "task", "adapter"},
-}
-# run.py, attempt.py, warm_start.py, train.py, experience.py, step_metrics.py and preflight.py put the rooms together, so they may
-# import all of them
-STAGES = ("task", "rollout", "advantage", "token_sampler", "objective", "adapter")
+# a room may import itself and the rooms of the lines below it
+LEVELS = [
+    {"run", "status", "sync", "dashboard"},
+    {"sweep"},
+    {"execution"},
+    {"train", "warm_start"},
+    {"training"},
+    {"algorithm"},
+    {"components", "rollout", "tracking", "results"},
+    {"model", "storage", "runtime"},
+    {"components.component", "config", "batch"},
+]
+ONLY = {"results": {"storage"}}  # rooms that may import less than what is below them
 
 
-def imports(file: Path) -> set[str]:
-    found = set()
+def rooms(file: Path) -> list[str]:
+    """The rooms of ours that a file imports from."""
+    modules = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "rlsparse":
+            modules += [f"rlsparse.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {
-                f"{node.module}.{alias.name}" if node.module == "rlsparse" else node.module for alias in node.names
-            }
-    return found
+            modules.append(node.module)
+    return [room_of(module.split(".")[1:]) for module in modules if module.startswith("rlsparse.")]
 
 
-def room_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def room_of(path: list[str]) -> str:
+    return "components.component" if path[:2] == ["components", "component"] else path[0]
 
 
-def files(room: str) -> list[Path]:
-    return [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).glob("*.py"))
+def level(room: str) -> int:
+    return next(number for number, names in enumerate(LEVELS) if room in names)
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_imports_only_what_it_may(room):
-    assert files(room)
-    for file in files(room):
-        ours = {room_of(m) for m in imports(file) if m.split(".")[0] == "rlsparse"} - {room, ""}
-        assert ours <= ROOMS[room], f"{file.name} imports {ours - ROOMS[room]}"
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
 
 
-def test_no_stage_imports_another():
-    for stage in STAGES:
-        assert not ROOMS[stage] & (set(STAGES) - {stage})
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_downwards(file):
+    own = room_of(list(file.relative_to(PACKAGE).with_suffix("").parts))
+    for room in rooms(file):
+        assert room == own or level(room) > level(own), f"{own} imports {room}"
+        assert room == own or own not in ONLY or room in ONLY[own], f"{own} imports {room}"
+
+
+KINDS = sorted(folder.name for folder in (PACKAGE / "components").iterdir() if (folder / "__init__.py").exists())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_component_imports_another(kind):
+    for file in (PACKAGE / "components" / kind).rglob("*.py"):
+        text = file.read_text()
+        assert not [other for other in KINDS if other != kind and f"rlsparse.components.{other}" in text], file.name
 
 
 @pytest.mark.parametrize(
     ("module", "banned"),
     [
-        ("rlsparse.config", {"torch", "transformers"}),
-        ("rlsparse.checks", {"torch", "transformers"}),
+        ("rlsparse.config.schema", {"torch", "transformers"}),
+        ("rlsparse.config.checks", {"torch", "transformers"}),
         ("rlsparse.run", {"torch", "transformers", "wandb"}),
-        ("rlsparse.loader", {"torch", "transformers"}),
+        ("rlsparse.model.cache", {"torch", "transformers"}),
         ("rlsparse.results.__main__", {"torch", "wandb", "transformers"}),
         ("rlsparse.train", {"wandb", "datasets"}),
-        ("rlsparse.resuming_sweeper", {"torch", "transformers"}),
-        ("rlsparse.dry_run", {"torch", "transformers", "wandb"}),
+        ("rlsparse.sweep.sweeper", {"torch", "transformers"}),
+        ("rlsparse.sweep.dry_run", {"torch", "transformers", "wandb"}),
         ("rlsparse.status", {"torch", "transformers", "wandb"}),
         ("rlsparse.sync", {"torch", "transformers"}),
         ("rlsparse.dashboard", {"torch", "transformers", "wandb", "wandb_workspaces"}),
@@ -147,18 +92,3 @@ def test_python_knows_no_algorithm_by_name():
     for file in PACKAGE.rglob("*.py"):
         strings = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
         assert not names & {s for s in strings if isinstance(s, str)}, file.name
-
-
-def test_files_and_functions_stay_small():
-    for file in PACKAGE.rglob("*.py"):
-        text = file.read_text()
-        assert len(text.splitlines()) <= 300, f"{file.name}: which idea is missing?"
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
-                assert lines <= 60, f"{file.name}: {node.name} has {lines} lines"
-
-
-def test_there_is_no_utils():
-    assert not [file for file in PACKAGE.rglob("*.py") if re.search("util|helper|misc|common", file.stem)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlsparse.config import ConfigError
-from rlsparse.preflight import preflight
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import preflight
 from rlsparse.run import run
 from rlsparse.tracking.metrics import is_documented
 from tests.conftest import composed
@@ -100,7 +100,7 @@ def test_the_adapter_loads_with_peft_alone(tmp_path, loaded_tiny):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlsparse.policy import EMBEDDED
+    from rlsparse.model.policy import EMBEDDED
 
     config = composed(*SHORT, f"runs_dir={tmp_path}", "train.lr=0.01")
     run(config)
@@ -231,7 +231,7 @@ def test_bad_models_and_targets_are_refused_before_loading(overrides, message, t
 
 
 def test_a_model_folder_without_safetensors_is_refused(tmp_path):
-    from rlsparse.policy import EMBEDDED
+    from rlsparse.model.policy import EMBEDDED
 
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ConfigError, match=r"no \*.safetensors in it"):

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from rlsparse.config import ConfigError
-from rlsparse.slurm import check_queue, stopped
+from rlsparse.config.schema import ConfigError
+from rlsparse.sweep.slurm import check_queue, stopped
 
 SIGTERM, SIGUSR2 = signal.SIGTERM, signal.SIGUSR2
 

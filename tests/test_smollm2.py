@@ -4,14 +4,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from rlsparse.adapter import L1ra, Lora
-from rlsparse.packed import can_pack, packed_log_probs
-from rlsparse.policy import Policy, load_policy, token_log_probs
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import L1ra, Lora
+from rlsparse.components.task import load_task
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.policy import Policy, load_policy, token_log_probs
 from rlsparse.rollout import ENGINES, engine
 from rlsparse.rollout.layer_skip import choose_layers, without_layers
-from rlsparse.streams import stream
-from rlsparse.task import load_task
+from rlsparse.runtime.rng import stream
+from rlsparse.training.data import encode_task
 from tests.conftest import composed
 from tests.test_layer_skip import shallower
 

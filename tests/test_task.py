@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from rlsparse.config import ConfigError
-from rlsparse.task import load_task
-from rlsparse.task.answer import ANSWER_FORMATS, plain_number
-from rlsparse.task.verifier import Verifier
+from rlsparse.components.reward.answer import ANSWER_FORMATS, plain_number
+from rlsparse.components.reward.verifier import Verifier
+from rlsparse.components.task import load_task
+from rlsparse.config.schema import ConfigError
 from tests.conftest import composed
 
 

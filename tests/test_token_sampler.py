@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rlsparse.config import BudgetConfig, RandomConfig, ReplayConfig, StochasticConfig, TokenSamplerConfig
-from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.token_sampler.stochastic import inclusion_probability
+from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+from rlsparse.components.token_sampler.stochastic import inclusion_probability
+from rlsparse.config.schema import BudgetConfig, RandomConfig, ReplayConfig, StochasticConfig, TokenSamplerConfig
 from tests.conftest import make_rollout
 
 NO_REPLAY = ReplayConfig(0, 0)

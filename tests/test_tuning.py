@@ -5,14 +5,14 @@ import json
 import pytest
 from hydra import initialize_config_dir
 
-from rlsparse import trials
-from rlsparse.compose import check_keys, config_dir, register_schemas
-from rlsparse.config import ConfigError
-from rlsparse.plan import _jobs, _narrowed, write_plan
+from rlsparse.config.compose import check_keys, config_dir, register_schemas
+from rlsparse.config.schema import ConfigError
 from rlsparse.results.collect import collect
-from rlsparse.status import RunState
-from rlsparse.trials import all_ended
-from rlsparse.tuning import Tuning, tuning
+from rlsparse.sweep import trials
+from rlsparse.sweep.plan import _jobs, _narrowed, write_plan
+from rlsparse.sweep.status import RunState
+from rlsparse.sweep.trials import all_ended
+from rlsparse.sweep.tuning import Tuning, tuning
 from tests.test_cli import FAST, call
 from tests.test_results import put
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from rlsparse.config import RewardConfig
-from rlsparse.task.answer import ANSWER_FORMATS, after_hash, answer_is, boxed, last_number, plain_number
-from rlsparse.task.verifier import Score, Verifier
+from rlsparse.components.reward.answer import ANSWER_FORMATS, after_hash, answer_is, boxed, last_number, plain_number
+from rlsparse.components.reward.verifier import Score, Verifier
+from rlsparse.config.schema import RewardConfig
 from tests.conftest import composed
 
 

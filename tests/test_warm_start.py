@@ -10,20 +10,20 @@ import pytest
 import torch
 from peft import PeftModel
 
-from rlsparse.adapter import L1ra
 from rlsparse.batch import Problem
-from rlsparse.config import ConfigError
-from rlsparse.identity import folder_digest, identify
-from rlsparse.policy import load_policy
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import L1ra
+from rlsparse.components.task import load_task
+from rlsparse.config.run_id import folder_digest, identify
+from rlsparse.config.schema import ConfigError
+from rlsparse.config.warm_start_schema import NoiseConfig
+from rlsparse.model.policy import load_policy
 from rlsparse.results.collect import collect
 from rlsparse.run import run
-from rlsparse.supervised import IGNORED, Example, collate, fit, held_out_loss
-from rlsparse.task import load_task
-from rlsparse.task.noise import spoil
 from rlsparse.tracking.metrics import is_documented
-from rlsparse.warm_start import warm_start
-from rlsparse.warm_start_config import NoiseConfig
+from rlsparse.training.data import encode_task
+from rlsparse.warm_start.noise import spoil
+from rlsparse.warm_start.run import warm_start
+from rlsparse.warm_start.supervised import IGNORED, Example, collate, fit, held_out_loss
 from tests.conftest import composed, composed_warm_start
 
 PROBLEM = Problem("57*4=", "228", "50*4+7*4=200+28=228")
@@ -172,7 +172,7 @@ def test_the_same_warm_start_twice_is_the_same_model_to_a_run(tmp_path):
 def test_one_that_was_cut_off_while_it_saved_goes_again(tmp_path, monkeypatch):
     setting = (f"out={tmp_path / 'm'}", *SHORT, *SMALL, "warm_start.max_rows=8")
     with monkeypatch.context() as patched:
-        patched.setattr("rlsparse.warm_start.write_summary", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("rlsparse.warm_start.run.write_summary", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             warm_start(composed_warm_start(*setting))
     assert (tmp_path / "m" / "config.json").exists()

@@ -30,7 +30,7 @@ def test_the_wheel_is_small_and_carries_config_and_model(unpacked):
     names = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
     expected = {str(file.relative_to(ROOT)) for file in ROOT.glob("conf/**/*.yaml")}
     assert expected <= names
-    weights = package / "models" / "tiny" / "model.safetensors"
+    weights = package / "model" / "embedded" / "tiny" / "model.safetensors"
     assert weights.stat().st_size < 4 * 2**20
     assert not list(unpacked.rglob("*.ipynb"))
 

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from workload import LEARNING_RATE, LORA_RANK, LORA_SCALE, TARGETS, Gate, Work, questions, rewards
 
-from rlsparse.task.verifier import Score
-from rlsparse.tracking.measure import Clock, free_memory, peak_memory, reuse_freed_memory
+from rlsparse.components.reward.verifier import Score
+from rlsparse.tracking.profiling import Clock, free_memory, peak_memory, reuse_freed_memory
 
 
 def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     """Our loop, ``train.train``, with rewards from the seed in the verifier's place."""
-    from rlsparse.adapter import ADAPTERS
-    from rlsparse.compose import compose_config
-    from rlsparse.keeper import Keeper
-    from rlsparse.policy import load_policy, resolve_device
-    from rlsparse.prompts import encode_task
-    from rlsparse.stopping import StopRequest
-    from rlsparse.task import load_task
+    from rlsparse.components.adapter import ADAPTERS
+    from rlsparse.components.task import load_task
+    from rlsparse.config.compose import compose_config
+    from rlsparse.model.policy import load_policy, resolve_device
+    from rlsparse.runtime.signals import StopRequest
     from rlsparse.train import train
-    from rlsparse.workplace import Workplace
+    from rlsparse.training.checkpointing import Keeper
+    from rlsparse.training.data import encode_task
+    from rlsparse.training.setup import Workplace
 
     torch.set_num_threads(work.threads)
     reuse_freed_memory()  # as run.py does

@@ -13,21 +13,21 @@ from contenders import model_overrides
 from tabulate import tabulate
 from workload import Work, rewards
 
-from rlsparse.adapter import ADAPTERS
-from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
-from rlsparse.compose import compose_config
-from rlsparse.config import Config
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.objective.aggregation import token_scales
-from rlsparse.packed import packed_log_probs
-from rlsparse.policy import LogProbs, Policy, load_policy, token_log_probs
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.components.advantage import token_advantages
+from rlsparse.components.objective.aggregation import token_scales
+from rlsparse.components.task import load_task
+from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+from rlsparse.config.compose import compose_config
+from rlsparse.config.schema import Config
+from rlsparse.model.packing import packed_log_probs
+from rlsparse.model.policy import LogProbs, Policy, load_policy, token_log_probs
 from rlsparse.rollout import ENGINES
-from rlsparse.streams import stream
-from rlsparse.task import load_task
-from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.update import update
+from rlsparse.runtime.rng import stream
+from rlsparse.training.data import encode_task
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import update
 
 ALGORITHMS = ("grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo")
 PROMPTS, GROUP = 3, 4

@@ -20,22 +20,22 @@ from torch import Tensor
 from vs_trl import CASES
 from workload import Work, rewards
 
-from rlsparse import packed
-from rlsparse.adapter import ADAPTERS
-from rlsparse.advantage import token_advantages
 from rlsparse.batch import ScoredBatch
-from rlsparse.compose import compose_config
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.objective.aggregation import token_scales
-from rlsparse.packed import layout, packed_log_probs
-from rlsparse.policy import load_policy, token_log_probs
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.components.advantage import token_advantages
+from rlsparse.components.objective.aggregation import token_scales
+from rlsparse.components.task import load_task
+from rlsparse.components.token_sampler import TOKEN_SAMPLERS
+from rlsparse.config.compose import compose_config
+from rlsparse.model import packing as packed
+from rlsparse.model.packing import layout, packed_log_probs
+from rlsparse.model.policy import load_policy, token_log_probs
 from rlsparse.rollout import ENGINES, fast
-from rlsparse.streams import stream
-from rlsparse.task import load_task
-from rlsparse.token_sampler import TOKEN_SAMPLERS
-from rlsparse.tracking.measure import reuse_freed_memory
-from rlsparse.update import update
+from rlsparse.runtime.rng import stream
+from rlsparse.tracking.profiling import reuse_freed_memory
+from rlsparse.training.data import encode_task
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import update
 
 Switch = Callable[[], AbstractContextManager[None]]
 

@@ -15,10 +15,10 @@ from rollouts import sampler
 from tabulate import tabulate
 from workload import Work
 
-from rlsparse.config import LayerSkipConfig
+from rlsparse.config.schema import LayerSkipConfig
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.layer_skip import choose_layers, without_layers
-from rlsparse.streams import stream
+from rlsparse.runtime.rng import stream
 
 RATIOS = (0.0, 0.05, 0.10, 0.15, 0.25)
 

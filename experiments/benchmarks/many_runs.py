@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 METHODS, SEEDS, REPETITIONS = 100, 10, 5
 SMALL = ["train.steps=40", "train.prompts_per_step=2", "train.group_size=4", "eval.max_rows=8", "tracker=none"]
-COMMANDS = {"status": "rlsparse.status", "tables": "rlsparse.results.__main__"}
+COMMANDS = {"status": "rlsparse.sweep.status", "tables": "rlsparse.results.__main__"}
 # what the runs of a folder are: adapter, and whether they are finished; else they were cut off at their last step
 FOLDERS = {
     "finished": ("lora", True),

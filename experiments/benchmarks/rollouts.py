@@ -10,17 +10,17 @@ import torch
 from contenders import our_overrides
 from workload import Work
 
-from rlsparse.adapter import ADAPTERS
 from rlsparse.batch import Prompt
-from rlsparse.compose import compose_config
-from rlsparse.config import Config
-from rlsparse.policy import Policy, load_policy, resolve_device
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.components.task import load_task
+from rlsparse.config.compose import compose_config
+from rlsparse.config.schema import Config
+from rlsparse.model.policy import Policy, load_policy, resolve_device
 from rlsparse.rollout import ENGINES
 from rlsparse.rollout.columns import left_pad
-from rlsparse.streams import stream
-from rlsparse.task import load_task
-from rlsparse.tracking.measure import reuse_freed_memory
+from rlsparse.runtime.rng import stream
+from rlsparse.tracking.profiling import reuse_freed_memory
+from rlsparse.training.data import encode_task
 
 
 def sampler(work: Work) -> tuple[Config, Policy, list[Prompt]]:

@@ -15,13 +15,13 @@ from tabulate import tabulate
 from torch import Tensor
 from workload import Work
 
-from rlsparse.adapter import ADAPTERS
-from rlsparse.compose import compose_config
-from rlsparse.policy import load_policy, token_log_probs
-from rlsparse.prompts import encode_task
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.components.task import load_task
+from rlsparse.config.compose import compose_config
+from rlsparse.model.policy import load_policy, token_log_probs
 from rlsparse.rollout import ENGINES
-from rlsparse.streams import stream
-from rlsparse.task import load_task
+from rlsparse.runtime.rng import stream
+from rlsparse.training.data import encode_task
 
 SIZES = (1.0, 0.5, 0.25, 0.1, 0.03)  # of the trained ΔW
 

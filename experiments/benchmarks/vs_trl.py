@@ -21,8 +21,8 @@ from tabulate import tabulate
 from workload import Work, questions
 
 from rlsparse.batch import Problem
-from rlsparse.compose import compose_config
-from rlsparse.policy import encode_prompt, load_policy
+from rlsparse.config.compose import compose_config
+from rlsparse.model.policy import encode_prompt, load_policy
 
 # our cases: preset, adapted layers, more overrides; S-GRPO at 51 of 128 tokens: 40 %
 CASES: dict[str, tuple[str, str, list[str]]] = {

@@ -40,8 +40,8 @@ class Work:
 
 def questions(work: Work) -> list[str]:
     """The prompts of every step: the first word problems of our own generator."""
-    from rlsparse.compose import compose_config
-    from rlsparse.task import load_task
+    from rlsparse.components.task import load_task
+    from rlsparse.config.compose import compose_config
 
     task = load_task(compose_config(["task=word_problems"]).task)
     return [problem.question for problem in task.train[: work.prompts]]

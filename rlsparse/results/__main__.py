@@ -32,7 +32,7 @@ from rlsparse.results.study import (
     write_tables,
     write_verdicts,
 )
-from rlsparse.whole_file import read_yaml
+from rlsparse.storage.atomic import read_yaml
 
 
 def main() -> None:

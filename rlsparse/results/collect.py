@@ -9,7 +9,7 @@ import pandas as pd
 
 from rlsparse.results.curves import CURVES, has_collapsed, read_curve
 from rlsparse.results.names import method_names, method_overrides
-from rlsparse.whole_file import read_object
+from rlsparse.storage.atomic import read_object
 
 # summary.json -> column of results.csv
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from rlsparse.attention import obstacle
 from rlsparse.batch import Problem, Prompt, Rollout
-from rlsparse.config import FastRolloutConfig, RolloutConfig
-from rlsparse.memory import MemoryLimits, until_it_fits
-from rlsparse.policy import Policy
-from rlsparse.probe import TOKENS, differs_from_plain
+from rlsparse.config.schema import FastRolloutConfig, RolloutConfig
+from rlsparse.model.attention import obstacle
+from rlsparse.model.policy import Policy
+from rlsparse.model.self_check import TOKENS, differs_from_plain
 from rlsparse.rollout import fast, plain
+from rlsparse.runtime.oom import MemoryLimits, until_it_fits
 
 Engine = Callable[..., Rollout]
 ENGINES: dict[str, Engine] = {"fast": fast.generate, "plain": plain.generate}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlsparse.attention import attend, bias, causal_visible, register
+from rlsparse.model.attention import attend, bias, causal_visible, register
 
 ATTENTION = "rlsparse_rollout"
 BLOCK = 32  # columns: products over completions grow in these steps, since each new shape costs a kernel's preparation

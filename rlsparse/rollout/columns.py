@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config import RolloutConfig
-from rlsparse.policy import Policy
+from rlsparse.config.schema import RolloutConfig
+from rlsparse.model.policy import Policy
 
 
 @dataclass

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rlsparse.attention import attending_by
 from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config import FastRolloutConfig
-from rlsparse.policy import Policy, positions
+from rlsparse.config.schema import FastRolloutConfig
+from rlsparse.model.attention import attending_by
+from rlsparse.model.frozen_layers import Capture, captured
+from rlsparse.model.policy import Policy, positions
 from rlsparse.rollout.cache import ATTENTION, GroupCache
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad, parts
 from rlsparse.rollout.prepacked import prepacked
 from rlsparse.rollout.sampling import sample
-from rlsparse.trunk import Capture, captured
 
 
 @torch.no_grad()

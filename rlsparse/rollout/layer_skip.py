@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, nn
 
-from rlsparse.config import ConfigError, LayerSkipConfig
-from rlsparse.policy import Policy
+from rlsparse.config.schema import ConfigError, LayerSkipConfig
+from rlsparse.model.policy import Policy
 
 
 def count_skipped(config: LayerSkipConfig, depth: int) -> int:

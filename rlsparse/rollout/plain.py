@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from rlsparse.batch import Prompt, Rollout
-from rlsparse.config import RolloutConfig
-from rlsparse.policy import Policy, positions
+from rlsparse.config.schema import RolloutConfig
+from rlsparse.model.policy import Policy, positions
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad, parts
 from rlsparse.rollout.sampling import sample
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config import ReplayConfig
+from rlsparse.config.schema import ReplayConfig
 
 
 def cut_completions(

@@ -5,7 +5,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from rlsparse.config import RolloutConfig
+from rlsparse.config.schema import RolloutConfig
 
 BLOCK = 256  # tokens
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsparse.tracking.files import JsonLines, read_rows
+from rlsparse.storage.jsonl import JsonLines, read_rows
 from rlsparse.tracking.metrics import rank_row
 from rlsparse.tracking.progress import Progress
 

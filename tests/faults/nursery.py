@@ -12,10 +12,10 @@ import traceback
 
 import torch
 
-from rlsparse.compose import compose_config
-from rlsparse.heavy import import_all
+from rlsparse.config.compose import compose_config
 from rlsparse.run import run
-from rlsparse.stopping import Interrupted
+from rlsparse.runtime.preload import import_all
+from rlsparse.runtime.signals import Interrupted
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rlsparse.keeper import Keeper
-from rlsparse.loader import Loader
-from rlsparse.ranks import join_ranks
-from rlsparse.stopping import StopRequest
-from rlsparse.tracking.measure import Clock
+from rlsparse.model.cache import Loader
+from rlsparse.runtime.distributed import join_ranks
+from rlsparse.runtime.signals import StopRequest
+from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Mute
 from rlsparse.train import train
-from rlsparse.workplace import workplace
+from rlsparse.training.checkpointing import Keeper
+from rlsparse.training.setup import workplace
 from tests.conftest import composed
 
 # every completion has something to teach (raw rewards, none of them 0);

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse import claim
-from rlsparse.claim import claimed, holder
 from rlsparse.results.collect import collect
 from rlsparse.results.tables import version_notes
 from rlsparse.run import run
+from rlsparse.storage import locks as claim
+from rlsparse.storage.locks import claimed, holder
 from tests.conftest import composed
 from tests.faults.killing import SETTING, only_run, until_steps
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rlsparse import claim
+from rlsparse.storage import locks as claim
 claim.EXPIRY = 2.0
 with claim.claimed(Path(sys.argv[1]), sys.argv[2]) as ours:
     print(ours, flush=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlsparse.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rlsparse.config import ConfigError
+from rlsparse.config.schema import ConfigError
 from rlsparse.results.collect import collect
 from rlsparse.run import run
-from rlsparse.tracking.files import JsonLines, holds, read_rows
+from rlsparse.storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from rlsparse.storage.jsonl import JsonLines, holds, read_rows
 from tests.conftest import composed
 from tests.faults.killing import SETTING, only_run, outcome, until_steps
 

@@ -23,12 +23,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from rlsparse.compose import config_dir
-from rlsparse.config import ConfigError
-from rlsparse.loader import Loader
-from rlsparse.policy import EMBEDDED
+from rlsparse.config.compose import config_dir
+from rlsparse.config.ranges import BETWEEN, CHOICES
+from rlsparse.config.schema import ConfigError
+from rlsparse.model.cache import Loader
+from rlsparse.model.policy import EMBEDDED
 from rlsparse.run import run
-from rlsparse.values import BETWEEN, CHOICES
 from tests.conftest import composed
 
 CONF = Path(config_dir())

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.task.answer import ANSWER_FORMATS
-from rlsparse.task.math_worker import MEMORY_LIMIT
-from rlsparse.task.verifier import Score, Verifier
-from rlsparse.tracking.files import JsonLines
+from rlsparse.components.reward.answer import ANSWER_FORMATS
+from rlsparse.components.reward.math_worker import MEMORY_LIMIT
+from rlsparse.components.reward.verifier import Score, Verifier
+from rlsparse.storage.jsonl import JsonLines
 from tests.conftest import composed
 from tests.faults.nasty import nasty, slow
 

@@ -11,15 +11,15 @@ from itertools import chain, repeat
 import pytest
 import torch
 
-from rlsparse.adapter import ADAPTERS
 from rlsparse.batch import ScoredBatch
-from rlsparse.memory import MemoryLimits, out_of_memory
-from rlsparse.microbatch import FitMicrobatches
-from rlsparse.packed import packed_log_probs
-from rlsparse.policy import token_log_probs
+from rlsparse.components.adapter import ADAPTERS
+from rlsparse.model.packing import packed_log_probs
+from rlsparse.model.policy import token_log_probs
 from rlsparse.rollout import ENGINES, within_memory
-from rlsparse.streams import stream
-from rlsparse.update import update
+from rlsparse.runtime.oom import MemoryLimits, out_of_memory
+from rlsparse.runtime.rng import stream
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.update import update
 from tests.conftest import ROOT, composed, make_rollout
 from tests.faults.killing import without_times
 
@@ -150,7 +150,7 @@ def test_the_rollout_is_the_same_with_fewer_rows(name, tiny):
 LIMITED = """
 import json, resource, sys
 import torch
-from rlsparse.compose import compose_config
+from rlsparse.config.compose import compose_config
 from rlsparse.run import run
 import rlsparse.train, peft, transformers
 torch.set_num_threads(1)

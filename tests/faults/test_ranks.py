@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from rlsparse.batch import ScoredBatch
-from rlsparse.microbatch import share_of
-from rlsparse.objective.off_policy import Mismatch
-from rlsparse.ranks import ALONE, Ranks
+from rlsparse.components.off_policy import Mismatch
+from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.training.microbatch import share_of
 from tests.conftest import ROOT, make_rollout
 from tests.faults.killing import SETTING, ended, heed_interrupts, only_run, outcome_of, until_steps, without_times
 from tests.faults.ranked import SETTINGS

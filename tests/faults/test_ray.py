@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.claim import holder
+from rlsparse.storage.locks import holder
 from tests.faults.killing import SETTING, ended, outcome_of
 
 AXES = ("algorithm=tspmo,grpo,sgrpo", "train.steps=12")

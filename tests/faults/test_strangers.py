@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rlsparse.checkpoint import Checkpoint, save_checkpoint
-from rlsparse.claim import claimed
-from rlsparse.config import ConfigError
-from rlsparse.plan import latest_sweep, read_plan
-from rlsparse.preflight import preflight
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import preflight
 from rlsparse.results.collect import collect
 from rlsparse.run import run
-from rlsparse.status import sweep_states
-from rlsparse.tracking.files import JsonLines
+from rlsparse.storage.checkpoints import Checkpoint, save_checkpoint
+from rlsparse.storage.jsonl import JsonLines
+from rlsparse.storage.locks import claimed
+from rlsparse.sweep.plan import latest_sweep, read_plan
+from rlsparse.sweep.status import sweep_states
 from tests.conftest import ROOT, composed
 from tests.faults.killing import SETTING
 

@@ -100,7 +100,7 @@ def test_the_view_is_killed_and_training_goes_on(tmp_path, full):
     process = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
     until_steps(tmp_path, 3)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    views = [child for child in children if b"rlsparse.sync" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    views = [child for child in children if b"rlsparse.tracking.sync" in Path(f"/proc/{child}/cmdline").read_bytes()]
     assert len(views) == 1
     os.kill(int(views[0]), signal.SIGKILL)
     process.communicate(timeout=300)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.claim import holder
+from rlsparse.storage.locks import holder
 from tests.faults.killing import SETTING, outcome
 from tests.slurm.cluster import Cluster
 

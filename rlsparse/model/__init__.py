@@ -1,0 +1,1 @@
+"""The policy: loading, log-probabilities, and the fast paths through the modules of a model."""

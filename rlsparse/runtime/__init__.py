@@ -1,0 +1,1 @@
+"""What the process and the machine give: ranks, signals, GPUs, random streams, memory."""

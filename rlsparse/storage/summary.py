@@ -1,0 +1,224 @@
+"""``summary.json``: what a run was and what came out of it, written once."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlsparse.config.schema import Config
+from rlsparse.storage.atomic import read_object, write_whole
+
+if TYPE_CHECKING:
+    from rlsparse.config.run_id import Identity
+
+FILE, PROVENANCE = "summary.json", "provenance.json"
+STATUSES = ("finished", "diverged", "failed")
+PACKAGES = ("rlsparse", "torch", "transformers", "peft", "hydra-core", "datasets", "math-verify", "wandb")
+Summary = dict[str, Any]
+
+
+def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int, overrides: list[str]) -> Summary:
+    """Who the run is and what it ran on."""
+    return {
+        "id": identity.id,
+        "experiment": experiment,
+        "algorithm": algorithm,
+        "seed": seed,
+        "overrides": overrides,
+        "config_hash": identity.config_hash,
+        "method_hash": identity.method_hash,
+        **code(),
+    }
+
+
+def setting(config: Config) -> Summary:
+    """What a table says of a run beside its method: model, task, steps, optimizer steps a rollout, learning rate."""
+    model = config.model.name if config.model.path is None else f"{config.model.name} (a local folder)"
+    train = config.train
+    return {
+        "model": model,
+        "task": config.task.name,
+        "steps": train.steps,
+        "prompts_per_step": train.prompts_per_step,
+        "group_size": train.group_size,
+        "updates_per_rollout": train.updates_per_rollout,
+        "lr": train.lr,
+    }
+
+
+def code() -> Summary:
+    """What a run of this process runs on: versions of Python and the packages, and the commit of a checkout."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {"versions": versions, "git": _git()}
+
+
+def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when a run began, a line each: packages, Python, the code's commit."""
+    lines = [
+        f"{name} is {now['versions'][name]}, was {version}"
+        for name, version in (begun.get("versions") or {}).items()
+        if now["versions"].get(name) != version
+    ]
+    then, here = (one.get("git") or {} for one in (begun, now))
+    if then.get("commit") != here.get("commit"):
+        lines.append(f"the code is at commit {here.get('commit')}, was at {then.get('commit')}")
+    elif then.get("changes") != here.get("changes"):
+        lines.append(f"the code's uncommitted changes are others ({here.get('changes')}, were {then.get('changes')})")
+    return lines
+
+
+def results(history: list[dict[str, Any]]) -> Summary:
+    """The numbers of a run from the rows it logged: the last evaluation and the mean of the curve, never the maximum.
+
+    Returns:
+        base, final: the evaluations at step 0 and at the end (metric names without prefix); None where there is none.
+        curve_mean: mean sampled accuracy over the evaluations after step 0 (share).
+        tokens: generated for training (replayed: of those, from the middle of completions), selected by the token
+            sampler, and their ratio frac_updated; depth_mean, where they stand, mean of the steps that chose any.
+        off_policy: means of the steps' measures of how far the sampling model is from the policy (of weight_max the
+            largest), by metric name without prefix; empty where the policy itself sampled.
+        layers_skipped: mean of the steps.
+        steps: training steps done; steps_without_update: those in which no token had anything to teach.
+    """
+    evaluations = [row for row in history if row["kind"] == "eval"]
+    steps = [row for row in history if row["kind"] == "train"]
+    curve = [row["eval/accuracy_sampled"] for row in evaluations if row["step"] > 0]
+    generated = steps[-1]["tokens/generated"] if steps else 0
+    selected = steps[-1]["tokens/selected"] if steps else 0
+    return {
+        "base": _evaluation(evaluations[0]) if evaluations else None,
+        "final": _evaluation(evaluations[-1]) if evaluations else None,
+        "curve_mean": sum(curve) / len(curve) if curve else None,
+        "tokens": {
+            "generated": generated,
+            "replayed": steps[-1]["tokens/replayed"] if steps else 0,
+            "selected": selected,
+            "frac_updated": selected / generated if generated else None,
+            "depth_mean": _mean("tokens/depth_mean", steps),
+        },
+        "off_policy": _off_policy(steps),
+        "layers_skipped": _mean("rollout/layers_skipped", steps),
+        "steps": len(steps),
+        "steps_without_update": sum(row["train/updates"] == 0 for row in steps),
+    }
+
+
+def about_adapter(
+    name: str, ranks: dict[str, int], budget: int, parameters: int, moves: bool, history: list[dict[str, Any]]
+) -> Summary:
+    """What became of the adapter: ranks, budget, trained parameters and, of one whose ranks move, how many did.
+
+    Args:
+        history: the logged rows.
+    """
+    about: Summary = {"name": name, "rank": ranks, "budget": budget, "parameters": parameters}
+    if moves:
+        for count in ("pruned", "reassigned"):
+            about[count] = sum(row.get(f"adapter/{count}", 0) for row in history)
+    return about
+
+
+def moved_ranks(summary: Summary) -> str:
+    """How often a rank moved, for a line on the terminal; empty for an adapter whose ranks stay."""
+    adapter = summary["adapter"]
+    if "pruned" not in adapter:
+        return ""
+    return f", {adapter['pruned']} ranks pruned, {adapter['reassigned']} handed on (budget {adapter['budget']})"
+
+
+def headline(summary: Summary) -> str:
+    """One line for the terminal."""
+    if summary["status"] != "finished":
+        return f"{summary['status']}: {summary['error']}"
+    base, final = summary["base"], summary["final"]
+    idle = summary["steps_without_update"]
+    return (
+        f"sampled {100 * base['accuracy_sampled']:.1f} -> {100 * final['accuracy_sampled']:.1f} %, "
+        f"greedy {100 * base['accuracy_greedy']:.1f} -> {100 * final['accuracy_greedy']:.1f} %, "
+        f"{100 * summary['tokens']['frac_updated']:.1f} % of tokens, {summary['time']['total']:.0f} s"
+        + moved_ranks(summary)
+        + (f", {idle} of {summary['steps']} steps had nothing to update" if idle else "")
+    )
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The summary in a run's folder; None where there is none yet, or none that can be read."""
+    summary = read_object(folder / FILE)
+    return summary if summary is not None and summary.get("status") in STATUSES else None
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write it whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; an earlier one is as it was.
+    """
+    write_whole(folder / FILE, json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def read_provenance(folder: Path) -> Summary | None:
+    """What was known of a run when it began; None where that cannot be read."""
+    begun = read_object(folder / PROVENANCE)
+    whole = begun is not None and isinstance(begun.get("versions"), dict) and "git" in begun
+    return begun if whole else None
+
+
+def record_death(folder: Path, cause: str) -> None:
+    """Say in a run's summary that its process died, which it could not do itself."""
+    begun = read_provenance(folder) or {"id": folder.name}
+    write_summary(folder, {**begun, "status": "failed", "error": f"its process died: {cause}"})
+
+
+def _evaluation(row: dict[str, Any]) -> dict[str, Any]:
+    names = {name.removeprefix("eval/"): value for name, value in row.items() if name.startswith("eval/")}
+    return {"step": row["step"], **names}
+
+
+def _mean(name: str, rows: list[dict[str, Any]]) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else None
+
+
+def _off_policy(steps: list[dict[str, Any]]) -> dict[str, float | None]:
+    names = dict.fromkeys(name for row in steps for name in row if name.startswith("off_policy/"))
+    about = {name.removeprefix("off_policy/"): _mean(name, steps) for name in names}
+    if about:
+        about["weight_max"] = max(row.get("off_policy/weight_max", 0.0) for row in steps)
+    return about
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the checkout this code lies in; None for an installed package."""
+    checkout = Path(__file__).parent.parent.parent
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        ).stdout
+
+    try:
+        changes = git("diff", "HEAD", "--", "rlsparse", "conf", "hydra_plugins")
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "dirty": bool(git("status", "--porcelain", "-uno").strip()),
+            "changes": hashlib.sha256(changes.encode("utf-8", "surrogateescape")).hexdigest()[:10] if changes else None,
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

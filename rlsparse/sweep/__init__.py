@@ -1,0 +1,1 @@
+"""Sweeps: planning, tuning, launching, and their state."""

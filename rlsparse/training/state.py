@@ -1,0 +1,113 @@
+"""What of a training run changes from step to step, and how it goes into a checkpoint and comes back."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+
+from rlsparse.batch import Prompt
+from rlsparse.components.adapter import Adapter
+from rlsparse.config.schema import Config
+from rlsparse.runtime.oom import MemoryLimits
+from rlsparse.runtime.rng import stream
+from rlsparse.storage.checkpoints import Checkpoint
+from rlsparse.training.metrics import TokenCount
+
+STREAMS = ("rollout", "token_sampler", "layer_skip", "replay")
+
+
+class PromptBatches:
+    """Endless batches of prompts: shuffled passes over all of them, one after the other.
+
+    Attributes:
+        pending: rows of the current pass that are still to come.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], size: int, generator: Generator) -> None:
+        self.pending: list[int] = []
+        self.generator = generator
+        self._prompts, self._size = prompts, size
+
+    def __next__(self) -> list[Prompt]:
+        while len(self.pending) < self._size:
+            self.pending += torch.randperm(len(self._prompts), generator=self.generator).tolist()
+        chosen, self.pending = self.pending[: self._size], self.pending[self._size :]
+        return [self._prompts[i] for i in chosen]
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        step: the last one that was done.
+    """
+
+    adapter: Adapter
+    optimizer: Optimizer
+    batches: PromptBatches
+    streams: dict[str, Generator]
+    count: TokenCount
+    memory: MemoryLimits
+    step: int = 0
+
+    @classmethod
+    def start(
+        cls, config: Config, adapter: Adapter, prompts: Sequence[Prompt], saved: Checkpoint | None
+    ) -> "TrainState":
+        """Before the first step, or after the last one that was saved.
+
+        Raises:
+            ValueError: the checkpoint is of another adapter.
+        """
+        if saved is not None:
+            adapter.load_state(_under("adapter", saved.tensors))
+        state = cls(
+            adapter=adapter,
+            optimizer=adapter.optimizer(config.train.lr, config.train.weight_decay),
+            batches=PromptBatches(prompts, config.train.prompts_per_step, stream(config.seed, "prompts")),
+            streams={name: stream(config.seed, name) for name in STREAMS},
+            count=TokenCount(),
+            memory=MemoryLimits.of(config.rollout, config.train),
+        )
+        if saved is not None:
+            state._go_on(saved)
+        return state
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it; random streams as torch gives their state."""
+        moments = {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        parts = {
+            "adapter": self.adapter.state(),
+            "optimizer": moments,
+            "stream": {name: generator.get_state() for name, generator in self._generators().items()},
+        }
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        state = {"pending": self.batches.pending, "count": asdict(self.count), "memory": asdict(self.memory)}
+        return Checkpoint(self.step, tensors, state)
+
+    def _go_on(self, saved: Checkpoint) -> None:
+        self.step = saved.step
+        self.count = TokenCount(**saved.state["count"])
+        self.memory = MemoryLimits(**saved.state["memory"])
+        self.batches.pending = list(saved.state["pending"])
+        for name, state in _under("stream", saved.tensors).items():
+            self._generators()[name].set_state(state)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under("optimizer", saved.tensors).items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def _generators(self) -> dict[str, Generator]:
+        return {**self.streams, "prompts": self.batches.generator}
+
+
+def _under(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning before RL: `python -m rlsparse.warm_start`."""
