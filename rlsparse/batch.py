@@ -63,7 +63,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TrunkStates:
+class FrozenStates:
     """What the layers below the first adapted one gave out during the rollout: training need not compute it again.
 
     Attributes:
@@ -89,7 +89,7 @@ class Rollout:
         log_probs: (B, T) float32: log-probability of each token under the behaviour model at the sampling temperature,
             before top-p and top-k (nats); 0 past the end.
         entropy: (B, T) float32: entropy of the behaviour model where the token was drawn (nats); 0 past the end.
-        trunk: kept where the engine has them and the policy's own layers made them.
+        frozen_states: kept where the engine has them and the policy's own layers made them.
     """
 
     prompt_ids: Tensor
@@ -99,7 +99,7 @@ class Rollout:
     ended: Tensor
     log_probs: Tensor
     entropy: Tensor
-    trunk: TrunkStates | None = None
+    frozen_states: FrozenStates | None = None
 
     @property
     def group_size(self) -> int:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 
 from rlsparse.batch import Rollout
-from rlsparse.config.compose import compose_config as compose_overrides
-from rlsparse.config.compose import config_dir, register_schemas, run_config
+from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
 from rlsparse.config.schema import Config
-from rlsparse.config.warm_start_schema import WarmStartConfig
+from rlsparse.config.schema import WarmStartConfig
 from rlsparse.model.policy import Policy, load_policy
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -38,13 +38,13 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 
 def composed(*overrides: str) -> Config:
-    return compose_overrides(overrides)
+    return compose(overrides)
 
 
 def composed_warm_start(*overrides: str) -> WarmStartConfig:
     register_schemas()
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config: WarmStartConfig = run_config(compose("warm_start", list(overrides)))
+        config: WarmStartConfig = run_config(hydra_compose("warm_start", list(overrides)))
     return config
 
 

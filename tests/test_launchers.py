@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from submitit.slurm.slurm import SlurmJob
 
 from rlsparse.config.schema import ConfigError
-from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.runtime.distributed import ALONE, World
 from rlsparse.runtime.gpus import own_gpu
 from rlsparse.sweep.launchers import ENGINES, engine_of, gpu_count, settings_of
 from rlsparse.sweep.slurm import ask_the_queue
@@ -140,7 +140,7 @@ def test_a_gpu_is_a_certain_one(monkeypatch):
         return str(workplace.device_of(composed(f"device={device}"), ranks))
 
     assert [named("cpu"), named("cuda"), named("cuda:1")] == ["cpu", "cuda:0", "cuda:1"]
-    assert [named("cuda", Ranks(local, 3, local)) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [named("cuda", World(local, 3, local)) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_a_job_in_the_queue_is_not_done_whatever_its_state_is_called():

@@ -102,7 +102,7 @@ def batch_for(policy: Policy, config, seed=0):
     from rlsparse.runtime.rng import stream
 
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=", "98*7=")]
-    rollout = ENGINES[config.rollout.name](policy, prompts, config.rollout, 4, stream(seed, "rollout"), keep_trunk=True)
+    rollout = ENGINES[config.rollout.name](policy, prompts, config.rollout, 4, stream(seed, "rollout"), keep_states=True)
     rewards = torch.randint(0, 2, (3, 4), generator=stream(seed, "rewards")).float()
     rewards[1] = 1.0  # a degenerate group
     advantages = token_advantages(rewards, rollout, config.advantage, config.negative_feedback)

@@ -110,8 +110,8 @@ def test_what_the_trunk_gave_the_rollout_replaces_it_in_training(tiny, name):
     adapter = with_adapter(policy, "adapter.layers=[2]")
     config = composed("rollout.max_new_tokens=12").rollout
     prompts = [Prompt(Problem("", "", ""), tuple(range(5, 5 + n))) for n in (3, 7, 4)]
-    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"), keep_trunk=True)
-    assert rollout.trunk is not None
+    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"), keep_states=True)
+    assert rollout.frozen_states is not None
     rows, weights = torch.arange(12), torch.randn(12, 12, generator=torch.Generator().manual_seed(4))
     needed = rollout.mask & (weights[:, : rollout.mask.shape[1]] > -0.5)
     runs = []

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rlsparse.batch import Problem, Prompt, Rollout, ScoredBatch, Selection, TrunkStates
+from rlsparse.batch import Problem, Prompt, Rollout, ScoredBatch, Selection, FrozenStates
 from rlsparse.components.advantage import token_advantages
 from rlsparse.components.objective.aggregation import token_scales
 from rlsparse.components.reward.verifier import Score
@@ -75,8 +75,8 @@ def test_rollouts_joined_by_hand():
     second = make_rollout([[8], [9]], prompts=2, prompt=(1, 2, 3, 4))
     both = joined(
         [
-            Rollout(**{**vars(first), "trunk": TrunkStates(states, torch.ones(1, 3, 3))}),
-            Rollout(**{**vars(second), "trunk": TrunkStates(2 * torch.ones(2, 4, 3), 2 * torch.ones(2, 1, 3))}),
+            Rollout(**{**vars(first), "trunk": FrozenStates(states, torch.ones(1, 3, 3))}),
+            Rollout(**{**vars(second), "trunk": FrozenStates(2 * torch.ones(2, 4, 3), 2 * torch.ones(2, 1, 3))}),
         ]
     )
     assert both.prompt_ids.tolist() == [[0, 0, 1, 2], [1, 2, 3, 4], [1, 2, 3, 4]]
@@ -108,10 +108,10 @@ class Drawn:
         return Score(correct=bool(torch.rand(1, generator=self.draws) < 0.5), answered=True)
 
 
-def replayed(policy, *overrides, engine="fast", keep_trunk=False, left_out=()):
+def replayed(policy, *overrides, engine="fast", keep_states=False, left_out=()):
     """Two prompts, four completions each, and what replay adds."""
     config = composed(*BOTH, "train.group_size=4", "rollout.max_new_tokens=14", *overrides)
-    environment = Environment(policy, ENGINES[engine], Drawn(), config, Clock(policy.device), keep_trunk)
+    environment = Environment(policy, ENGINES[engine], Drawn(), config, Clock(policy.device), keep_states)
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
     first = environment.experience(prompts, list(left_out), stream(0, "rollout"))
     seen, origins = with_replay(environment, first, list(left_out), stream(0, "replay"))
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_the_objective_written_out(tiny, path, layers):
     adapter = with_adapter(tiny, f"adapter.layers={layers}")
     tiny.first_adapted = 2 if layers == "last_third" else 0
     config, _, _, seen, origins = replayed(
-        tiny, "objective.l2=0", "train.max_grad_norm=0", keep_trunk=path is packed_log_probs
+        tiny, "objective.l2=0", "train.max_grad_norm=0", keep_states=path is packed_log_probs
     )
     advantages = token_advantages(seen.rewards, seen.rollout, config.advantage, config.negative_feedback)
     selection = TOKEN_SAMPLERS["prefix_tree"](advantages, seen.rollout, config.token_sampler, generator())

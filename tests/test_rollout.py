@@ -153,9 +153,9 @@ def test_trunk_states_find_their_rows_in_parts_and_as_rows_end(tiny):
     rows = torch.arange(30)
     for max_rows in (512, 7, 4):
         config = composed("rollout.max_new_tokens=20", f"rollout.max_rows={max_rows}").rollout
-        rollout = ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x"), keep_trunk=True)
+        rollout = ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x"), keep_states=True)
         assert len(set(rollout.lengths.tolist())) > 3
-        assert rollout.trunk is not None
+        assert rollout.frozen_states is not None
         with torch.no_grad():
             packed = packed_log_probs(tiny, rollout, rows, rollout.mask, 1.0)
             plain = token_log_probs(tiny, rollout, rows, rollout.mask, 1.0)

@@ -15,7 +15,7 @@ from rlsparse.components.adapter import L1ra
 from rlsparse.components.task import load_task
 from rlsparse.config.run_id import folder_digest, identify
 from rlsparse.config.schema import ConfigError
-from rlsparse.config.warm_start_schema import NoiseConfig
+from rlsparse.config.schema import NoiseConfig
 from rlsparse.model.policy import load_policy
 from rlsparse.results.collect import collect
 from rlsparse.run import run

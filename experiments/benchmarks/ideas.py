@@ -81,7 +81,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
 
     def sampled(engine: str) -> Any:
         sampling = dataclasses.replace(config.rollout, name=engine)
-        return ENGINES[engine](policy, prompts, sampling, work.group_size, stream(0, "ideas"), keep_trunk=True)
+        return ENGINES[engine](policy, prompts, sampling, work.group_size, stream(0, "ideas"), keep_states=True)
 
     rollout = sampled("fast")
     drawn = torch.tensor(next(rewards(work))).reshape(work.prompts, work.group_size)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DEEP = ["model=tiny_deep", "layer_skip=r15"]
-# name -> overrides; a name that the key of a run has changed since an older recording is compared all the same
+# name -> overrides. Names are compared: a recording of an older version may give the same run by other keys
 RUNS: dict[str, list[str]] = {
     "grpo": ["algorithm=grpo"],
     "rgra": ["algorithm=rgra"],
@@ -49,16 +49,16 @@ RUNS: dict[str, list[str]] = {
     "skip_retrace": [*DEEP, "off_policy=retrace"],
     "skip_last": [*DEEP, "layer_skip.choice=last"],
     "skip_fixed": ["model=tiny_deep", "layer_skip.choice=fixed", "layer_skip.layers=[2,5]"],
-    "replay": ["algorithm=tspmo", "token_sampler.replay.successes=2", "token_sampler.replay.failures=1"],
+    "replay": ["algorithm=tspmo", "replay.successes=2", "replay.failures=1"],
     "random": ["token_sampler=random"],
     "random_reweight": ["token_sampler=random", "token_sampler.reweight=true"],
     "first": ["token_sampler=first"],
     "high_entropy": ["token_sampler=high_entropy"],
     "plain": ["rollout=plain", "train.packing=off"],
-    "token_mean": ["objective.aggregation=token_mean", "objective.l2=1e-3", "train.schedule=cosine"],
+    "token_mean": ["objective=token_mean", "objective.l2=1e-3", "train.schedule=cosine"],
     "schedule": ["train.schedule=linear", "train.warmup_steps=2", "train.weight_decay=0.1", "seed=3"],
     "top_k": ["rollout.temperature=0.8", "rollout.top_k=20", "rollout.top_p=0.9", "rollout.max_rows=24"],
-    "reward_values": ["task.reward.correct=2", "task.reward.wrong=1", "task.reward.format=0.5"],
+    "reward_values": ["reward.correct=2", "reward.wrong=1", "reward.format=0.5"],
     "word_problems": ["task=word_problems", "train.microbatch=8"],
     "arithmetic": ["task=arithmetic", "model.chat_template=false"],
 }

@@ -6,7 +6,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from hydra import compose, initialize_config_dir
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
@@ -14,70 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsparse.config.schema import (
-    AdapterConfig,
-    AdvantageConfig,
-    BudgetConfig,
-    ClippedRatioConfig,
-    ClippingConfig,
-    Config,
-    ConfigError,
-    EvalConfig,
-    FastRolloutConfig,
-    GeneratedTaskConfig,
-    GroupZscoreConfig,
-    HubTaskConfig,
-    ImportanceConfig,
-    KLConfig,
-    L1raConfig,
-    LayerSkipConfig,
-    LoraConfig,
-    ModelConfig,
-    NegativeFeedbackConfig,
-    ObjectiveConfig,
-    OffPolicyConfig,
-    RandomConfig,
-    RetraceConfig,
-    RolloutConfig,
-    ScratchConfig,
-    StochasticConfig,
-    TokenSamplerConfig,
-    TrackerConfig,
-    TrainConfig,
-    TruncatedConfig,
-    WandbConfig,
-)
-from rlsparse.config.warm_start_schema import SupervisedConfig, WarmStartConfig
+from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, WarmStartConfig
 
-# group -> schema name -> dataclass; an option's yaml names <group>_<schema name> in its defaults list.
-SCHEMAS: dict[str, dict[str, type]] = {
-    "advantage": {"plain": AdvantageConfig, "group_zscore": GroupZscoreConfig},
-    "negative_feedback": {"plain": NegativeFeedbackConfig},
-    "token_sampler": {
-        "plain": TokenSamplerConfig,
-        "stochastic": StochasticConfig,
-        "budget": BudgetConfig,
-        "random": RandomConfig,
-    },
-    "clipping": {"plain": ClippingConfig, "clipped_ratio": ClippedRatioConfig},
-    "kl": {"plain": KLConfig},
-    "objective": {"plain": ObjectiveConfig},
-    "adapter": {"plain": AdapterConfig, "lora": LoraConfig, "l1ra": L1raConfig},
-    "model": {"plain": ModelConfig, "scratch": ScratchConfig},
-    "task": {"generated": GeneratedTaskConfig, "hub": HubTaskConfig},
-    "rollout": {"plain": RolloutConfig, "fast": FastRolloutConfig},
-    "layer_skip": {"plain": LayerSkipConfig},
-    "off_policy": {
-        "plain": OffPolicyConfig,
-        "importance": ImportanceConfig,
-        "truncated": TruncatedConfig,
-        "retrace": RetraceConfig,
-    },
-    "train": {"plain": TrainConfig},
-    "eval": {"plain": EvalConfig},
-    "tracker": {"plain": TrackerConfig, "wandb": WandbConfig},
-    "warm_start": {"plain": SupervisedConfig},
-}
+# keys that had another name in an earlier version -> the key or group that took its place
+RENAMED = {"task.reward": "reward", "token_sampler.replay": "replay", "objective.aggregation": "objective"}
 
 
 def register_schemas() -> None:
@@ -101,32 +43,66 @@ def config_dir() -> str:
     return str(inside if inside.is_dir() else package.parent / "conf")
 
 
-def check_keys(words: Iterable[str]) -> None:
+def added_config_dirs(arguments: Sequence[str]) -> list[str]:
+    """The folders that ``--config-dir`` names on a command line."""
+    found = []
+    for one, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = one.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            found.append(value if equals else following)
+    return found
+
+
+def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
     """Refuse a key that no option of its group has; Hydra's remedy for that (``+train.step=2``) would be refused, too.
 
     Args:
         words: overrides; groups, which may be of a user's own (``+setup=small``), packages and Hydra's own are passed
             over.
+        folders: config folders beside ours.
 
     Raises:
         ConfigError: the key, and what there is in its place.
     """
     top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
-    for key in (word.partition("=")[0].lstrip("+~") for word in words):
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
         group, _, rest = key.partition(".")
         if not re.fullmatch(r"\w+(\.\w+)+", key):
             continue
+        _refuse_renamed(key, word)
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
-        known = {field.name for node in SCHEMAS.get(group, {}).values() for field in fields(node)}
+        known = _keys_of_group(group, folders)
         if known and rest.split(".")[0] not in known:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(known))}")
+
+
+def _refuse_renamed(key: str, word: str) -> None:
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            now = new + word.partition("=")[0].lstrip("+~").removeprefix(old) + "".join(word.partition("=")[1:])
+            raise ConfigError(f"{word}: this key has moved; write {now}")
+
+
+def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
+    """The keys of all options of a group: those of its schemas, or those in its yaml files."""
+    if group in SCHEMAS:
+        return {field.name for node in SCHEMAS[group].values() for field in fields(node)}
+    if group not in COMPONENT_GROUPS:
+        return set()
+    files = [file for folder in (config_dir(), *folders) for file in Path(folder, group).glob("*.yaml")]
+    try:
+        nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    except (OSError, ValueError, yaml.YAMLError):  # Hydra will say so
+        return set()
+    return {key for node in nodes if isinstance(node, dict) for key in node} - {"defaults"}
 
 
 def check_group_options(arguments: Sequence[str]) -> None:
     """Refuse what Hydra answers with a traceback: a value where a group wants an option (``layer_skip=0.25``), no key.
 
-    And a key that there is not: see ``check_keys``.
+    And a key that does not exist: see ``check_keys``.
 
     Args:
         arguments: of the command line.
@@ -134,7 +110,8 @@ def check_group_options(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: the group, the value, the options and the way to its keys.
     """
-    check_keys(word for word in arguments if "=" in word and not word.startswith("-"))
+    folders = added_config_dirs(arguments)
+    check_keys((word for word in arguments if "=" in word and not word.startswith("-")), folders)
     for group, equals, value in (argument.partition("=") for argument in arguments):
         if equals and group in ("", "hydra"):
             raise ConfigError(f"{group}={value}: names no key; write KEY=VALUE, such as train.steps=20")
@@ -142,12 +119,13 @@ def check_group_options(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{group}={value[:20]}...: a number of so many digits; give a smaller one")
         if "(" in value and (error := _unusable_sweep(f"{group}={value}")):
             raise ConfigError(f"{group}={value}: {error}; give at least one value, such as {group}=1,2")
-        folder = Path(config_dir()) / group
-        if group.isidentifier() and folder.is_dir() and any(map(_is_value, value.strip("[]").split(","))):
-            options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        if not group.isidentifier():
+            continue
+        options = {file.stem for folder in (config_dir(), *folders) for file in Path(folder, group).glob("*.yaml")}
+        if options and any(map(_is_value, value.strip("[]").split(","))):
             raise ConfigError(
-                f"{group}={value}: {group} is a config group; choose one of {options}, and give values to its keys as "
-                f"{group}.KEY={value}"
+                f"{group}={value}: {group} is a config group; choose one of {', '.join(sorted(options))}, and give "
+                f"values to its keys as {group}.KEY={value}"
             )
 
 
@@ -175,21 +153,29 @@ def _is_value(word: str) -> bool:
     return True
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
-    """The config of one run, as the command line would compose it from these overrides.
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> Config:
+    """Return the config of one run, as the command line would compose it from these overrides.
+
+    Args:
+        config_dirs: folders with yaml files and modules of your own, as ``--config-dir`` adds one.
 
     Raises:
         ConfigError: see ``run_config``; Hydra's own errors for what it refuses.
     """
-    check_group_options(overrides)
+    check_group_options([*(f"--config-dir={folder}" for folder in config_dirs), *overrides])
     register_schemas()
+    search = [f"hydra.searchpath=[{','.join(f'file://{Path(one).resolve()}' for one in config_dirs)}]"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config: Config = run_config(compose("config", list(overrides)))
+        words = [*(search if config_dirs else []), *overrides]
+        config: Config = run_config(hydra_compose("config", words, return_hydra_config=True))
     return config
 
 
 def run_config(config: DictConfig) -> Any:
-    """A composed config as its dataclass (``Config`` or ``WarmStartConfig``), Hydra's own node left out.
+    """Return a composed config as its dataclass (``Config`` or ``WarmStartConfig``), Hydra's own node left out.
+
+    Folders with yaml files of a user's own (``--config-dir``) join ``import_path``, so that their modules are found
+    wherever the config goes.
 
     Raises:
         ConfigError: a key without a value, an interpolation that leads nowhere, or a key (``+key=…``) that is in no
@@ -202,11 +188,23 @@ def run_config(config: DictConfig) -> Any:
         missing = sorted(OmegaConf.missing_keys(ours))
         if missing:
             raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in _leaves(missing, ours)))
-        plain = OmegaConf.to_object(ours)
+        plain: Any = OmegaConf.to_object(ours)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    _refuse_unknown_keys(plain, OmegaConf.to_container(ours), "")
+    container: Any = OmegaConf.to_container(ours)
+    for old in RENAMED:
+        group, _, key = old.partition(".")
+        if isinstance(container.get(group), dict) and key in container[group]:
+            _refuse_renamed(old, old)
+    _refuse_unknown_keys(plain, container, "")
+    plain.import_path = list(dict.fromkeys([*plain.import_path, *added_folders(config)]))
     return plain
+
+
+def added_folders(config: DictConfig) -> list[str]:
+    """Return the config folders that a command line has added, as absolute paths."""
+    sources = OmegaConf.select(config, "hydra.runtime.config_sources", default=None) or []
+    return [one.path for one in sources if one.schema == "file" and one.path and one.path != config_dir()]
 
 
 def _leaves(missing: Iterable[str], config: DictConfig) -> list[str]:

@@ -1,215 +1,175 @@
-"""What each key's value may be, whatever the others are: the schema of an option, the choices, the ranges. No torch."""
+"""Types, ranges and choices of config values, declared beside the fields that hold them. No torch.
+
+A field says what it takes in its annotation: ``epsilon: Annotated[float, Range(0)]``. Dataclasses of the schema and
+components are checked by the same functions.
+"""
 
 import math
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from rlsparse.config.schema import (
-    AdapterConfig,
-    AdvantageConfig,
-    BudgetConfig,
-    ClippedRatioConfig,
-    ClippingConfig,
-    Config,
-    FastRolloutConfig,
-    GeneratedTaskConfig,
-    GroupZscoreConfig,
-    HubTaskConfig,
-    ImportanceConfig,
-    L1raConfig,
-    LoraConfig,
-    OffPolicyConfig,
-    RandomConfig,
-    RetraceConfig,
-    RolloutConfig,
-    StochasticConfig,
-    TokenSamplerConfig,
-    TrackerConfig,
-    TruncatedConfig,
-    WandbConfig,
-)
-from rlsparse.config.warm_start_schema import WarmStartConfig
-
-# group -> value of its name -> the schema that its yaml declares; a name alone cannot change the keys beside it
-SCHEMA_OF: dict[str, dict[str, type]] = {
-    "advantage": {
-        "group_zscore": GroupZscoreConfig,
-        "group_mean": AdvantageConfig,
-        "leave_one_out": AdvantageConfig,
-        "raw_reward": AdvantageConfig,
-        "prefix_tree": AdvantageConfig,
-    },
-    "token_sampler": {
-        "full": TokenSamplerConfig,
-        "stochastic": StochasticConfig,
-        "prefix_tree": TokenSamplerConfig,
-        "random": RandomConfig,
-        "first": BudgetConfig,
-        "high_entropy": BudgetConfig,
-    },
-    "clipping": {
-        "clipped_ratio": ClippedRatioConfig,
-        "ratio": ClippingConfig,
-        "log_prob": ClippingConfig,
-        "prob": ClippingConfig,
-    },
-    "adapter": {"none": AdapterConfig, "lora": LoraConfig, "l1ra": L1raConfig},
-    "task": {
-        "multiplication": GeneratedTaskConfig,
-        "word_problems": GeneratedTaskConfig,
-        "arithmetic": GeneratedTaskConfig,
-        "svamp": HubTaskConfig,
-        "gsm8k": HubTaskConfig,
-    },
-    "rollout": {"fast": FastRolloutConfig, "plain": RolloutConfig},
-    "off_policy": {
-        "none": OffPolicyConfig,
-        "importance": ImportanceConfig,
-        "truncated": TruncatedConfig,
-        "retrace": RetraceConfig,
-    },
-    "tracker": {"none": TrackerConfig, "wandb": WandbConfig},
-}
-CHOICES = {
-    "train.schedule": ("constant", "linear", "cosine"),
-    "objective.aggregation": ("sequence_mean", "token_mean", "prompt_mean", "constant"),
-    "task.answer_format": ("hash", "boxed", "answer_is", "last_number"),
-    "layer_skip.choice": ("random", "fixed", "last"),
-    "off_policy.level": ("token", "sequence"),
-    "train.packing": ("auto", "off"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "sweep.lock": ("flock", "lease"),
-    "tracker.mode": ("auto", "online", "offline"),
-}
-AT_LEAST_ONE = (
-    "lora_rank",
-    "threads",
-    "train.steps",
-    "train.prompts_per_step",
-    "train.group_size",
-    "train.updates_per_rollout",
-    "train.microbatch",
-    "train.checkpoint_every",
-    "train.max_tokens_per_microbatch",
-    "rollout.max_new_tokens",
-    "rollout.max_rows",
-    "eval.every",
-    "eval.max_rows",
-    "eval.samples",
-    "eval.batch_rows",
-    "task.train_rows",
-    "task.test_rows",
-    "token_sampler.budget",
-    "off_policy.cap",
-    "adapter.budget",
-    "adapter.min_rank",
-    "model.hidden_size",
-    "model.intermediate_size",
-    "model.layers",
-    "model.heads",
-    "model.kv_heads",
-    "model.context",
-    "warm_start.epochs",
-    "warm_start.batch_size",
-    "warm_start.max_rows",
-    "warm_start.loss_rows",
-)
-AT_LEAST_ZERO = (
-    "kl.beta",
-    "objective.l2",
-    "adapter.l1",
-    "advantage.epsilon",
-    "clipping.epsilon_high",
-    "token_sampler.always_first",
-    "token_sampler.replay.successes",
-    "token_sampler.replay.failures",
-    "model.lr",
-    "train.lr",
-    "train.warmup_steps",
-    "train.weight_decay",
-    "train.max_grad_norm",
-    "rollout.top_k",
-    "tracker.samples",
-    "warm_start.lr",
-    "warm_start.weight_decay",
-    "warm_start.max_grad_norm",
-)
-ABOVE_ZERO = ("rollout.temperature", "adapter.scale", "adapter.gate_lr")
-# key -> lowest, highest, and which of the two is itself allowed: a square bracket is
-BETWEEN: dict[str, tuple[float, float, str]] = {
-    "rollout.top_p": (0, 1, "(]"),
-    "task.verifier_time_limit": (0, 3600, "(]"),
-    "token_sampler.probability": (0, 1, "(]"),
-    "clipping.epsilon_low": (0, 1, "[]"),
-    "model.vocabulary": (256, math.inf, "[)"),  # the bytes
-    "layer_skip.ratio": (0, 1, "[)"),
-    "off_policy.trace": (0, 1, "(]"),
-    "adapter.update_every": (0, 1, "(]"),
-    "adapter.threshold": (0, 1, "[)"),
-    "warm_start.warmup": (0, 1, "[]"),
-    "warm_start.noise.direct": (0, 1, "[]"),
-    "warm_start.noise.direct_wrong": (0, 1, "[]"),
-    "warm_start.noise.slip": (0, 1, "[]"),
-}
-# what a step, an evaluation or a task holds in memory, or starts: a slip of the keyboard must not take the machine down
-AT_MOST = {
-    "train.prompts_per_step": 10**6,
-    "train.group_size": 10**6,
-    "eval.samples": 10**6,
-    "task.train_rows": 10**6,
-    "task.test_rows": 10**6,
-    "threads": 1024,
-    "model.hidden_size": 10**5,
-    "model.intermediate_size": 10**6,
-    "model.layers": 1000,
-    "model.vocabulary": 10**6,
-}
 LARGEST = 1e30  # a float32 holds little more, and a step multiplies it
 LARGEST_WHOLE = 10**18  # a tensor's integer holds little more
+MOST_ROWS = 10**6  # rows that a step, an evaluation or a task may hold: a typing error must not fill the memory
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
-def _get(config: Config | WarmStartConfig, key: str) -> Any:
-    """The value of a dotted key; None where this config has no such key."""
-    node: Any = config
-    for part in key.split("."):
-        node = getattr(node, part, None)
-    return node
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number.
+
+    Attributes:
+        low, high: smallest and largest value; infinite where there is no bound.
+        above, below: whether the bound itself is excluded.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        under = value < self.high if self.below else value <= self.high
+        return over and under
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        low, high = (f"{int(end)}" if float(end).is_integer() else f"{end:g}" for end in (self.low, self.high))
+        return f"in {'(' if self.above else '['}{low}, {high}{')' if self.below else ']'}"
 
 
-def value_problems(config: Config | WarmStartConfig) -> Iterator[str]:
-    """What is wrong with a value whatever the others are."""
-    for group, schemas in SCHEMA_OF.items():
-        key = f"{group}.surrogate" if group == "clipping" else f"{group}.name"
-        name, node = _get(config, key), _get(config, group)
-        if node is None:
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """The values that a text may have."""
+
+    options: tuple[str, ...]
+
+    def __init__(self, *options: str) -> None:
+        object.__setattr__(self, "options", options)
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.options
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.options)}"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a field takes.
+
+    Attributes:
+        type: its annotation without ``Annotated``.
+        bounds: its ``Range`` or ``OneOf``; None where it has neither.
+    """
+
+    type: Any
+    bounds: Range | OneOf | None
+
+
+@cache
+def keys_of(cls: Any) -> dict[str, Key]:
+    """The keys of a dataclass by name, those of its base classes included."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: _key(hints[field.name]) for field in fields(cls) if field.init}
+
+
+def _key(hint: Any) -> Key:
+    if get_origin(hint) is not Annotated:
+        return Key(hint, None)
+    inner, *extras = get_args(hint)
+    return Key(inner, next((one for one in extras if isinstance(one, (Range, OneOf))), None))
+
+
+def convert(cls: type, prefix: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values as the types of a dataclass's fields, and a line for each that cannot be one.
+
+    Args:
+        prefix: of the keys in messages, such as ``token_sampler``.
+        values: by key, as YAML gives them.
+    """
+    keys, converted, problems = keys_of(cls), {}, []
+    for name in values:
+        if name not in keys:
+            problems.append(f"{prefix}.{name}: no such key; here there are {', '.join(sorted(keys)) or 'none'}")
+    for name, key in keys.items():
+        where = f"{prefix}.{name}"
+        if name not in values:
+            problems.append(f"{where}: has no value; give {where}=...")
             continue
-        if name not in schemas:
-            yield f"{key}={name}: choose one of {', '.join(schemas)}"
-        elif type(node) is not schemas[name]:
-            yield f"{key}={name}: the other keys of {group} are another option's; choose {group}= as a whole"
-    for key, allowed in CHOICES.items():
-        if _get(config, key) not in (*allowed, None):
-            yield f"{key}={_get(config, key)}: choose one of {', '.join(allowed)}"
-    for key, value in _leaves(config, ""):
-        if remedy := _unusable(value) or _out_of_range(key, value):
-            yield f"{key}={value!r}: must be {remedy}" if isinstance(value, str) else f"{key}={value}: must be {remedy}"
+        try:
+            converted[name] = _converted(key.type, values[name])
+        except TypeError:
+            problems.append(f"{where}={shown(values[name])}: must be {_kind(key.type)}")
+        else:
+            problems += value_problems(where, key, converted[name])
+    return converted, problems
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value with its dotted key; an item of a list goes by the list's."""
-    if is_dataclass(node):
-        for field in fields(node):
-            yield from _leaves(getattr(node, field.name), f"{key}.{field.name}" if key else field.name)
-    elif isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _leaves(item, key)
-    elif node is not None:
-        yield key, node
+def value_problems(where: str, key: Key, value: Any) -> Iterator[str]:
+    """What is wrong with a value of the right type; an item of a list goes by the list's key."""
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        remedy = _unusable(item)
+        if remedy is None and key.bounds is not None and item is not None and item not in key.bounds:
+            remedy = str(key.bounds)
+        if remedy is not None:
+            yield f"{where}={shown(item)}: must be {remedy}"
+
+
+def shown(value: Any) -> str:
+    """A value as the command line would give it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value if value.isprintable() and not _has_surrogate(value) else repr(value)
+    return str(value)
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """The value as the type that is asked for.
+
+    Raises:
+        TypeError: it cannot be one without a loss.
+    """
+    if hint is Any:
+        return value
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        for option in sorted(get_args(hint), key=lambda one: one is not type(value)):  # the very type first
+            try:
+                return _converted(option, value)
+            except TypeError:
+                continue
+    elif origin is list:
+        (item,) = get_args(hint)
+        if isinstance(value, (list, tuple)) and value:
+            return [_converted(item, one) for one in value]
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise TypeError
+
+
+def _kind(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_kind(option) for option in get_args(hint))
+    if origin is list:
+        return f"a list of {_kind(get_args(hint)[0])}s".replace("a whole", "whole").replace("texts", "names")
+    return KINDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _unusable(value: Any) -> str | None:
-    """What a value of its type must be, whatever the key, where it is not."""
+    """What a value of its type must be, whatever its key, where it is not."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return "a finite number"
@@ -224,22 +184,3 @@ def _unusable(value: Any) -> str | None:
 
 def _has_surrogate(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _out_of_range(key: str, value: Any) -> str | None:
-    """What the value must be, where it is not."""
-    if key in AT_MOST and value > AT_MOST[key]:
-        return f"at most {AT_MOST[key]}"
-    if key in AT_LEAST_ONE and value < 1:
-        return "at least 1"
-    if key in AT_LEAST_ZERO and value < 0:
-        return "0 or more"
-    if key in ABOVE_ZERO and value <= 0:
-        return "above 0"
-    if key in BETWEEN:
-        low, high, brackets = BETWEEN[key]
-        above = low <= value if brackets[0] == "[" else low < value
-        below = value <= high if brackets[1] == "]" else value < high
-        if not (above and below):
-            return f"in {brackets[0]}{low}, {high}{brackets[1]}"
-    return None

@@ -1,135 +1,21 @@
-"""The schema of a run: names and types only. Every default value stands in ``conf/``, with a comment that explains it.
+"""The schema of a run and of a warm start: names, types and ranges. Every default value stands in ``conf/``.
 
-One dataclass for each option of a config group that has keys of its own, so that a key which an option does not know
-is refused by Hydra at compose time. ``values.py`` and ``checks.py`` refuse what types cannot.
+Config groups of components (``advantage``, ``reward``, …) are plain mappings here, with the class in ``_target_``:
+their schema is that class, and ``rlsparse.components.component.build`` checks them.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from hydra.errors import CompactHydraException
+
+from rlsparse.config.ranges import MOST_ROWS, OneOf, Range
+
+Node = dict[str, Any]  # of a component: _target_ and a value for each field of that class
 
 
 class ConfigError(CompactHydraException):
     """Bad input: names the key, its value and what would be right. Hydra prints it without a traceback."""
-
-
-@dataclass
-class AdvantageConfig:
-    name: str
-
-
-@dataclass
-class GroupZscoreConfig(AdvantageConfig):
-    epsilon: float
-
-
-@dataclass
-class NegativeFeedbackConfig:
-    enabled: bool
-
-
-@dataclass
-class ReplayConfig:
-    successes: int
-    failures: int
-
-
-@dataclass
-class TokenSamplerConfig:
-    name: str
-    replay: ReplayConfig
-
-
-@dataclass
-class StochasticConfig(TokenSamplerConfig):
-    always_first: int
-    probability: float
-    budget: int
-    reweight: bool
-
-
-@dataclass
-class BudgetConfig(TokenSamplerConfig):
-    budget: int
-
-
-@dataclass
-class RandomConfig(BudgetConfig):
-    reweight: bool
-
-
-@dataclass
-class ClippingConfig:
-    surrogate: str
-
-
-@dataclass
-class ClippedRatioConfig(ClippingConfig):
-    epsilon_low: float
-    epsilon_high: float
-
-
-@dataclass
-class KLConfig:
-    beta: float
-
-
-@dataclass
-class ObjectiveConfig:
-    aggregation: str
-    l2: float
-
-
-@dataclass
-class AdapterConfig:
-    name: str
-
-
-@dataclass
-class LoraConfig(AdapterConfig):
-    target_modules: Any  # "all-linear" or a list of module names
-    layers: Any  # "all", "last_third" or a list of layer numbers
-    scale: float
-
-
-@dataclass
-class L1raConfig(LoraConfig):
-    budget: int | None
-    l1: float
-    gate_lr: float
-    update_every: float
-    threshold: float
-    reassign: bool
-    exclude_pruned: bool
-    min_rank: int
-
-
-@dataclass
-class LayerSkipConfig:
-    ratio: float
-    choice: str
-    layers: Any  # a list of layer numbers for choice=fixed, else None
-
-
-@dataclass
-class OffPolicyConfig:
-    name: str
-
-
-@dataclass
-class ImportanceConfig(OffPolicyConfig):
-    level: str
-
-
-@dataclass
-class TruncatedConfig(ImportanceConfig):
-    cap: float
-
-
-@dataclass
-class RetraceConfig(OffPolicyConfig):
-    trace: float
 
 
 @dataclass
@@ -138,105 +24,57 @@ class ModelConfig:
     path: str | None
     revision: str | None
     chat_template: bool
-    lr: float
+    lr: Annotated[float, Range(0)]
 
 
 @dataclass
 class ScratchConfig(ModelConfig):
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    context: int
-
-
-@dataclass
-class RewardConfig:
-    correct: float
-    wrong: float
-    format: float
-
-
-@dataclass
-class TaskConfig:
-    name: str
-    prompt: str
-    answer_format: str
-    max_new_tokens: int
-    verifier_time_limit: float
-    reward: RewardConfig
-
-
-@dataclass
-class GeneratedTaskConfig(TaskConfig):
-    seed: int
-    train_rows: int
-    test_rows: int
-
-
-@dataclass
-class HubTaskConfig(TaskConfig):
-    hub: str
-    hub_config: str | None
-    revision: str | None
-    path: str | None
-
-
-@dataclass
-class RolloutConfig:
-    name: str
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_rows: int
-
-
-@dataclass
-class FastRolloutConfig(RolloutConfig):
-    merge_adapter: bool
-    prepack_weights: bool
+    hidden_size: Annotated[int, Range(1, 10**5)]
+    intermediate_size: Annotated[int, Range(1, 10**6)]
+    layers: Annotated[int, Range(1, 1000)]
+    heads: Annotated[int, Range(1)]
+    kv_heads: Annotated[int, Range(1)]
+    vocabulary: Annotated[int, Range(256, 10**6)]  # the bytes at least
+    context: Annotated[int, Range(1)]
 
 
 @dataclass
 class TrainConfig:
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    updates_per_rollout: int
-    microbatch: int
-    max_tokens_per_microbatch: int
-    packing: str
-    lr: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    max_grad_norm: float
-    checkpoint_every: int
+    steps: Annotated[int, Range(1)]
+    prompts_per_step: Annotated[int, Range(1, MOST_ROWS)]
+    group_size: Annotated[int, Range(1, MOST_ROWS)]
+    updates_per_rollout: Annotated[int, Range(1)]
+    microbatch: Annotated[int, Range(1)]
+    max_tokens_per_microbatch: Annotated[int, Range(1)]
+    packing: Annotated[str, OneOf("auto", "off")]
+    lr: Annotated[float, Range(0)]
+    schedule: Annotated[str, OneOf("constant", "linear", "cosine")]
+    warmup_steps: Annotated[int, Range(0)]
+    weight_decay: Annotated[float, Range(0)]
+    max_grad_norm: Annotated[float, Range(0)]
+    checkpoint_every: Annotated[int, Range(1)]
 
 
 @dataclass
 class EvalConfig:
-    every: int
-    max_rows: int
-    samples: int
-    pass_at: list[int]
-    batch_rows: int
+    every: Annotated[int, Range(1)]
+    max_rows: Annotated[int, Range(1)]
+    samples: Annotated[int, Range(1, MOST_ROWS)]
+    pass_at: Annotated[list[int], Range(1)]
+    batch_rows: Annotated[int, Range(1)]
 
 
 @dataclass
 class TrackerConfig:
-    name: str
-    samples: int
+    name: Annotated[str, OneOf("none", "wandb")]
+    samples: Annotated[int, Range(0)]
 
 
 @dataclass
 class WandbConfig(TrackerConfig):
     project: str
     entity: str | None
-    mode: str
+    mode: Annotated[str, OneOf("auto", "online", "offline")]
     tags: list[str]
 
 
@@ -248,7 +86,7 @@ class ExperimentConfig:
 @dataclass
 class SweepConfig:
     retry_failed: bool
-    lock: str
+    lock: Annotated[str, OneOf("flock", "lease")]
 
 
 @dataclass
@@ -256,24 +94,78 @@ class Config:
     seed: int
     runs_dir: str
     device: str
-    dtype: str
-    threads: int | None
+    dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
+    threads: Annotated[int | None, Range(1, 1024)]
     algorithm: str
-    lora_rank: int
+    lora_rank: Annotated[int, Range(1)]
+    import_path: list[str]
     experiment: ExperimentConfig
     sweep: SweepConfig
     model: ModelConfig
-    task: TaskConfig
-    advantage: AdvantageConfig
-    negative_feedback: NegativeFeedbackConfig
-    token_sampler: TokenSamplerConfig
-    clipping: ClippingConfig
-    kl: KLConfig
-    objective: ObjectiveConfig
-    adapter: AdapterConfig
-    rollout: RolloutConfig
-    layer_skip: LayerSkipConfig
-    off_policy: OffPolicyConfig
+    task: Any
+    reward: Any
+    advantage: Any
+    negative_feedback: Any
+    token_sampler: Any
+    clipping: Any
+    kl: Any
+    objective: Any
+    adapter: Any
+    rollout: Any
+    replay: Any
+    layer_skip: Any
+    off_policy: Any
     train: TrainConfig
     eval: EvalConfig
     tracker: TrackerConfig
+
+
+@dataclass
+class NoiseConfig:
+    direct: Annotated[float, Range(0, 1)]
+    direct_wrong: Annotated[float, Range(0, 1)]
+    slip: Annotated[float, Range(0, 1)]
+
+
+@dataclass
+class SupervisedConfig:
+    epochs: Annotated[int, Range(1)]
+    batch_size: Annotated[int, Range(1)]
+    lr: Annotated[float, Range(0)]
+    warmup: Annotated[float, Range(0, 1)]
+    weight_decay: Annotated[float, Range(0)]
+    max_grad_norm: Annotated[float, Range(0)]
+    max_rows: Annotated[int | None, Range(1)]
+    loss_rows: Annotated[int, Range(1)]
+    noise: NoiseConfig
+
+
+@dataclass
+class WarmStartConfig:
+    seed: int
+    out: str
+    device: str
+    dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
+    threads: Annotated[int | None, Range(1, 1024)]
+    lora_rank: Annotated[int, Range(1)]
+    import_path: list[str]
+    adapter: Any
+    model: ModelConfig
+    task: Any
+    rollout: Any
+    eval: EvalConfig
+    warm_start: SupervisedConfig
+
+
+# group -> name of its schema in the defaults list of an option -> the dataclass; groups of components have none
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"plain": ModelConfig, "scratch": ScratchConfig},
+    "train": {"plain": TrainConfig},
+    "eval": {"plain": EvalConfig},
+    "tracker": {"plain": TrackerConfig, "wandb": WandbConfig},
+    "warm_start": {"plain": SupervisedConfig},
+}
+# config groups whose options are components
+COMPONENT_GROUPS = frozenset(
+    field.name for node in (Config, WarmStartConfig) for field in fields(node) if field.type is Any
+)

@@ -1,82 +1,167 @@
-"""What can be known to be wrong before any weights are loaded: keys, folders, data, adapter targets."""
+"""What can be found wrong before any weights are loaded: keys, components, folders, data, adapter targets."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from rlsparse.components.adapter import check_adapter
-from rlsparse.components.task import load_task
-from rlsparse.config.checks import check, check_writable, skips_layers
-from rlsparse.config.run_id import Identity, folder_digest, identify
-from rlsparse.config.schema import Config, ConfigError, LayerSkipConfig, TrackerConfig
+from rlsparse.algorithm import Algorithm
+from rlsparse.config.checks import check_writable, problems
+from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
+from rlsparse.config.schema import Config, ConfigError, TrackerConfig
 from rlsparse.model.policy import context_length, device_kind, local_folder, model_skeleton, resolve_device
-from rlsparse.rollout.layer_skip import count_skipped
+from rlsparse.rollout.layer_skip import LayerSkip
 
 
-def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool = True) -> list[Identity]:
-    """Check every config of a sweep; the identity of each run. What points share is looked at once.
+@dataclass(frozen=True)
+class Checked:
+    """A sweep that was found right.
+
+    Attributes:
+        identities: of each run.
+        warnings: lines about points that would measure nothing.
+    """
+
+    identities: list[Identity]
+    warnings: list[str] = field(default_factory=list)
+
+
+def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool = True) -> Checked:
+    """Check every config of a sweep. What several points share is looked at once.
 
     Args:
-        points: for a sweep, what tells each config from the others.
+        points: for a sweep, the words that tell each config from the others.
         here: whether the runs will be on this machine, so that it must have their device.
 
     Raises:
         ConfigError: all that is wrong, a line each: key, value and remedy.
     """
-    digest = cache(folder_digest)
-    seen: set[str] = set()
-    problems: dict[str, str] = {}  # message -> first point that has it
-    identities = []
+    check = _Check(here)
+    found: dict[str, str] = {}  # message -> first point that has it
+    for i, config in enumerate(configs):
+        for line in check.problems(config):
+            found.setdefault(line, f" (point: {points[i]})" if points else "")
+    if found:
+        raise ConfigError("\n".join(message + point for message, point in found.items()))
+    return Checked(check.identities, [*idle_clipping(check.done), *idle_off_policy(check.done)])
 
-    def once(what: object) -> bool:
-        new = repr(what) not in seen
-        seen.add(repr(what))
+
+class _Check:
+    """Checks configs one after the other.
+
+    Attributes:
+        done: the configs that are right, with their algorithms.
+        identities: of these.
+    """
+
+    def __init__(self, here: bool) -> None:
+        self.done: list[tuple[Config, Algorithm]] = []
+        self.identities: list[Identity] = []
+        self._here, self._seen = here, set[str]()
+        self._digest = cache(folder_digest)
+
+    def problems(self, config: Config) -> list[str]:
+        """Return what is wrong with a config, a line each."""
+        found = problems(config)
+        try:
+            algorithm = Algorithm.build(config)
+        except ConfigError as error:
+            return [*found, *str(error).split("\n")]
+        if found:
+            return found
+        try:
+            self._look(config, algorithm)
+        except ConfigError as error:
+            return str(error).split("\n")
+        return []
+
+    def _look(self, config: Config, algorithm: Algorithm) -> None:
+        if self._once(("runs_dir", config.runs_dir)):
+            check_writable("runs_dir", config.runs_dir)
+        device = resolve_device(config.device).type if self._here else device_kind(config.device)
+        if self._once(("tracker", config.tracker)):
+            _check_tracker(config.tracker)
+        parts = (algorithm.adapter, algorithm.rollout, algorithm.layer_skip)
+        if self._once((config.model, config.lora_rank, config.train.steps, parts)):
+            _check_model(config, algorithm)
+        if self._once(algorithm.task):
+            algorithm.task.load()
+        self.identities.append(identity_of(config, algorithm, device, self._digest))
+        self.done.append((config, algorithm))
+
+    def _once(self, what: object) -> bool:
+        new = repr(what) not in self._seen
+        self._seen.add(repr(what))
         return new
 
-    for i, config in enumerate(configs):
-        try:
-            check(config)
-            if once(("runs_dir", config.runs_dir)):
-                check_writable("runs_dir", config.runs_dir)
-            device = resolve_device(config.device).type if here else device_kind(config.device)
-            if once(("tracker", config.tracker)):
-                _check_tracker(config.tracker)
-            if once(
-                (config.model, config.adapter, config.lora_rank, config.train.steps, config.rollout, config.layer_skip)
-            ):
-                _check_model(config)
-            if once(config.task):
-                load_task(config.task)
-            identities.append(identify(config, local_folder(config.model), device, digest))
-        except ConfigError as error:
-            if str(error) not in problems:
-                problems[str(error)] = f" (point: {points[i]})" if points else ""
-    if problems:
-        raise ConfigError("\n".join(message + point for message, point in problems.items()))
-    return identities
+
+def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any = folder_digest) -> Identity:
+    """Return the identity of a run.
+
+    Args:
+        device: kind of device that it is on.
+        digest: returns the hash of a folder.
+    """
+    folder = local_folder(config.model)
+    return identify(config, Inputs(algorithm.identity(digest), None if folder is None else digest(folder), device))
 
 
-def _check_model(config: Config) -> None:
+def idle_clipping(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
+    """Return the warning that an ablation of clipping would measure noise, where it would.
+
+    With one optimizer step per rollout batch the ratio is 1, so that surrogates of that trait have the same gradient.
+    """
+    surrogates: dict[str, set[str]] = {}
+    for config, algorithm in points:
+        if config.train.updates_per_rollout == 1 and algorithm.clipping.same_gradient_at_ratio_1:
+            rest = {key: value for key, value in asdict(config).items() if key not in ("clipping", "algorithm")}
+            surrogates.setdefault(json.dumps(rest, sort_keys=True), set()).add(algorithm.clipping.label)
+    swept = set().union(*(names for names in surrogates.values() if len(names) > 1))
+    if not swept:
+        return []
+    return [
+        f"clipping is swept ({', '.join(sorted(swept))}) with train.updates_per_rollout=1: the ratio is 1, so "
+        "these have the same gradient and differ only by rounding; add train.updates_per_rollout=4 to compare them"
+    ]
+
+
+def idle_off_policy(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
+    """Return the warning that a correction has nothing to correct, where the policy itself samples."""
+    idle = {
+        algorithm.off_policy.label
+        for _, algorithm in points
+        if algorithm.off_policy.corrects and not algorithm.layer_skip.active
+    }
+    if not idle:
+        return []
+    return [
+        f"off_policy={','.join(sorted(idle))} corrects nothing where layer_skip=off: the policy itself samples, so "
+        "such a run equals that of off_policy=none; add layer_skip=r10, for example, or leave off_policy out"
+    ]
+
+
+def _check_model(config: Config, algorithm: Algorithm) -> None:
     model = config.model
     if model.name == "scratch" and model.path is None:
         raise ConfigError(
-            "model=scratch: has random weights, which RL cannot mend; warm-start it first "
+            "model=scratch: has random weights, from which RL learns nothing; warm-start it first "
             "(python -m rlsparse.warm_start model=scratch task=arithmetic out=DIR), then model.path=DIR"
         )
     skeleton = model_skeleton(model)
-    check_adapter(skeleton, config.adapter, config.lora_rank, config.train.steps)
-    _check_layer_skip(skeleton, config.layer_skip)
+    algorithm.adapter.check(skeleton, config.lora_rank, config.train.steps)
+    _check_layer_skip(skeleton, algorithm.layer_skip)
     context = context_length(skeleton)
-    if config.rollout.max_new_tokens >= context:
+    if algorithm.rollout.max_new_tokens >= context:
         raise ConfigError(
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: the model's context is {context} tokens, prompt "
-            "included; lower it"
+            f"rollout.max_new_tokens={algorithm.rollout.max_new_tokens}: the model's context is {context} tokens, "
+            "prompt included; lower it"
         )
 
 
-def _check_layer_skip(skeleton: Any, config: LayerSkipConfig) -> None:
-    if not skips_layers(config):
+def _check_layer_skip(skeleton: Any, layer_skip: LayerSkip) -> None:
+    if not layer_skip.active:
         return
     if not hasattr(skeleton.get_decoder(), "layers"):
         raise ConfigError("layer_skip: this model's decoder has no list of layers to skip from; take layer_skip=off")
@@ -87,7 +172,7 @@ def _check_layer_skip(skeleton: Any, config: LayerSkipConfig) -> None:
             f"layer_skip: this model's layers are not alike ({', '.join(kinds) or 'some share keys and values'}), and "
             "transformers tells them apart by their place, which skipping changes; take layer_skip=off"
         )
-    count_skipped(config, len(skeleton.get_decoder().layers))
+    layer_skip.check(len(skeleton.get_decoder().layers))
 
 
 def _check_tracker(config: TrackerConfig) -> None:

@@ -1,221 +1,330 @@
-"""One attempt at a run: begun, or gone on with from its last checkpoint, to its summary."""
+"""One run from start to end: checked, started or resumed, trained, and its summary written."""
 
 import json
+import logging
 import shutil
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from rlsparse.config.schema import Config, ConfigError
-from rlsparse.runtime.distributed import ALONE, RankLost, Ranks
-from rlsparse.runtime.signals import Interrupted
+from rlsparse.runtime.distributed import ALONE, RankLost, World
+from rlsparse.runtime.logs import log_to_terminal
+from rlsparse.runtime.preload import import_all, quieten
+from rlsparse.runtime.signals import Interrupted, StopRequest
 from rlsparse.storage.atomic import sync, write_whole
-from rlsparse.storage.locks import HOLDER, LEASE, LOCK
+from rlsparse.storage.locks import claimed
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import (
-    FILE,
-    PROVENANCE,
+    DONE,
     Summary,
     about_adapter,
     changed_versions,
     headline,
+    provenance,
     read_provenance,
+    read_summary,
     results,
     setting,
     write_summary,
 )
+from rlsparse.tracking.viewer import Viewer
 
 if TYPE_CHECKING:
-    from rlsparse.model.cache import Loader
-    from rlsparse.runtime.signals import StopRequest
+    from rlsparse.model.cache import ModelCache
     from rlsparse.storage.checkpoints import Checkpoint
     from rlsparse.tracking.progress import Progress
-    from rlsparse.tracking.viewer import Viewer
-    from rlsparse.training.setup import Workplace
+    from rlsparse.tracking.tracker import Tracker
+    from rlsparse.training.setup import Training
 
 CUT_OFF = (Interrupted, KeyboardInterrupt, RankLost)
-CONFIG, ERROR, CHECKPOINTS, ATTEMPTS = "config.yaml", "error.txt", "checkpoint", "attempts"
+log = logging.getLogger(__name__)
+
+# torch and transformers are imported inside functions, so that --help and a misspelt key answer at once
 
 
-def attempt(
-    config: Config,
-    folder: Path,
-    who: Mapping[str, Any],
-    label: str,
-    loader: "Loader",
-    viewer: "Viewer",
-    stop: "StopRequest",
-    ranks: Ranks = ALONE,
-) -> Summary:
-    """Do the run in its folder, which is ours alone.
+@dataclass(frozen=True)
+class Job:
+    """The place of a run among others.
 
-    Args:
-        who: see ``summary.provenance``.
-        label: of the run, for a person.
-        viewer: shows the run elsewhere, where ``tracker`` asks for it.
-        stop: whether it was told to.
-        ranks: train with this one, which is rank 0.
+    Attributes:
+        overrides: what the user asked for.
+        number: from 1.
+        sweep: the overrides of every job of the sweep; empty for a single run.
+    """
+
+    overrides: Sequence[str] = field(default_factory=list)
+    number: int = 1
+    sweep: Sequence[Sequence[str]] = field(default_factory=list)
+
+    def label(self, config: Config) -> str:
+        """Return place in the sweep, algorithm, seed, and the other overrides that tell this job from the rest."""
+        place = f"[{self.number}/{len(self.sweep)}] " if self.sweep else ""
+        swept = [o for o in self.overrides if any(o not in others for others in self.sweep)]
+        extra = [o for o in swept if o.split("=")[0] not in ("algorithm", "seed")]
+        return " ".join([f"{place}{config.algorithm}", f"seed={config.seed}", *extra])
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the runs of a process share.
+
+    Attributes:
+        models: keeps the model between runs.
+        viewer: shows runs on W&B; None for one that each run waits for.
+        world: the ranks that train with this one, which is rank 0.
+    """
+
+    models: "ModelCache"
+    viewer: Viewer | None = None
+    world: World = ALONE
+
+
+def run(config: Config, job: Job | None = None, process: Process | None = None) -> Summary:
+    """Do one run and write its folder ``<runs_dir>/<experiment>/<id>/``; one that is done already is only read.
+
+    A run that diverges (a loss that is not finite) ends with that status, keeps its data, and does not raise.
 
     Raises:
+        ConfigError: bad input, before any model loads.
         Interrupted: a signal asked it to stop; it is saved.
-        RankLost: another rank is gone; it can go on from its last checkpoint.
-        BaseException: whatever broke the run, after its summary says so.
+        RankLost: another rank has died; the run can resume from its last checkpoint.
+        Exception: whatever made the run fail, after its summary says so.
     """
-    from rlsparse.batch import NonFiniteError
-    from rlsparse.tracking.progress import Progress
+    from rlsparse.model.cache import ModelCache
 
-    progress = Progress(label, config.train.steps)
-    summary: Summary = {**who, "status": "failed", "error": None}
-    failure: BaseException | None = None
-    with closing(progress):
-        try:
-            begun, saved = _begin(config, folder, who, progress.say)
-            summary |= begun
-            if saved is not None:
-                progress.goes_on_after(saved.step)
-                progress.say(f"{label}: goes on after step {saved.step} ({folder})")
-            stop.check()
-            _train(config, folder, progress, summary, loader, viewer, stop, saved, ranks)
-            summary["status"] = "finished"
-        except NonFiniteError as error:
-            summary |= {"status": "diverged", "error": str(error)}
-        except CUT_OFF as error:  # not failed
-            failure = error
-        except BaseException as error:
-            failure = error
-            summary["error"] = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        if isinstance(failure, CUT_OFF):
-            how = str(failure) or "interrupted at once"
-            progress.say(f"{label}: {how} ({folder}); the same command goes on with it")
-        else:
-            _record(folder, summary, failure, progress.say)
-            progress.say(f"{label}: {headline(summary)} ({folder})")
-    viewer.done(folder)
-    if failure is not None:
-        traceback.clear_frames(failure.__traceback__)  # whoever keeps the error must not keep the model with it
-        raise failure
-    discard_checkpoints(folder)
-    return summary
+    stop = StopRequest()
+    # from here on: what a run imports takes seconds, in which the handler of a launcher would end it
+    try:
+        with stop.listening():
+            return _run(config, job or Job(), process or Process(ModelCache()), stop)
+    finally:
+        stop.check()  # a signal that came when nothing was left to stop: a sweep must not continue all the same
+
+
+def _run(config: Config, job: Job, process: Process, stop: StopRequest) -> Summary:
+    import_all()
+    from rlsparse.execution.preflight import preflight
+
+    quieten()
+    log_to_terminal()
+    (identity,) = preflight([config]).identities
+    folder = RunFolder(Path(config.runs_dir) / config.experiment.name / identity.id)
+    label = job.label(config)
+    with claimed(folder.path, config.sweep.lock) as ours:
+        if not ours:
+            log.info("%s: another process works on it, skipped (%s)", label, folder.path)
+            return {"id": identity.id, "status": "running"}
+        earlier = read_summary(folder.path)
+        if earlier is not None and (earlier["status"] in DONE or not config.sweep.retry_failed):
+            _skip(folder, earlier, label)
+            return earlier
+        about = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))
+        with closing(Viewer()) as own:
+            attempt = _Attempt(config, folder, about, label, process, process.viewer or own, stop)
+            return attempt()
+
+
+def _skip(folder: RunFolder, earlier: Summary, label: str) -> None:
+    if earlier["status"] == "finished":
+        discard_checkpoints(folder.path)  # a process may have been killed between its last two actions
+    again = "" if earlier["status"] == "finished" else "; delete the folder to do it again"
+    log.info("%s: %s before, skipped (%s%s)", label, earlier["status"], folder.path, again)
 
 
 def discard_checkpoints(folder: Path) -> None:
-    """Free what a run has no more use for, once its summary is written."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    """Remove the checkpoints of a run that needs them no more, once its summary is written."""
+    shutil.rmtree(RunFolder(folder).checkpoints, ignore_errors=True)
 
 
-def _begin(
-    config: Config, folder: Path, who: Mapping[str, Any], say: Callable[[str], None]
-) -> tuple[Mapping[str, Any], "Checkpoint | None"]:
-    """Who the run is, and where to go on from; None where it begins, in a folder with nothing of earlier attempts."""
-    from rlsparse.storage.checkpoints import Checkpoint, load_checkpoint
-    from rlsparse.storage.jsonl import holds
+@dataclass
+class _Attempt:
+    """An attempt at a run: from its start or its last checkpoint to its summary.
 
-    def fits(saved: Checkpoint) -> bool:
-        return all(holds(folder / name, mark) for name, mark in saved.state["files"].items())
+    Attributes:
+        folder: of the run, which this process alone works on.
+        about: see ``summary.provenance``.
+        label: of the run, for a person.
+        viewer: shows the run on W&B, where ``tracker`` asks for it.
+        summary: what is known so far.
+    """
 
-    saved = load_checkpoint(folder / CHECKPOINTS, fits, say)
-    if saved is None:
-        _set_aside(folder, say)
-    else:
-        begun = read_provenance(folder) or who
-        changed = changed_versions(begun, who)
-        for line in changed:
-            say(f"warning: {line}: the run's steps are not all of one version")
-        changed = list(dict.fromkeys([*begun.get("changed", []), *changed]))
-        who = {**who, "versions": begun["versions"], "git": begun["git"], **({"changed": changed} if changed else {})}
-        for name in (FILE, ERROR):  # of the attempt that failed
-            (folder / name).unlink(missing_ok=True)
-    write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-    write_whole(folder / PROVENANCE, json.dumps(who, indent=1))
-    return who, saved
+    config: Config
+    folder: RunFolder
+    about: Mapping[str, Any]
+    label: str
+    process: Process
+    viewer: Viewer
+    stop: StopRequest
+    summary: Summary = field(default_factory=dict)
 
+    def __call__(self) -> Summary:
+        """Do the run.
 
-def _set_aside(folder: Path, say: Callable[[str], None]) -> None:
-    """Keep what an attempt that cannot be gone on with has left, in ``attempts/``."""
-    left = [path for path in folder.iterdir() if path.name not in (LOCK, LEASE, HOLDER, ATTEMPTS)]
-    if left:
-        number = 1
-        while (folder / ATTEMPTS / str(number)).exists():
-            number += 1
-        (folder / ATTEMPTS / str(number)).mkdir(parents=True)
-        for path in left:
-            path.rename(folder / ATTEMPTS / str(number) / path.name)
-        say(f"no checkpoint to go on from: begins again; what was there is in {folder / ATTEMPTS / str(number)}")
+        Raises:
+            Interrupted: a signal asked it to stop; it is saved.
+            RankLost: another rank has died; the run can resume from its last checkpoint.
+            BaseException: whatever made the run fail, after its summary says so.
+        """
+        from rlsparse.batch import NonFiniteError
+        from rlsparse.tracking.progress import Progress
 
-
-def _record(folder: Path, summary: Summary, failure: BaseException | None, say: Callable[[str], None]) -> None:
-    """Write how it ended, if that can be written: what broke the run may be a full disk."""
-    try:
+        progress = Progress(self.label, self.config.train.steps)
+        self.summary |= {**self.about, "status": "failed", "error": None}
+        failure: BaseException | None = None
+        with closing(progress):
+            try:
+                saved = self._begin()
+                if saved is not None:
+                    progress.resume_after(saved.step)
+                    log.info("%s: resumes after step %d (%s)", self.label, saved.step, self.folder.path)
+                self.stop.check()
+                self._train(progress, saved)
+                self.summary["status"] = "finished"
+            except NonFiniteError as error:
+                self.summary |= {"status": "diverged", "error": str(error)}
+            except CUT_OFF as error:  # not failed
+                failure = error
+            except BaseException as error:
+                failure = error
+                self.summary["error"] = _one_line(error, self.config.import_path)
+            if isinstance(failure, CUT_OFF):
+                how = str(failure) or "interrupted at once"
+                log.info("%s: %s (%s); the same command resumes it", self.label, how, self.folder.path)
+            else:
+                self._record(failure)
+                log.info("%s: %s (%s)", self.label, headline(self.summary), self.folder.path)
+        self.viewer.done(self.folder.path)
         if failure is not None:
-            write_whole(folder / ERROR, "".join(traceback.format_exception(failure)))
-        write_summary(folder, summary)
-    except OSError as error:
-        say(f"the summary cannot be written ({error}); what was there is as it was ({folder})")
-        if failure is None:
-            raise
+            traceback.clear_frames(failure.__traceback__)  # whoever keeps the error must not keep the model with it
+            raise failure
+        discard_checkpoints(self.folder.path)
+        return self.summary
 
+    def _begin(self) -> "Checkpoint | None":
+        """Write who the run is and return its last checkpoint; None where it starts, in an emptied folder."""
+        from rlsparse.storage.checkpoints import Checkpoint, load_checkpoint
+        from rlsparse.storage.jsonl import begins_with
 
-def _train(
-    config: Config,
-    folder: Path,
-    progress: "Progress",
-    summary: Summary,
-    loader: "Loader",
-    viewer: "Viewer",
-    stop: "StopRequest",
-    saved: "Checkpoint | None",
-    ranks: Ranks,
-) -> None:
-    """Load, train, evaluate and export; what is known goes into ``summary`` even when it breaks."""
-    from rlsparse.batch import NonFiniteError
-    from rlsparse.tracking.profiling import Clock, peak_memory
-    from rlsparse.tracking.tracker import Tracker
-    from rlsparse.train import train
-    from rlsparse.training.checkpointing import Keeper
-    from rlsparse.training.setup import device_of, workplace
+        def fits(saved: Checkpoint) -> bool:
+            return all(begins_with(self.folder.path / name, mark) for name, mark in saved.state["files"].items())
 
-    ranks.tell((config, saved))
-    device = device_of(config, ranks)
-    clock = Clock(device, saved.state["time"] if saved is not None else None)
-    with (
-        closing(Tracker(folder, progress, saved.state["files"] if saved is not None else None)) as tracker,
-        workplace(config, device, loader) as place,
-    ):
-        if config.tracker.name == "wandb":
-            viewer.show(folder)  # now that its files are as they will go on
-        summary |= {"device": str(device), "ranks": ranks.size, "setting": setting(config)}
-        summary["prompts_skipped"] = {"train": place.data.skipped_train, "test": place.data.skipped_test}
-        _tell_skipped(config, place, progress.say)
-        keeper = Keeper(folder / CHECKPOINTS, config.train.checkpoint_every, tracker, clock, stop, saved, ranks)
-        adapter = place.adapter
+        about = dict(self.about)
+        saved = load_checkpoint(self.folder.checkpoints, fits)
+        if saved is None:
+            self._set_aside()
+        else:
+            begun = read_provenance(self.folder.path) or about
+            changed = changed_versions(begun, about)
+            for line in changed:
+                log.warning("warning: %s: the steps of the run are not all of one version", line)
+            changed = list(dict.fromkeys([*begun.get("changed", []), *changed]))
+            about |= {"versions": begun["versions"], "git": begun["git"], **({"changed": changed} if changed else {})}
+            for file in (self.folder.summary, self.folder.error):  # of the attempt that failed
+                file.unlink(missing_ok=True)
+        write_whole(self.folder.config, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+        write_whole(self.folder.provenance, json.dumps(about, indent=1))
+        self.summary |= about
+        return saved
+
+    def _set_aside(self) -> None:
+        """Move what an attempt that cannot be resumed has left into ``attempts/``."""
+        kept = (self.folder.lock, self.folder.lease, self.folder.holder, self.folder.attempts)
+        left = [path for path in self.folder.path.iterdir() if path not in kept]
+        if not left:
+            return
+        number = 1
+        while (self.folder.attempts / str(number)).exists():
+            number += 1
+        target = self.folder.attempts / str(number)
+        target.mkdir(parents=True)
+        for path in left:
+            path.rename(target / path.name)
+        log.info("no checkpoint to resume from: starts again; earlier files are in %s", target)
+
+    def _record(self, failure: BaseException | None) -> None:
+        """Write how the attempt ended, if that can be written: the cause may be a full disk."""
         try:
-            train(config, place, tracker, clock, keeper, ranks)
+            if failure is not None:
+                write_whole(self.folder.error, "".join(traceback.format_exception(failure)))
+            write_summary(self.folder.path, self.summary)
+        except OSError as error:
+            log.error("the summary cannot be written (%s); the folder is unchanged (%s)", error, self.folder.path)
+            if failure is None:
+                raise
+
+    def _train(self, progress: "Progress", saved: "Checkpoint | None") -> None:
+        """Load, train, evaluate and export; what is known goes into the summary even when it fails."""
+        from rlsparse.algorithm import Algorithm
+        from rlsparse.tracking.profiling import Clock
+        from rlsparse.tracking.tracker import Tracker
+        from rlsparse.training.setup import Place, device_of, training
+
+        self.process.world.send((self.config, saved))
+        device = device_of(self.config, self.process.world)
+        clock = Clock(device, saved.state["time"] if saved is not None else None)
+        algorithm = Algorithm.build(self.config)
+        marks = saved.state["files"] if saved is not None else None
+        with closing(Tracker(self.folder, progress, marks)) as tracker:
+            place = Place(
+                device, self.process.world, self.folder, saved, tracker, clock, self.stop, self.process.models
+            )
+            with training(self.config, algorithm, place) as training_run:
+                if self.config.tracker.name == "wandb":
+                    self.viewer.show(self.folder.path)  # now that its files are as they will continue
+                ranks = self.process.world.size
+                self.summary |= {"device": str(device), "ranks": ranks}
+                self.summary["setting"] = setting(self.config, algorithm.task.label)
+                self._loop(training_run, tracker, clock, device)
+            tracker.marks()  # on disk, since the checkpoints will be removed
+
+    def _loop(self, training_run: "Training", tracker: "Tracker", clock: Any, device: Any) -> None:
+        from rlsparse.batch import NonFiniteError
+        from rlsparse.tracking.profiling import peak_memory
+        from rlsparse.train import train
+
+        self._note_skipped(training_run)
+        adapter, algorithm = training_run.adapter, training_run.algorithm
+        try:
+            train(training_run)
         except NonFiniteError:
-            adapter.export(folder / "adapter")
+            adapter.export(self.folder.adapter)
             raise
         finally:
-            summary |= results(tracker.history)
-            parameters = sum(p.numel() for p in adapter.parameters())
-            summary["adapter"] = about_adapter(
-                config.adapter.name, adapter.ranks(), adapter.budget, parameters, adapter.moves, tracker.history
+            self.summary |= results(tracker.history)
+            self.summary["adapter"] = about_adapter(
+                algorithm.adapter.label, adapter, tracker.history if algorithm.adapter.moves_ranks else None
             )
-            summary["time"] = {"total": clock.elapsed(), **clock.total}
-            summary["peak_memory_bytes"] = peak_memory(device)
-        adapter.export(folder / "adapter")
-        for file in (folder / "adapter").iterdir():
+            self.summary["time"] = {"total": clock.elapsed(), **clock.total}
+            self.summary["peak_memory_bytes"] = peak_memory(device)
+        adapter.export(self.folder.adapter)
+        for file in self.folder.adapter.iterdir():
             sync(file)
-        tracker.marks()  # on disk, since the checkpoints will not be for long
+
+    def _note_skipped(self, training_run: "Training") -> None:
+        data, algorithm = training_run.data, training_run.algorithm
+        self.summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
+        if data.skipped_train or data.skipped_test:
+            log.warning(
+                "warning: %d training and %d held-out prompts leave no room for rollout.max_new_tokens=%d in the "
+                "context of %d tokens; skipped",
+                data.skipped_train,
+                data.skipped_test,
+                algorithm.rollout.max_new_tokens,
+                training_run.policy.context,
+            )
 
 
-def _tell_skipped(config: Config, place: "Workplace", say: Callable[[str], None]) -> None:
-    data = place.data
-    if data.skipped_train or data.skipped_test:
-        say(
-            f"warning: {data.skipped_train} training and {data.skipped_test} held-out prompts leave no room for "
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} in the context of {place.policy.context} tokens; "
-            "skipped"
-        )
+def _one_line(error: BaseException, import_path: Sequence[str]) -> str:
+    """Return an error for the summary; with file and line where a user's own module raised it."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    line = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if any(Path(one.filename).is_relative_to(folder) for folder in import_path)]
+    return f"{own[-1].filename}, line {own[-1].lineno}: {line}" if own else line

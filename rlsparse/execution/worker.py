@@ -1,32 +1,35 @@
-"""What a rank other than 0 does: trains along in each run that rank 0 begins, and writes and says nothing."""
+"""What a rank other than 0 does: it trains along in each run that rank 0 starts, and writes and logs nothing."""
 
 from contextlib import suppress
 
+from rlsparse.algorithm import Algorithm
 from rlsparse.batch import NonFiniteError
-from rlsparse.model.cache import Loader
-from rlsparse.runtime.distributed import Ranks
+from rlsparse.model.cache import ModelCache
+from rlsparse.runtime.distributed import World
 from rlsparse.runtime.signals import Interrupted, StopRequest
 from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Mute
 from rlsparse.train import train
-from rlsparse.training.checkpointing import Keeper
-from rlsparse.training.setup import device_of, workplace
+from rlsparse.training.setup import Place, device_of, training
 
 
-def follow(ranks: Ranks) -> None:
-    """Until rank 0 has nothing more to do.
+def work(world: World) -> None:
+    """Train along until rank 0 has nothing more to do.
 
     Raises:
-        RankLost: it is gone.
-        Exception: whatever breaks here, which ends the other ranks' run too.
+        RankLost: rank 0 has died.
+        Exception: whatever fails here; it ends the run of the other ranks too.
     """
-    loader, stop = Loader(), StopRequest()
+    models, stop = ModelCache(), StopRequest()
     with stop.listening():
-        while (begun := ranks.hear()) is not None:
+        while (begun := world.receive()) is not None:
             config, saved = begun
-            device = device_of(config, ranks)
-            tracker, clock = Mute(), Clock(device)
-            # rank 0 meets these in the same step, and says so
-            with suppress(Interrupted, NonFiniteError), workplace(config, device, loader) as place:
-                train(config, place, tracker, clock, Keeper(None, 1, tracker, clock, stop, saved, ranks), ranks)
-    ranks.part()
+            device = device_of(config, world)
+            place = Place(device, world, None, saved, Mute(), Clock(device), stop, models)
+            # rank 0 meets these in the same step, and reports them
+            with (
+                suppress(Interrupted, NonFiniteError),
+                training(config, Algorithm.build(config), place) as run,
+            ):
+                train(run)
+    world.leave()

@@ -1,4 +1,4 @@
-"""One loaded model for all runs of a process that ask for the same: a sweep reads its weights once."""
+"""One loaded model for all runs of a process that need the same: a sweep reads its weights once."""
 
 import gc
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # torch comes in when the first model does: the command line makes a loader before it knows whether it will run anything
 
 
-class Loader:
-    """Keeps the latest model between runs. What a run does to it must be undone before it comes back."""
+class ModelCache:
+    """Keeps the latest model between runs. A run must undo what it does to it."""
 
     def __init__(self) -> None:
         self._key = ""
@@ -27,7 +27,7 @@ class Loader:
 
     @contextmanager
     def lend(self, config: ModelConfig, device: "torch.device", dtype: str) -> Iterator["Policy"]:
-        """The policy, loaded if it is not at hand; one that was in use when a run broke is not kept.
+        """Give the policy to a run, loaded if it is not cached; a policy in use when a run fails is not kept.
 
         Raises:
             ConfigError: see ``load_policy``.
@@ -45,13 +45,13 @@ class Loader:
 
 
 @cache
-def own_loader() -> Loader:
-    """The one of this process, whoever launches its runs."""
-    return Loader()
+def model_cache() -> ModelCache:
+    """Return the cache of this process."""
+    return ModelCache()
 
 
 def _stamp(folder: str | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a folder's files: weights that were written again are read again."""
+    """Return names, sizes and times of the files of a folder: weights that were written again are read again."""
     if folder is None:
         return []
     stats = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())

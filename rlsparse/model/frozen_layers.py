@@ -1,4 +1,4 @@
-"""The trunk: the decoder layers below the first adapted one. Training never changes what they compute."""
+"""The frozen layers: the decoder layers below the first adapted one. Training never changes what they compute."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Capture:
-    """Holds what the trunk gave out in the latest forward pass.
+    """Holds the output of the frozen layers in the latest forward pass.
 
     Attributes:
         hidden: (b, L, H).

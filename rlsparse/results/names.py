@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from rlsparse.results.order import natural
+from rlsparse.storage.summary import NO_EFFECT
 
-NOT_A_METHOD = ("algorithm", "seed", "runs_dir", "out", "experiment", "sweep", "tracker", "threads", "device", "hydra")
+NOT_A_METHOD = (*NO_EFFECT, "algorithm", "seed", "device", "hydra")
 
 GROUP = re.compile(r"^\w+\.(?=\w+=)")  # of a key
 

@@ -1,13 +1,12 @@
 """A rollout while it is written, column by column."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config.schema import RolloutConfig
+from rlsparse.batch import FrozenStates, Prompt, Rollout
 from rlsparse.model.policy import Policy
 
 
@@ -39,7 +38,7 @@ class Columns:
         self.lengths[rows] = t + 1
         self.ended[rows] = ended
 
-    def rollout(self, prompt_ids: Tensor, prompt_lengths: Tensor, trunk: TrunkStates | None = None) -> Rollout:
+    def rollout(self, prompt_ids: Tensor, prompt_lengths: Tensor, states: FrozenStates | None = None) -> Rollout:
         T = int(self.lengths.max())
         return Rollout(
             prompt_ids=prompt_ids,
@@ -49,7 +48,7 @@ class Columns:
             ended=self.ended,
             log_probs=self.log_probs[:, :T],
             entropy=self.entropy[:, :T],
-            trunk=None if trunk is None else TrunkStates(trunk.prompt, trunk.completion[:, :T]),
+            frozen_states=None if states is None else FrozenStates(states.prompt, states.completion[:, :T]),
         )
 
 
@@ -60,17 +59,7 @@ def left_pad(prompts: Sequence[Prompt], policy: Policy) -> tuple[Tensor, Tensor]
     return torch.tensor(rows, device=policy.device), torch.tensor(lengths, device=policy.device)
 
 
-def completion_limits(prompts: Sequence[Prompt], config: RolloutConfig, group_size: int, policy: Policy) -> Tensor:
-    """(B,) most tokens to sample for each completion, at least 1."""
-    limits = torch.tensor([config.max_new_tokens - prompt.begun for prompt in prompts], device=policy.device)
+def completion_limits(prompts: Sequence[Prompt], max_new_tokens: int, group_size: int, policy: Policy) -> Tensor:
+    """Return the most tokens to sample for each completion, (B,), at least 1."""
+    limits = torch.tensor([max_new_tokens - prompt.begun for prompt in prompts], device=policy.device)
     return limits.repeat_interleave(group_size)
-
-
-def parts(prompts: int, group_size: int, max_rows: int) -> Iterator[tuple[slice, range]]:
-    """Prompts and rows that fit together: some whole groups, or a piece of one where a group alone is too large."""
-    groups = max(1, max_rows // group_size)
-    for start in range(0, prompts, groups):
-        end = min(start + groups, prompts)
-        for row in range(start * group_size, end * group_size, max_rows if groups == 1 else groups * group_size):
-            stop = min(row + max_rows, end * group_size)
-            yield slice(start, end), range(row, stop)

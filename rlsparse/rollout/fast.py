@@ -1,134 +1,138 @@
-"""The engine: adapter merged, each prompt read once for its group, keys and values in place, finished rows dropped."""
+"""The fast engine: adapter merged, each prompt read once for its group, keys and values in place."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Generator, Tensor
 
-from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config.schema import FastRolloutConfig
-from rlsparse.model.attention import attending_by
+from rlsparse.batch import FrozenStates, Problem, Prompt, Rollout
+from rlsparse.model.attention import attending_by, obstacle
 from rlsparse.model.frozen_layers import Capture, captured
 from rlsparse.model.policy import Policy, positions
+from rlsparse.model.self_check import TOKENS, differs_from_plain
 from rlsparse.rollout.cache import ATTENTION, GroupCache
-from rlsparse.rollout.columns import Columns, completion_limits, left_pad, parts
+from rlsparse.rollout.engine import Part, Request, RolloutEngine
+from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.prepacked import prepacked
-from rlsparse.rollout.sampling import sample
+
+log = logging.getLogger(__name__)
 
 
-@torch.no_grad()
-def generate(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    config: FastRolloutConfig,
-    group_size: int,
-    generator: Generator,
-    greedy: bool = False,
-    keep_trunk: bool = False,
-) -> Rollout:
-    """Sample ``group_size`` completions of each prompt, ``rollout.max_rows`` rows at a time.
+@dataclass(frozen=True)
+class Fast(RolloutEngine):
+    """Samples with an attention and a cache of our own in the modules of the model.
 
-    A row's random numbers depend neither on the other rows nor on the split. What a prompt holds of a completion counts
-    towards its ``max_new_tokens``.
-
-    Args:
-        generator: CPU stream of the uniform numbers; not drawn from when greedy.
-        greedy: take the likeliest token at each step.
-        keep_trunk: return what the layers below the first adapted one gave out.
+    Attributes:
+        merge_adapter: add the adapter to a copy of the weights that it changes, rounded to their dtype.
+        prepack_weights: bfloat16 on a CPU: copy weights into the layout of the matrix library.
     """
-    prompt_ids, prompt_lengths = left_pad(prompts, policy)  # (P, S), (P,)
-    B, T = len(prompts) * group_size, config.max_new_tokens
-    uniform = torch.zeros(B, T) if greedy else torch.rand(B, T, generator=generator)
-    uniform = uniform.to(policy.device)
-    out = Columns.empty(B, T, policy)
-    limits = completion_limits(prompts, config, group_size, policy)  # (B,)
-    trunk: _Trunk | None = None
-    with ExitStack() as changed:
-        if config.merge_adapter:
-            changed.enter_context(policy.merged())
-        if config.prepack_weights:
-            changed.enter_context(prepacked(policy.causal_lm))
-        changed.enter_context(attending_by(policy.model, ATTENTION))
-        if keep_trunk and policy.first_adapted > 0:
-            capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
-            trunk = _Trunk.empty(policy, prompt_ids, B, T, capture)
-        for part, rows in parts(len(prompts), group_size, config.max_rows):
-            _complete(policy, prompt_ids, prompt_lengths, part, rows, uniform, limits, config, greedy, out, trunk)
-    return out.rollout(prompt_ids, prompt_lengths, None if trunk is None else trunk.states)
+
+    merge_adapter: bool
+    prepack_weights: bool
+
+    def fitting(self, policy: Policy) -> RolloutEngine:
+        """Return this engine; or the plain one where the model does not allow it, and log the reason."""
+        reason = self._obstacle(policy)
+        if reason is None:
+            return self
+        log.info("rollout: plain for this model: %s", reason)
+        return Plain(**{field.name: getattr(self, field.name) for field in fields(Plain)})
+
+    @contextmanager
+    def session(self, policy: Policy, request: Request) -> Iterator["FastSession"]:
+        with ExitStack() as changed:
+            if self.merge_adapter:
+                changed.enter_context(policy.merged())
+            if self.prepack_weights:
+                changed.enter_context(prepacked(policy.causal_lm))
+            changed.enter_context(attending_by(policy.model, ATTENTION))
+            recorder = None
+            if request.keep_states and policy.first_adapted > 0:
+                capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
+                recorder = _Recorder.empty(policy, request, self.max_new_tokens, capture)
+            yield FastSession(policy, self.max_new_tokens, recorder)
+
+    def _obstacle(self, policy: Policy) -> str | None:
+        """Return why the model needs the plain engine; None where its modules allow this one and a trial is right."""
+
+        def attempt() -> tuple[Rollout, Tensor]:
+            prompts = [Prompt(Problem("", "", ""), ids) for ids in ((1, 2, 3), (4, 5))]
+            short = replace(self, max_new_tokens=TOKENS, temperature=1.0)
+            request, generator = Request(prompts, group_size=2), Generator().manual_seed(0)
+            rollout = short.generate(replace(policy, eos_ids=()), request, generator)
+            return rollout, rollout.log_probs
+
+        reason = obstacle(policy.model)
+        if reason is None:
+            difference = differs_from_plain(policy, attempt)
+            reason = difference and f"with our cache, {difference}"
+        return reason
 
 
-def _complete(
-    policy: Policy,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    part: slice,
-    rows: range,
-    uniform: Tensor,
-    limits: Tensor,
-    config: FastRolloutConfig,
-    greedy: bool,
-    out: Columns,
-    trunk: "_Trunk | None",
-) -> None:
-    """Sample the rows of some prompts, the same number of each, into ``out`` and ``trunk``."""
-    lengths = prompt_lengths[part]  # (p,)
-    S, T, per_prompt = int(lengths.max()), config.max_new_tokens, len(rows) // len(lengths)
-    in_prompt = torch.arange(S, 0, -1, device=policy.device) <= lengths[:, None]  # (p, S)
-    cache = GroupCache(in_prompt, per_prompt, T, policy.causal_lm.dtype)
-    logits = policy.model(
-        input_ids=prompt_ids[part, -S:],
-        position_ids=positions(in_prompt),
-        use_cache=False,
-        logits_to_keep=1,
-        cache=cache,
-    ).logits[:, -1]  # (p, V)
-    if trunk is not None:
-        trunk.read_prompts(part)
-    logits = logits.repeat_interleave(per_prompt, dim=0)  # (b, V)
-    position = lengths.repeat_interleave(per_prompt)  # (b,) of the next token
-    alive = torch.tensor(list(rows), device=policy.device)  # rows that still grow; the tensors above hold these only
-    eos = torch.tensor(policy.eos_ids, device=policy.device)
+class FastSession:
+    """See ``Session``."""
 
-    for t in range(T):
-        tokens, log_probs, entropy = sample(logits, uniform[alive, t], config, greedy)
-        ended = torch.isin(tokens, eos)
-        out.write(alive, t, tokens, log_probs, entropy, ended)
-        done = ended | (limits[alive] <= t + 1)
-        if bool(done.all()):
-            break
-        if bool(done.any()):
-            keep = (~done).nonzero().squeeze(1)
-            cache.keep(keep)
-            alive, tokens, position = alive[keep], tokens[keep], position[keep]
-        cache.next_column()
-        logits = policy.model(
-            input_ids=tokens[:, None], position_ids=position[:, None], use_cache=False, cache=cache
-        ).logits[:, -1]  # (alive, V)
-        if trunk is not None:
-            trunk.read_column(alive, t)
-        position = position + 1
+    _cache: GroupCache
+    _rows: Tensor  # (b,) row numbers into the rollout
+    _column: int
+
+    def __init__(self, policy: Policy, max_new_tokens: int, recorder: "_Recorder | None") -> None:
+        self._policy, self._max_new_tokens, self._recorder = policy, max_new_tokens, recorder
+
+    def prefill(self, part: Part) -> Tensor:
+        self._rows, self._column = part.rows, 0
+        self._cache = GroupCache(part.in_prompt, part.per_prompt, self._max_new_tokens, self._policy.causal_lm.dtype)
+        logits: Tensor = self._policy.model(
+            input_ids=part.prompt_ids,
+            position_ids=positions(part.in_prompt),
+            use_cache=False,
+            logits_to_keep=1,
+            cache=self._cache,
+        ).logits[:, -1]  # (p, V)
+        if self._recorder is not None:
+            self._recorder.read_prompts(part.prompts)
+        return logits.repeat_interleave(part.per_prompt, dim=0)  # (b, V)
+
+    def keep(self, rows: Tensor) -> None:
+        self._cache.keep(rows)
+        self._rows = self._rows[rows]
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        self._cache.next_column()
+        logits: Tensor = self._policy.model(
+            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, cache=self._cache
+        ).logits[:, -1]  # (b, V)
+        if self._recorder is not None:
+            self._recorder.read_column(self._rows, self._column)
+        self._column += 1
+        return logits
+
+    def states(self) -> FrozenStates | None:
+        return None if self._recorder is None else self._recorder.states
 
 
 @dataclass
-class _Trunk:
-    """The trunk's states while they are written."""
+class _Recorder:
+    """The states of the frozen layers while they are written."""
 
-    states: TrunkStates
+    states: FrozenStates
     capture: Capture
 
     @classmethod
-    def empty(cls, policy: Policy, prompt_ids: Tensor, B: int, T: int, capture: Capture) -> "_Trunk":
+    def empty(cls, policy: Policy, request: Request, max_new_tokens: int, capture: Capture) -> "_Recorder":
         H = policy.causal_lm.config.get_text_config().hidden_size
+        P, S = len(request.prompts), max(len(prompt.ids) for prompt in request.prompts)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, H, dtype=policy.causal_lm.dtype, device=policy.device)
 
-        return cls(TrunkStates(zeros(*prompt_ids.shape), zeros(B, T)), capture)
+        return cls(FrozenStates(zeros(P, S), zeros(P * request.group_size, max_new_tokens)), capture)
 
-    def read_prompts(self, part: slice) -> None:
-        self.states.prompt[part, -self.capture.hidden.shape[1] :] = self.capture.hidden
+    def read_prompts(self, prompts: slice) -> None:
+        self.states.prompt[prompts, -self.capture.hidden.shape[1] :] = self.capture.hidden
 
     def read_column(self, rows: Tensor, t: int) -> None:
         self.states.completion[rows, t] = self.capture.hidden[:, 0]

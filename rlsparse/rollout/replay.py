@@ -1,50 +1,64 @@
-"""Replay: sampling on from the middle of completions, since deep tokens rarely branch (T-SPMO, Lee & Tong 2025)."""
+"""Replay: sampling again from the middle of completions."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from rlsparse.batch import Prompt, Rollout, TrunkStates
-from rlsparse.config.schema import ReplayConfig
+from rlsparse.batch import FrozenStates, Prompt, Rollout
+from rlsparse.components.component import Component, Range
 
 
-def cut_completions(
-    prompts: Sequence[Prompt], rollout: Rollout, correct: Tensor, config: ReplayConfig, generator: Generator
-) -> tuple[list[Prompt], list[int]]:
-    """Some right and some wrong completions of each prompt, cut at a random place, as prompts to go on from.
+@dataclass(frozen=True)
+class Replay(Component):
+    """Samples again from the middle of completions, since deep tokens rarely branch. T-SPMO, Lee & Tong 2025.
 
-    As many of either as asked for, drawn without replacement, or all there are. A cut leaves at least one token and
-    takes at least one away, each place alike; a completion of one token has none.
-
-    Args:
-        correct: (P, G) bool.
-
-    Returns:
-        the prompts, and for each the number of the one that it goes on with.
+    Attributes:
+        successes, failures: how many right and how many wrong completions of each prompt are cut.
     """
-    lengths = rollout.lengths.view(correct.shape).tolist()
-    ids = rollout.completion_ids.view(*correct.shape, -1).tolist()
-    found, origins = [], []
-    for p, prompt in enumerate(prompts):
-        for kind, count in ((True, config.successes), (False, config.failures)):
-            rows = [g for g, right in enumerate(correct[p].tolist()) if right is kind and lengths[p][g] > 1]
-            for i in torch.randperm(len(rows), generator=generator)[:count].tolist():
-                g = rows[i]
-                kept = 1 + int(torch.randint(lengths[p][g] - 1, (1,), generator=generator))
-                found.append(replace(prompt, ids=(*prompt.ids, *ids[p][g][:kept]), begun=kept))
-                origins.append(p)
-    return found, origins
+
+    successes: Annotated[int, Range(0)]
+    failures: Annotated[int, Range(0)]
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is replayed."""
+        return self.successes + self.failures > 0
+
+    def cut(
+        self, prompts: Sequence[Prompt], rollout: Rollout, correct: Tensor, generator: Generator
+    ) -> tuple[list[Prompt], list[int]]:
+        """Cut completions at a random place and return them as prompts, with the number of the prompt of each.
+
+        As many as asked for, drawn without replacement, or all that there are. A cut leaves at least one token and
+        takes at least one away, each place with equal chance; a completion of one token cannot be cut.
+
+        Args:
+            correct: (P, G) bool.
+        """
+        lengths = rollout.lengths.view(correct.shape).tolist()
+        ids = rollout.completion_ids.view(*correct.shape, -1).tolist()
+        found, origins = [], []
+        for p, prompt in enumerate(prompts):
+            for kind, count in ((True, self.successes), (False, self.failures)):
+                rows = [g for g, right in enumerate(correct[p].tolist()) if right is kind and lengths[p][g] > 1]
+                for i in torch.randperm(len(rows), generator=generator)[:count].tolist():
+                    g = rows[i]
+                    kept = 1 + int(torch.randint(lengths[p][g] - 1, (1,), generator=generator))
+                    found.append(replace(prompt, ids=(*prompt.ids, *ids[p][g][:kept]), begun=kept))
+                    origins.append(p)
+        return found, origins
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
-    """All rollouts' groups in one, padded to the longest; what is padding stays padding."""
-    trunks = [one.trunk for one in rollouts if one.trunk is not None]
-    trunk = None
-    if len(trunks) == len(rollouts):
-        trunk = TrunkStates(_left([one.prompt for one in trunks]), _right([one.completion for one in trunks]))
+    """Return the groups of all rollouts in one, padded to the longest; padding stays padding."""
+    kept = [one.frozen_states for one in rollouts if one.frozen_states is not None]
+    states = None
+    if len(kept) == len(rollouts):
+        states = FrozenStates(_left([one.prompt for one in kept]), _right([one.completion for one in kept]))
     return Rollout(
         prompt_ids=_left([one.prompt_ids for one in rollouts]),
         prompt_lengths=torch.cat([one.prompt_lengths for one in rollouts]),
@@ -53,7 +67,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
         ended=torch.cat([one.ended for one in rollouts]),
         log_probs=_right([one.log_probs for one in rollouts]),
         entropy=_right([one.entropy for one in rollouts]),
-        trunk=trunk,
+        frozen_states=states,
     )
 
 

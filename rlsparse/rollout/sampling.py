@@ -1,13 +1,23 @@
 """Drawing a token: temperature, top-k, top-p and the inverse CDF."""
 
 from math import gcd
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rlsparse.config.schema import RolloutConfig
-
 BLOCK = 256  # tokens
+
+
+class Settings(Protocol):
+    """How a token is drawn; see ``RolloutEngine``."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
 
 
 def truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -59,7 +69,7 @@ def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return index.squeeze(1), left.clamp(min=0)  # rounding may leave less than nothing
 
 
-def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
+def sample(logits: Tensor, uniform: Tensor, settings: Settings, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A token for each row, with its log-probability and the entropy of the distribution it came from.
 
     Log-probability and entropy are those of softmax(logits / temperature), before top-k and top-p: the policy that is
@@ -74,8 +84,8 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool)
         tokens (b,), log_probs (b,), entropy (b,), nats.
     """
     shifted = logits.float()  # (b, V)
-    if config.temperature != 1:
-        shifted = shifted / config.temperature
+    if settings.temperature != 1:
+        shifted = shifted / settings.temperature
     shifted = shifted - shifted.amax(dim=1, keepdim=True)
     shifted.clamp_(min=torch.finfo(torch.float32).min)  # a logit of −∞ times its probability 0 is to be 0
     weights = shifted.exp()  # (b, V)
@@ -85,6 +95,6 @@ def sample(logits: Tensor, uniform: Tensor, config: RolloutConfig, greedy: bool)
     if greedy:
         tokens = logits.argmax(dim=1)
     else:
-        tokens = draw(truncate(weights, config.top_k, config.top_p), uniform)
+        tokens = draw(truncate(weights, settings.top_k, settings.top_p), uniform)
     log_probs = shifted.gather(1, tokens[:, None]).squeeze(1) - total.log()
     return tokens, log_probs, entropy

@@ -1,7 +1,7 @@
-"""The processes that share a run under torchrun. One alone is the same thing with nothing to exchange.
+"""The processes that train one run together under torchrun. A single process is the same with nothing to exchange.
 
-All goes through gloo on the CPU: what is exchanged is small (completions, the adapter's gradient), a lost rank is known
-at once, and sums are the same bits on every rank, so that adapters stay the same where processors are alike.
+Everything is exchanged with gloo on the CPU: it is small (completions, the gradient of the adapter), a lost rank is
+noticed at once, and sums have the same bits on every rank, so that adapters stay equal where processors are alike.
 """
 
 import os
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from torch import nn
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 
 # torch is imported inside functions: the command line asks for the ranks before it knows whether anything will run
 
 
 class RankLost(RuntimeError):
-    """Another rank of the run is gone, and the run can go on only from its last checkpoint."""
+    """Another rank of the run has died; the run can only resume from its last checkpoint."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """A rank's view of them all.
+class World:
+    """The ranks of a run as one of them sees them.
 
     Attributes:
-        number: of this one; 0 leads: it alone composes, writes and speaks.
-        size: how many there are.
-        local: number among those of this machine.
+        rank: of this process; rank 0 alone composes, writes and logs.
+        size: number of ranks.
+        local_rank: rank among those of this machine.
     """
 
-    number: int = 0
+    rank: int = 0
     size: int = 1
-    local: int = 0
+    local_rank: int = 0
 
     def bounds(self, count: int) -> tuple[int, int]:
-        """First and end of this rank's share of ``count`` rows, shares as even as can be."""
-        return count * self.number // self.size, count * (self.number + 1) // self.size
+        """Return start and end of the share of this rank of ``count`` rows; shares are as even as possible."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def gathered(self, part: list[Item]) -> list[Item]:
-        """The parts of all ranks, in their order.
+        """Return the parts of all ranks, in the order of the ranks.
 
         Raises:
             RankLost: as all methods that exchange something.
@@ -58,16 +58,16 @@ class Ranks:
         return [item for one in parts for item in one]
 
     def each(self, work: Callable[..., Item], *columns: Sequence[Any]) -> list[Item]:
-        """``work`` of each row of the columns, every row done by one rank and known to all."""
+        """Return ``work(*row)`` of each row of the columns; every row is computed by one rank and known to all."""
         start, end = self.bounds(len(columns[0]))
         return self.gathered([work(*row) for row in zip(*(column[start:end] for column in columns), strict=True)])
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+        """Return the largest of the numbers of all ranks."""
         return max(self.gathered([number]))
 
     def add_gradients(self, parameters: Sequence["nn.Parameter"]) -> None:
-        """Replace each parameter's gradient by the sum over ranks; a rank without one has zeros."""
+        """Replace the gradient of each parameter by the sum over ranks; a rank without a gradient adds zeros."""
         if self.size == 1:
             return
         import torch
@@ -81,16 +81,16 @@ class Ranks:
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter).clone()
 
-    def tell(self, message: Any) -> None:
-        """Rank 0: what the others ``hear``."""
+    def send(self, message: Any) -> None:
+        """Rank 0: send a message to all other ranks."""
         self._broadcast(message)
 
-    def hear(self) -> Any:
-        """Any other rank: what rank 0 tells next."""
+    def receive(self) -> Any:
+        """Any other rank: return the next message of rank 0."""
         return self._broadcast(None)
 
-    def part(self) -> None:
-        """All ranks: nothing more will be exchanged. Without it gloo's threads may die of each other's end."""
+    def leave(self) -> None:
+        """All ranks: end the exchange. Without it the threads of gloo may crash when another rank ends first."""
         if self.size == 1:
             return
         import torch.distributed as dist
@@ -110,19 +110,19 @@ class Ranks:
         return box[0]
 
 
-ALONE = Ranks()
+ALONE = World()
 
 
-def join_ranks() -> Ranks:
-    """The ranks that torchrun has started this process among; else alone."""
+def join_world() -> World:
+    """Return the ranks that torchrun has started this process with; a single one without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "TORCHELASTIC_RUN_ID" not in os.environ or size == 1:
         return ALONE
     import torch.distributed as dist
 
     # a death is noticed by its closed socket; a slow step, or a rank that loads for long, is none
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    return Ranks(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
 
 
 @contextmanager
@@ -131,4 +131,4 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
-        raise RankLost(f"another rank of the run is gone ({first})") from error
+        raise RankLost(f"another rank of the run has died ({first})") from error

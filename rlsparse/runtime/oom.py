@@ -1,4 +1,4 @@
-"""How much goes through the model at once, and what to do when that is too much: half of it, and the same again."""
+"""What to do when memory runs out: ask for half, and try again."""
 
 import gc
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from typing import TypeVar
 
 import torch
 
-from rlsparse.config.schema import RolloutConfig, TrainConfig
+from rlsparse.config.schema import TrainConfig
 
 Result = TypeVar("Result")
-# what torch's CPU allocator, cuBLAS and oneDNN say in a RuntimeError of no kind of its own
+# what the CPU allocator of torch, cuBLAS and oneDNN say in a RuntimeError without a class of its own
 SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
 
 
 @dataclass
 class MemoryLimits:
-    """What the config allows at first; halved where memory ran out, for the rest of the run.
+    """How much goes through the model at once: the values of the config, halved where memory ran out.
 
     Attributes:
         rollout_rows: completions sampled at a time.
         microbatch: rows of a training pass.
-        tokens: of a training pass.
+        tokens: tokens of a training pass.
     """
 
     rollout_rows: int
@@ -29,19 +29,20 @@ class MemoryLimits:
     tokens: int
 
     @classmethod
-    def of(cls, rollout: RolloutConfig, train: TrainConfig) -> "MemoryLimits":
-        return cls(rollout.max_rows, train.microbatch, train.max_tokens_per_microbatch)
+    def of(cls, rollout_rows: int, train: TrainConfig) -> "MemoryLimits":
+        """Return the limits at the start of a run."""
+        return cls(rollout_rows, train.microbatch, train.max_tokens_per_microbatch)
 
 
 def until_it_fits(attempt: Callable[[], Result], halve: Callable[[], bool]) -> Result:
-    """What ``attempt`` returns, once it does not run out of memory.
+    """Return the result of ``attempt``, once it does not run out of memory.
 
     Args:
         attempt: may be called several times.
-        halve: asks less of the next attempt; False where there is nothing left to halve.
+        halve: asks for less in the next attempt; returns False where nothing is left to halve.
 
     Raises:
-        Exception: of the attempt, if it is no lack of memory or less cannot be asked.
+        Exception: of the attempt, if it is no lack of memory or less cannot be asked for.
     """
     while True:
         try:
@@ -56,7 +57,7 @@ def until_it_fits(attempt: Callable[[], Result], halve: Callable[[], bool]) -> R
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
     )

@@ -7,6 +7,7 @@ over.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from torch import Tensor
 from rlsparse.storage.atomic import sync
 
 KEPT = 2
+log = logging.getLogger(__name__)
 FORMAT = 1  # of what a checkpoint holds; one of another number is not gone on with
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
@@ -71,12 +73,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool], say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none.
+def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool]) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole; None where there is none. Damaged ones are logged and skipped.
 
     Args:
-        fits: whether the run's other files are as they were when it was written.
-        say: told of each damaged one that is passed over.
+        fits: whether the other files of the run begin as they did when it was written.
     """
     for found in _steps(folder):
         try:
@@ -85,7 +86,7 @@ def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool], say: Calla
                 raise ValueError("the run's files no longer begin as they did")
             return checkpoint
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-            say(f"warning: {found} is damaged and passed over ({error})")
+            log.warning("warning: %s is damaged and skipped (%s)", found, error)
     return None
 
 

@@ -1,20 +1,22 @@
-"""The truth about a run: JSON lines, written whole or not at all, one a row."""
+"""JSON lines: an append-only file of objects, one a line, each written whole or not at all."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line, with the operating system when ``write`` returns."""
+    """Appends rows to a file. A row is with the operating system when ``write`` returns."""
 
     def __init__(self, path: Path, size: int = 0) -> None:
         """
         Args:
-            size: bytes of an earlier file to go on after; what it has beyond them is cut off.
+            size: bytes of an earlier file to append to; what follows them is cut off.
 
         Raises:
             ValueError: the file is shorter than that.
@@ -27,11 +29,12 @@ class JsonLines:
         self._digest = hashlib.sha256(path.read_bytes())
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """
+        """Append a row.
+
         Raises:
-            OSError: there is no room for the row; those before it are as they were.
+            OSError: there is no room for the row; those before it are unchanged.
         """
-        # half of a surrogate pair, which UTF-8 has no bytes for, stands as JSON's own \\udXXX
+        # half of a surrogate pair, which UTF-8 has no bytes for, is written as \\udXXX, as in JSON itself
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
             rest = memoryview(line)
@@ -44,16 +47,17 @@ class JsonLines:
         self._digest.update(line)
 
     def mark(self) -> dict[str, Any]:
-        """What is written so far, on disk when this returns: see ``holds``."""
+        """Flush to disk and return length and hash of what is written so far: see ``begins_with``."""
         os.fsync(self._file.fileno())
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def holds(path: Path, mark: Mapping[str, Any]) -> bool:
-    """Whether a file begins with what it held when it was marked."""
+def begins_with(path: Path, mark: Mapping[str, Any]) -> bool:
+    """Return whether a file begins with what it held when it was marked."""
     try:
         with path.open("rb") as file:
             begin = file.read(mark["bytes"])
@@ -62,6 +66,35 @@ def holds(path: Path, mark: Mapping[str, Any]) -> bool:
     return len(begin) == mark["bytes"] and hashlib.sha256(begin).hexdigest() == mark["sha256"]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a file."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file; those that cannot be read, such as half a line at the end, are left out."""
+    return list(rows_of(_read(path)))
+
+
+def read_last_rows(path: Path, size: int) -> list[Row]:
+    """Return the rows of the last ``size`` bytes of a file that may be growing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            lines = file.read()
+    except OSError:
+        return []
+    return list(rows_of(lines))
+
+
+def rows_of(lines: bytes) -> Iterator[Row]:
+    """Yield the rows of some lines that are JSON objects."""
+    for line in lines.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

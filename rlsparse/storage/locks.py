@@ -15,8 +15,8 @@ from filelock import BaseFileLock, FileLock, LeaseCompromise, SoftFileLease, Tim
 
 from rlsparse.config.schema import ConfigError
 from rlsparse.storage.atomic import read_object, write_whole
+from rlsparse.storage.run_folder import RunFolder
 
-LOCK, LEASE, HOLDER = ".lock", ".lease", "holder.json"
 OTHERS = ("wandb",)  # folders of other programs, whose links nothing of ours follows
 ASKING = 2.0  # seconds: whoever only asks who holds a lock holds it for a moment
 EXPIRY = 30.0  # seconds without a sign of life of its holder, after which a lease is anybody's
@@ -24,12 +24,12 @@ LOST = 75  # exit code: try again later (sysexits.h)
 
 
 def _flock(folder: Path) -> BaseFileLock:
-    return FileLock(folder / LOCK, timeout=ASKING, fallback_to_soft=False)
+    return FileLock(RunFolder(folder).lock, timeout=ASKING, fallback_to_soft=False)
 
 
 def _lease(folder: Path) -> BaseFileLock:
     return SoftFileLease(
-        folder / LEASE, lease_duration=EXPIRY, on_compromise=_lost, timeout=EXPIRY + ASKING, poll_interval=0.5
+        RunFolder(folder).lease, lease_duration=EXPIRY, on_compromise=_lost, timeout=EXPIRY + ASKING, poll_interval=0.5
     )
 
 
@@ -63,18 +63,18 @@ def claimed(folder: Path, kind: str) -> Iterator[bool]:
         ) from error
     try:
         with suppress(OSError):  # only for those who ask; a full disk is for the run itself to report
-            write_whole(folder / HOLDER, json.dumps(_ourselves()))
+            write_whole(RunFolder(folder).holder, json.dumps(_ourselves()))
         yield True
     finally:
         with suppress(OSError):
-            (folder / HOLDER).unlink(missing_ok=True)
+            RunFolder(folder).holder.unlink(missing_ok=True)
         lock.release()
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who works on the run; None where nobody does."""
-    about = read_object(folder / HOLDER) or {}
-    if _is_locked(folder / LOCK) or (_is_leased(folder / LEASE) and not _is_dead(about)):
+    about = read_object(RunFolder(folder).holder) or {}
+    if _is_locked(RunFolder(folder).lock) or (_is_leased(RunFolder(folder).lease) and not _is_dead(about)):
         return about
     return None
 

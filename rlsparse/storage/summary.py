@@ -1,4 +1,4 @@
-"""``summary.json``: what a run was and what came out of it, written once."""
+"""``summary.json``: what a run was and its results, written once."""
 
 import hashlib
 import json
@@ -7,21 +7,30 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from rlsparse.config.run_id import NO_EFFECT as NO_EFFECT
+from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config
 from rlsparse.storage.atomic import read_object, write_whole
+from rlsparse.storage.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from rlsparse.config.run_id import Identity
-
-FILE, PROVENANCE = "summary.json", "provenance.json"
-STATUSES = ("finished", "diverged", "failed")
+DONE = ("finished", "diverged")
+STATUSES = (*DONE, "failed")
 PACKAGES = ("rlsparse", "torch", "transformers", "peft", "hydra-core", "datasets", "math-verify", "wandb")
 Summary = dict[str, Any]
 
 
-def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int, overrides: list[str]) -> Summary:
+class TrainedAdapter(Protocol):
+    """What a summary says of an adapter; see ``components.adapter.base``."""
+
+    budget: int
+
+    def parameters(self) -> list[Any]: ...
+    def ranks(self) -> dict[str, int]: ...
+
+
+def provenance(identity: Identity, experiment: str, algorithm: str, seed: int, overrides: list[str]) -> Summary:
     """Who the run is and what it ran on."""
     return {
         "id": identity.id,
@@ -35,13 +44,17 @@ def provenance(identity: "Identity", experiment: str, algorithm: str, seed: int,
     }
 
 
-def setting(config: Config) -> Summary:
-    """What a table says of a run beside its method: model, task, steps, optimizer steps a rollout, learning rate."""
+def setting(config: Config, task: str) -> Summary:
+    """Return what a table says of a run beside its method.
+
+    Args:
+        task: its name.
+    """
     model = config.model.name if config.model.path is None else f"{config.model.name} (a local folder)"
     train = config.train
     return {
         "model": model,
-        "task": config.task.name,
+        "task": task,
         "steps": train.steps,
         "prompts_per_step": train.prompts_per_step,
         "group_size": train.group_size,
@@ -107,16 +120,15 @@ def results(history: list[dict[str, Any]]) -> Summary:
     }
 
 
-def about_adapter(
-    name: str, ranks: dict[str, int], budget: int, parameters: int, moves: bool, history: list[dict[str, Any]]
-) -> Summary:
-    """What became of the adapter: ranks, budget, trained parameters and, of one whose ranks move, how many did.
+def about_adapter(name: str, adapter: "TrainedAdapter", history: list[dict[str, Any]] | None) -> Summary:
+    """Return ranks, budget and trained parameters of the adapter and, if its ranks move, how many did.
 
     Args:
-        history: the logged rows.
+        history: the recorded rows; None for an adapter whose ranks do not move.
     """
-    about: Summary = {"name": name, "rank": ranks, "budget": budget, "parameters": parameters}
-    if moves:
+    parameters = sum(p.numel() for p in adapter.parameters())
+    about: Summary = {"name": name, "rank": adapter.ranks(), "budget": adapter.budget, "parameters": parameters}
+    if history is not None:
         for count in ("pruned", "reassigned"):
             about[count] = sum(row.get(f"adapter/{count}", 0) for row in history)
     return about
@@ -147,7 +159,7 @@ def headline(summary: Summary) -> str:
 
 def read_summary(folder: Path) -> Summary | None:
     """The summary in a run's folder; None where there is none yet, or none that can be read."""
-    summary = read_object(folder / FILE)
+    summary = read_object(RunFolder(folder).summary)
     return summary if summary is not None and summary.get("status") in STATUSES else None
 
 
@@ -157,12 +169,12 @@ def write_summary(folder: Path, summary: Summary) -> None:
     Raises:
         OSError: it cannot be written; an earlier one is as it was.
     """
-    write_whole(folder / FILE, json.dumps(summary, indent=1, ensure_ascii=False))
+    write_whole(RunFolder(folder).summary, json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 def read_provenance(folder: Path) -> Summary | None:
     """What was known of a run when it began; None where that cannot be read."""
-    begun = read_object(folder / PROVENANCE)
+    begun = read_object(RunFolder(folder).provenance)
     whole = begun is not None and isinstance(begun.get("versions"), dict) and "git" in begun
     return begun if whole else None
 

@@ -1,26 +1,24 @@
 """Before anything begins: bad input ends it with one message, and a sweep that would measure nothing is warned of."""
 
-import json
+import logging
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from rlsparse.config.checks import skips_layers
 from rlsparse.config.compose import run_config
-from rlsparse.config.schema import Config, ConfigError
+from rlsparse.config.schema import ConfigError
 from rlsparse.runtime.preload import import_all
 from rlsparse.sweep.dry_run import Point, describe, nothing_made
 from rlsparse.sweep.plan import sweep_points
 
-SAME_AT_ONE_UPDATE = ("clipped_ratio", "ratio", "log_prob")
+log = logging.getLogger(__name__)
 
 
 class SweepCallback(Callback):
@@ -34,8 +32,9 @@ class SweepCallback(Callback):
         with one_message():
             ours = run_config(config)
             with nothing_made([ours] if dry else []):
-                (identity,) = preflight([ours])
-        warn(idle_off_policy([ours]))
+                checked = preflight([ours])
+        warn(checked.warnings)
+        (identity,) = checked.identities
         if dry:
             print(describe([Point(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
             sys.exit(0)
@@ -74,36 +73,6 @@ def one_message() -> Iterator[None]:
 
 
 def warn(lines: Sequence[str]) -> None:
+    """Log warnings."""
     for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
-
-
-def idle_clipping(configs: Sequence[Config]) -> list[str]:
-    """The warning that an ablation of clipping would measure noise, where it would.
-
-    With one optimizer step per rollout batch the ratio is 1, so that these surrogates have the same gradient.
-    """
-    surrogates: dict[str, set[str]] = {}
-    for config in configs:
-        if config.train.updates_per_rollout == 1 and config.clipping.surrogate in SAME_AT_ONE_UPDATE:
-            rest = {k: v for k, v in asdict(config).items() if k not in ("clipping", "algorithm")}
-            surrogates.setdefault(json.dumps(rest, sort_keys=True), set()).add(config.clipping.surrogate)
-    swept = set().union(*(names for names in surrogates.values() if len(names) > 1))
-    if not swept:
-        return []
-    return [
-        f"clipping is swept ({', '.join(sorted(swept))}) with train.updates_per_rollout=1: the ratio is 1, so "
-        "these have the same gradient and differ only by rounding; add train.updates_per_rollout=4 to compare them"
-    ]
-
-
-def idle_off_policy(configs: Sequence[Config]) -> list[str]:
-    """The warning that a correction has nothing to correct, where the policy itself samples."""
-    names = {one.off_policy.name for one in configs if not skips_layers(one.layer_skip)}
-    idle = sorted(names - {"none"})
-    if not idle:
-        return []
-    return [
-        f"off_policy={','.join(idle)} corrects nothing where layer_skip=off: the policy itself samples, so such a run "
-        "is that of off_policy=none; add layer_skip=r10, say, or leave off_policy out"
-    ]
+        log.warning("warning: %s", line)

@@ -95,7 +95,8 @@ def work(config: Mapping[str, Any], after: int = 0) -> float:
 
     Replay counts as if every prompt had as many right and wrong completions as it asks for.
     """
-    train, evaluation, replay = config["train"], config["eval"], config["token_sampler"]["replay"]
+    train, evaluation = config["train"], config["eval"]
+    replay = config.get("replay") or config["token_sampler"]["replay"]  # the place of the keys in earlier versions
     groups = train["prompts_per_step"] * (1 + replay["successes"] + replay["failures"])
     rows = min(evaluation["max_rows"], config["task"].get("test_rows", evaluation["max_rows"]))
     trained = (train["steps"] - after) * groups * train["group_size"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config
-from rlsparse.execution.run_once import CHECKPOINTS, CONFIG
 from rlsparse.storage.atomic import read_yaml
-from rlsparse.storage.summary import FILE, read_summary
+from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.summary import read_summary
 from rlsparse.sweep.cost_estimate import LEVELS, Estimate, Finished, Sized, estimate, finished, side_by_side, sized
 from rlsparse.sweep.status import RunState, line, run_state
 
@@ -49,7 +49,7 @@ class Point:
 
     def size(self) -> Sized:
         """What is left of it."""
-        after = _saved_step(self.folder / CHECKPOINTS)
+        after = _saved_step(RunFolder(self.folder).checkpoints)
         return sized(asdict(self.config), self.identity.method_hash, self.identity.device, after)
 
 
@@ -142,7 +142,7 @@ def finished_runs(runs_dir: Path, methods: set[str]) -> list[Finished]:
     Args:
         methods: hashes of those that are asked for; where each has a run, no other is read.
     """
-    folders = [file.parent for file in sorted(runs_dir.glob(f"*/*/{FILE}"))]
+    folders = [file.parent for file in sorted(runs_dir.glob("*/*/summary.json"))]
     summaries = {folder: summary for folder in folders if (summary := read_summary(folder)) is not None}
     done = {folder: one for folder, one in summaries.items() if one["status"] == "finished"}
     same = {folder: one for folder, one in done.items() if one.get("method_hash") in methods}
@@ -156,7 +156,7 @@ def _read(summaries: dict[Path, dict[str, Any]]) -> list[Finished]:
     runs = []
     for folder, summary in summaries.items():
         with suppress(Exception):  # whatever is wrong with another run's files
-            runs.append(finished(read_yaml(folder / CONFIG) or {}, summary))
+            runs.append(finished(read_yaml(RunFolder(folder).config) or {}, summary))
     return runs
 
 

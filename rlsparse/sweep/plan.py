@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.config.compose import check_keys, run_config
+from rlsparse.config.compose import added_folders, check_keys, run_config
 from rlsparse.storage.atomic import read_object, write_whole
 from rlsparse.sweep.tuning import Tuning, key_of, tuning
 
@@ -66,7 +66,8 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
     sweeper = config.hydra.sweeper
     grids = _plain(sweeper.get("grids")) or [{}]
     params = _plain(sweeper.get("params")) or {}
-    check_keys(key for axes in (*grids, params, _plain(sweeper.get("tune")) or {}) for key in axes)
+    keys = [key for axes in (*grids, params, _plain(sweeper.get("tune")) or {}) for key in axes]
+    check_keys(keys, added_folders(config))
     narrowed = _narrowed(grids, _typed(config))
     every = [job for grid, typed in narrowed for job in _jobs({**grid, **params}, typed)]
     once = [list(job) for job in dict.fromkeys(map(tuple, every))]

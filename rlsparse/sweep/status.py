@@ -1,15 +1,15 @@
 """``python -m rlsparse.status``: what became of each run of a sweep: finished, running, cut off, failed, missing."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlsparse.storage.atomic import read_yaml
+from rlsparse.storage.jsonl import read_last_rows
 from rlsparse.storage.locks import holder
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import read_summary
 from rlsparse.sweep.plan import read_plan
 
@@ -41,9 +41,9 @@ def run_state(folder: Path, name: str) -> RunState:
     summary = read_summary(folder)
     if summary is not None:
         return RunState(folder.name, name, summary["status"], summary.get("error") or "")
-    if (folder / "summary.json").exists():
+    if RunFolder(folder).summary.exists():
         return RunState(folder.name, name, "failed", "its summary.json cannot be read")
-    if (folder / "config.yaml").is_file():
+    if RunFolder(folder).config.is_file():
         return RunState(folder.name, name, "cut off", _progress(folder))
     return RunState(folder.name, name, "missing")
 
@@ -58,7 +58,7 @@ def sweep_states(experiment: Path) -> list[RunState]:
 
 def _progress(folder: Path) -> str:
     """The last step, of how many, and what the rest will take at the pace of the last steps."""
-    rows = _last_rows(folder / "metrics.jsonl")
+    rows = read_last_rows(RunFolder(folder).metrics, TAIL)
     steps = [row for row in rows if row.get("kind") == "train"]
     if not steps:
         return "no step done"
@@ -72,28 +72,9 @@ def _progress(folder: Path) -> str:
     return f"step {done} of {total}, {(total - done) * seconds:.0f} s of training left"
 
 
-def _last_rows(file: Path) -> list[dict[str, Any]]:
-    """The last whole rows of a file that may be growing, or end in half a line."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - TAIL))
-            lines = opened.read().split(b"\n")[1 if file.stat().st_size > TAIL else 0 :]
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def _steps(folder: Path) -> int | None:
     try:
-        return int((read_yaml(folder / "config.yaml") or {})["train"]["steps"])
+        return int((read_yaml(RunFolder(folder).config) or {})["train"]["steps"])
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
 

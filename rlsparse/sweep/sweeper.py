@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -18,7 +18,7 @@ from rlsparse.execution.run_once import discard_checkpoints
 from rlsparse.runtime.preload import import_all
 from rlsparse.storage.locks import claimed
 from rlsparse.storage.summary import changed_versions, code, read_summary, record_death
-from rlsparse.sweep.callbacks import idle_clipping, idle_off_policy, one_message, warn
+from rlsparse.sweep.callbacks import one_message, warn
 from rlsparse.sweep.dry_run import Places, describe, nothing_made
 from rlsparse.sweep.dry_run import Point as Asked
 from rlsparse.sweep.launchers import Check, Engine, engine_of
@@ -26,6 +26,9 @@ from rlsparse.sweep.plan import Point, sweep_axes, sweep_jobs, sweep_points, swe
 from rlsparse.sweep.status import RunState, report, run_state
 from rlsparse.sweep.trials import all_ended, settled
 from rlsparse.sweep.tuning import Job, Tuning
+
+if TYPE_CHECKING:
+    from rlsparse.execution.preflight import Checked
 
 SHOWN = 300  # characters of an error's beginning and end
 
@@ -198,9 +201,9 @@ def identified(points: Sequence[Point], here: bool, check_by: Callable[[Check], 
     if not points:
         raise ConfigError("hydra.sweeper.params: a sweep without points; give each axis at least one value")
     configs: list[Config] = [point.config for point in points]
-    identities: list[Identity] = check_by(partial(_preflight, configs, _names(points), here))
-    warn(idle_clipping(configs) + idle_off_policy(configs))
-    return identities
+    checked: Checked = check_by(partial(_preflight, configs, _names(points), here))
+    warn(checked.warnings)
+    return checked.identities
 
 
 def _names(points: Sequence[Point]) -> list[str]:
@@ -209,7 +212,7 @@ def _names(points: Sequence[Point]) -> list[str]:
     return [" ".join(o for o in point.overrides if o not in everywhere) for point in points]
 
 
-def _preflight(configs: Sequence[Config], names: Sequence[str], here: bool) -> list[Identity]:
+def _preflight(configs: Sequence[Config], names: Sequence[str], here: bool) -> "Checked":
     import_all()
     from rlsparse.execution.preflight import preflight
 

@@ -1,4 +1,4 @@
-"""What a run costs: seconds by stage and the peak of its memory."""
+"""Seconds by stage, and the peak of memory."""
 
 import ctypes
 import gc
@@ -15,46 +15,61 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Clock:
-    """Seconds by stage, device work included.
+    """Measures seconds by stage, work on the device included.
 
     Attributes:
-        total: seconds by stage since the start.
+        total: seconds by stage since the start of the run.
         last: seconds by stage since the latest lap.
     """
 
     def __init__(self, device: torch.device, earlier: Mapping[str, float] | None = None) -> None:
         """
         Args:
-            earlier: seconds by stage of a run that goes on, and in all (``total``).
+            earlier: seconds by stage of a run that resumes, and in all (``total``).
         """
         earlier = earlier or {}
         self._before = earlier.get("total", 0.0)
         self.total: dict[str, float] = defaultdict(float, {k: v for k, v in earlier.items() if k != "total"})
         self.last: dict[str, float] = defaultdict(float)
         self._device = device
-        self._start = time.perf_counter()
+        self._begin = time.perf_counter()
+        self._stage: tuple[str, float] | None = None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """Count the time within the context as a stage."""
+        self.start(stage)
         yield
+        self.stop()
+
+    def start(self, stage: str) -> None:
+        """Begin a stage, which lasts until ``stop``."""
+        self._stage = stage, time.perf_counter()
+
+    def stop(self) -> None:
+        """End the stage that was begun last; nothing happens where none is open."""
+        if self._stage is None:
+            return
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        stage, start = self._stage
         seconds = time.perf_counter() - start
         self.last[stage] += seconds
         self.total[stage] += seconds
+        self._stage = None
 
     def lap(self) -> None:
-        """A new step begins."""
+        """Begin a new step."""
+        self._stage = None
         self.last.clear()
 
     def elapsed(self) -> float:
-        """Seconds since the clock was made, and those of the run before that."""
-        return self._before + time.perf_counter() - self._start
+        """Return the seconds since the clock was made, and those of the run before that."""
+        return self._before + time.perf_counter() - self._begin
 
 
 def reuse_freed_memory() -> None:
-    """Have glibc keep what is freed: pages given back and taken again at every step cost some per cent of its time."""
+    """Have glibc keep freed memory: giving pages back and taking them again costs some per cent of a step."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # its highest value
@@ -62,7 +77,7 @@ def reuse_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Let go of earlier runs' memory and start a new peak, so that a run in a sweep's process pays for itself only."""
+    """Free the memory of earlier runs and reset the peak, so that each run of a sweep is measured alone."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -75,7 +90,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: torch's peak on a GPU, else the process's peak resident memory."""
+    """Return the peak of memory in bytes: of torch on a GPU, else the resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,10 +1,13 @@
 """The live display: a bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from contextlib import suppress
 
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -21,8 +24,8 @@ class Progress:
         self._start, self._begun = time.monotonic(), 0
         self._shown = {"reward": "", "accuracy": "", "tokens/s": ""}
 
-    def goes_on_after(self, step: int) -> None:
-        """Steps that an earlier process has done take no time here."""
+    def resume_after(self, step: int) -> None:
+        """Start the bar after the steps that an earlier process has done."""
         self._begun = self._bar.initial = step
         self._bar.update(step)
 
@@ -38,15 +41,10 @@ class Progress:
             now = " ".join(f"{key} {value}" for key, value in self._shown.items() if value and key != "accuracy")
             done = step - self._begun
             left = (time.monotonic() - self._start) / done * (self._steps - step) if done > 0 else 0.0
-            self.say(
+            log.info(
                 f"{self._label}: step {step}/{self._steps} accuracy {100 * greedy:.1f}% greedy, "
                 f"{100 * sampled:.1f}% sampled {now}" + (f", {left:.0f} s left" if left else "")
             )
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        with suppress(OSError):  # a terminal that is gone ends no run
-            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         with suppress(OSError):

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ import yaml
 from filelock import FileLock
 
 from rlsparse.config.compose import config_dir
+from rlsparse.storage.jsonl import read_rows, rows_of
 from rlsparse.storage.locks import holder, refuse_links
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import read_summary
 from rlsparse.tracking.viewer import LATER
 
@@ -44,14 +46,14 @@ def publish(
     from rlsparse.tracking.wandb_view import WandbView
 
     refuse_links(folder)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))  # resolves no ${oc.env:SECRET}
-    (folder / "wandb").mkdir(exist_ok=True)
-    with FileLock(folder / "wandb" / ".lock"):  # an earlier process may still be at it
+    config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))  # resolves no ${oc.env:SECRET}
+    RunFolder(folder).wandb.mkdir(exist_ok=True)
+    with FileLock(RunFolder(folder).wandb / ".lock"):  # an earlier process may still be at it
         view = WandbView(folder, config, {**wandb_defaults(), **config["tracker"], **(settings or {})}, pid)
         if view.url:
             print(f"W&B: {view.url}", file=sys.stderr, flush=True)
-        number = _show_rows(view, folder / "metrics.jsonl", over)
-        samples = list(_rows((folder / "samples.jsonl").read_bytes()))
+        number = _show_rows(view, RunFolder(folder).metrics, over)
+        samples = read_rows(RunFolder(folder).samples)
         view.finish(number, samples, read_summary(folder))
 
 
@@ -71,24 +73,12 @@ def _show_rows(view: "WandbView", file: Path, over: Callable[[], bool]) -> int:
             lines = opened.read()
         whole = lines[: lines.rfind(b"\n") + 1]
         at += len(whole)
-        for row in _rows(whole):
+        for row in rows_of(whole):
             view.log(number, row)
             number += 1
         if ended:
             return number
         time.sleep(POLL)
-
-
-def _rows(lines: bytes) -> Iterator[dict[str, Any]]:
-    """The rows that can be read."""
-    for line in lines.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            print(f"W&B: a line that is not JSON is left out: {line[:60]!r}", file=sys.stderr)
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def follow() -> None:

@@ -1,19 +1,25 @@
-"""What a step learns from: prompts → rollouts → rewards, and the same again from the middle where it replays."""
+"""What a step learns from: prompts → rollouts → rewards, and replay from the middle of completions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Prompt, Rollout
-from rlsparse.components.reward.verifier import Score, Verifier
-from rlsparse.config.schema import Config
-from rlsparse.model.policy import Policy, decode
-from rlsparse.rollout import Engine
+from rlsparse.components.component import origin
+from rlsparse.components.reward import Completion, Score, Verifier
+from rlsparse.model.policy import decode
+from rlsparse.rollout import Request, Sampler
 from rlsparse.rollout.layer_skip import without_layers
-from rlsparse.rollout.replay import cut_completions, joined
-from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.rollout.replay import joined
+from rlsparse.runtime.distributed import World
 from rlsparse.tracking.profiling import Clock
+
+
+class RewardError(ValueError):
+    """A reward returned something that is no finite number."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,9 @@ class Experience:
 
     Attributes:
         prompts: P.
-        rollout: of them.
-        texts: B: whole completions, what a prompt holds of them included.
-        scores: B: the verifier's word.
+        rollout: of these prompts.
+        texts: B whole completions, what a prompt holds of them included.
+        scores: B verdicts of the verifier.
         rewards: (P, G).
     """
 
@@ -42,76 +48,101 @@ class Experience:
     @property
     def correct(self) -> Tensor:
         """(P, G) bool."""
-        return torch.tensor([one.correct for one in self.scores]).view(self.rewards.shape)
+        return torch.tensor([score.correct for score in self.scores]).view(self.rewards.shape)
 
     @property
     def begun(self) -> Tensor:
-        """(B,) long: tokens of each row's completion that its prompt holds."""
+        """(B,) long: tokens of the completion of each row that its prompt holds."""
         begun = torch.tensor([prompt.begun for prompt in self.prompts], device=self.rewards.device)
         return begun.repeat_interleave(self.rollout.group_size)
 
+    def __add__(self, other: "Experience") -> "Experience":
+        return Experience(
+            prompts=self.prompts + other.prompts,
+            rollout=joined([self.rollout, other.rollout]),
+            texts=self.texts + other.texts,
+            scores=self.scores + other.scores,
+            rewards=torch.cat([self.rewards, other.rewards]),
+        )
+
 
 @dataclass(frozen=True)
-class Environment:
-    """Where experience comes from.
+class Collected:
+    """The experience of a step.
 
     Attributes:
-        keep_trunk: have rollouts keep what the trunk gave out, where the policy itself writes them.
-        ranks: share the verifying; ``generate`` may share the sampling.
+        first: the prompts of the step.
+        all: the same, followed by the groups that replay added.
+        origins: the number of the prompt that each group of ``all`` belongs to.
+        skipped: decoder layers that did not take part in sampling.
     """
 
-    policy: Policy
-    generate: Engine
+    first: Experience
+    all: Experience
+    origins: list[int]
+    skipped: list[int]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Makes the experience of a step.
+
+    Attributes:
+        group_size: G, completions of each prompt.
+        streams: random streams by stage.
+        keep_states: keep what the frozen layers gave out, where the policy itself samples.
+        world: the ranks that share the verifying; the sampler shares the sampling.
+    """
+
+    algorithm: Algorithm
+    sampler: Sampler
     verifier: Verifier
-    config: Config
+    group_size: int
+    streams: dict[str, Generator]
     clock: Clock
-    keep_trunk: bool
-    ranks: Ranks = ALONE
+    keep_states: bool
+    world: World
 
-    def experience(self, prompts: list[Prompt], left_out: list[int], generator: Generator) -> Experience:
-        """A group of completions of each prompt, scored.
-
-        Args:
-            left_out: decoder layers that do not take part in sampling.
+    def __call__(self, prompts: list[Prompt]) -> Collected:
+        """Return a group of completions of each prompt with rewards, and the groups that replay adds.
 
         Raises:
-            NonFiniteError: the policy's own log-probabilities are not finite.
+            NonFiniteError: the log-probabilities of the policy are not finite.
+            RewardError: the reward returned no finite number.
         """
-        group_size, settings = self.config.train.group_size, self.config.rollout
-        with self.clock("rollout"), without_layers(self.policy, left_out):
-            # another model's states would be of no use to the policy's training
-            keep_trunk = self.keep_trunk and not left_out
-            rollout = self.generate(self.policy, prompts, settings, group_size, generator, keep_trunk=keep_trunk)
-            rollout.require_finite()
+        self.clock.lap()
+        skipped = self.algorithm.layer_skip.choose(self.sampler.policy.depth, self.streams["layer_skip"])
+        first = self._experience(prompts, skipped, self.streams["rollout"])
+        both, origins = first, list(range(len(prompts)))
+        if self.algorithm.replay.active:
+            draws = self.streams["replay"]
+            cut, of = self.algorithm.replay.cut(prompts, first.rollout, first.correct, draws)
+            if cut:
+                both, origins = first + self._experience(cut, skipped, draws), origins + of
+        self.clock.start("train")  # what follows, up to the record of the step
+        return Collected(first, both, origins, skipped)
+
+    def _experience(self, prompts: list[Prompt], skipped: list[int], draws: Generator) -> Experience:
+        policy = self.sampler.policy
+        with self.clock("rollout"), without_layers(policy, skipped):
+            # the states of another model would be of no use to the training of the policy
+            request = Request(prompts, self.group_size, keep_states=self.keep_states and not skipped)
+            rollout = self.sampler(request, draws)
         with self.clock("reward"):
-            texts = decode(self.policy, rollout, prompts)
-            answers = [prompt.problem.answer for prompt in prompts for _ in range(group_size)]
-            scores = self.ranks.each(self.verifier.score, texts, answers)
-            rewards = torch.tensor([one.reward(self.config.task.reward) for one in scores], device=self.policy.device)
-        return Experience(prompts, rollout, texts, scores, rewards.view(-1, group_size))
+            texts = decode(policy, rollout, prompts)
+            problems = [prompt.problem for prompt in prompts for _ in range(self.group_size)]
+            scores = self.world.each(self.verifier.score, texts, [problem.answer for problem in problems])
+            rows = zip(texts, rollout.lengths.tolist(), rollout.ended.tolist(), problems, scores, strict=True)
+            rewards = [self._reward(Completion(*row)) for row in rows]
+        return Experience(
+            prompts, rollout, texts, scores, torch.tensor(rewards, device=policy.device).view(-1, self.group_size)
+        )
 
-
-def with_replay(
-    environment: Environment, first: Experience, left_out: list[int], generator: Generator
-) -> tuple[Experience, list[int]]:
-    """The experience and, where ``token_sampler.replay`` asks for it, groups that go on from its completions.
-
-    Returns:
-        all groups, the given ones first; and for each the number of the prompt it belongs to.
-    """
-    own = list(range(len(first.prompts)))
-    replay = environment.config.token_sampler.replay
-    if replay.successes + replay.failures == 0:
-        return first, own
-    prompts, origins = cut_completions(first.prompts, first.rollout, first.correct, replay, generator)
-    if not prompts:
-        return first, own
-    second = environment.experience(prompts, left_out, generator)
-    both = Experience(
-        prompts=first.prompts + second.prompts,
-        rollout=joined([first.rollout, second.rollout]),
-        texts=first.texts + second.texts,
-        scores=first.scores + second.scores,
-        rewards=torch.cat([first.rewards, second.rewards]),
-    )
-    return both, own + origins
+    def _reward(self, completion: Completion) -> float:
+        reward = self.algorithm.reward(completion)
+        if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
+            raise RewardError(
+                f"reward ({origin(self.algorithm.reward)}): returned {reward!r} for {completion.text[:80]!r}; a reward "
+                "must be a finite number"
+            )
+        return float(reward)

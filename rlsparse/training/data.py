@@ -1,11 +1,11 @@
-"""From a task's rows to prompts that fit the model."""
+"""From the rows of a task to prompts that fit the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlsparse.batch import Problem, Prompt
 from rlsparse.components.task import Task
-from rlsparse.config.schema import ConfigError, EvalConfig, RolloutConfig, TaskConfig
+from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, encode_prompt
 
 
@@ -19,26 +19,25 @@ class TaskPrompts:
     skipped_test: int
 
 
-def encode_task(
-    policy: Policy, task: Task, config: TaskConfig, rollout: RolloutConfig, evaluation: EvalConfig
-) -> TaskPrompts:
-    """Encode the training rows and the first ``eval.max_rows`` held-out rows.
+def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int) -> TaskPrompts:
+    """Encode the training rows and the first ``test_rows`` held-out rows.
 
     Raises:
-        ConfigError: no row of a split leaves room for ``rollout.max_new_tokens`` in the model's context.
+        ConfigError: no row of a split leaves room for ``max_new_tokens`` in the context of the model.
     """
-    room = policy.context - rollout.max_new_tokens
+    room = policy.context - max_new_tokens
+    rows = task.load()
 
     def fitting(split: str, problems: Sequence[Problem]) -> list[Prompt]:
-        prompts = [encode_prompt(policy, one, config.prompt.replace("{question}", one.question)) for one in problems]
+        prompts = [encode_prompt(policy, one, task.prompt.replace("{question}", one.question)) for one in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= room]
         if not kept:
             raise ConfigError(
-                f"rollout.max_new_tokens={rollout.max_new_tokens}: no {split} prompt of task={config.name} leaves so "
-                f"much room in the model's context of {policy.context} tokens; lower it"
+                f"rollout.max_new_tokens={max_new_tokens}: no {split} prompt of task={task.label} leaves so much room "
+                f"in the context of the model, {policy.context} tokens; lower it"
             )
         return kept
 
-    test_rows = task.test[: evaluation.max_rows]
-    train, test = fitting("train", task.train), fitting("test", test_rows)
-    return TaskPrompts(train, test, len(task.train) - len(train), len(test_rows) - len(test))
+    held_out = rows.test[:test_rows]
+    train, test = fitting("train", rows.train), fitting("test", held_out)
+    return TaskPrompts(train, test, len(rows.train) - len(train), len(held_out) - len(test))

@@ -1,13 +1,31 @@
-"""A training step's metrics by their documented names, from what the stages gave out."""
+"""The metrics of a training step by their documented names, and the object that records them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlsparse.batch import ScoredBatch, Selection
-from rlsparse.components.advantage import degenerate_groups
+from rlsparse.components.adapter import TrainedAdapter
+from rlsparse.components.advantage import equal_rewards
+from rlsparse.config.schema import TrainConfig
 from rlsparse.tracking.profiling import Clock
-from rlsparse.training.collect import Experience
-from rlsparse.training.update import UpdateMetrics
+from rlsparse.tracking.tracker import Tracker
+from rlsparse.training.collect import Collected, Experience
+from rlsparse.training.update import UpdateMetrics, learning_rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the stages of a training step gave out.
+
+    Attributes:
+        moved: metrics of the adapter.
+    """
+
+    collected: Collected
+    selection: Selection
+    batch: ScoredBatch
+    updated: UpdateMetrics
+    moved: dict[str, float]
 
 
 @dataclass
@@ -18,12 +36,15 @@ class TokenCount:
     replayed: int = 0
     selected: int = 0
 
-    def add(self, first: Experience, seen: Experience, selection: Selection) -> None:
-        self.generated += seen.sampled
-        self.replayed += seen.sampled - first.sampled
-        self.selected += int((selection.weights != 0).sum())
+    def add(self, step: Step) -> None:
+        """Add the tokens of a step."""
+        sampled = step.collected.all.sampled
+        self.generated += sampled
+        self.replayed += sampled - step.collected.first.sampled
+        self.selected += int((step.selection.weights != 0).sum())
 
     def metrics(self) -> dict[str, float]:
+        """Return the counts by their documented names."""
         return {
             "tokens/generated": self.generated,
             "tokens/replayed": self.replayed,
@@ -31,41 +52,82 @@ class TokenCount:
         }
 
 
-def of_rollout(first: Experience, seen: Experience, clock: Clock) -> dict[str, float]:
-    """How the model that sampled did on the step's prompts, and what that took.
+@dataclass
+class Recorder:
+    """Records training steps and evaluations.
 
-    Args:
-        first: the step's prompts. seen: with the groups that replay added, which only count towards the cost.
+    Attributes:
+        samples: completions of each step that are kept.
+        count: tokens since the start of the run.
     """
+
+    tracker: Tracker
+    clock: Clock
+    config: TrainConfig
+    samples: int
+    count: TokenCount = field(default_factory=TokenCount)
+
+    def start(self, adapter: TrainedAdapter, moves_ranks: bool) -> None:
+        """Record the ranks before the first step, where they change during training."""
+        if moves_ranks:
+            self.tracker.ranks(0, adapter.ranks())
+
+    def step(self, number: int, step: Step, adapter: TrainedAdapter) -> None:
+        """Record a training step, counted from 1."""
+        self.clock.stop()
+        self.count.add(step)
+        metrics = {
+            **rollout_metrics(step.collected, self.clock),
+            **update_metrics(step, self.clock),
+            **self.count.metrics(),
+            **step.moved,
+            "rollout/layers_skipped": len(step.collected.skipped),
+            "train/lr": learning_rate(number, self.config),
+        }
+        self.tracker.train(number, metrics)
+        if "adapter/pruned" in step.moved:
+            self.tracker.ranks(number, adapter.ranks())
+        for row in sample_rows(number, step.collected.first, self.samples):
+            self.tracker.sample(row)
+
+    def evaluation(self, number: int, metrics: dict[str, float]) -> None:
+        """Record an evaluation after a training step."""
+        self.tracker.evaluation(number, {**metrics, "time/eval": self.clock.last["eval"]})
+
+
+def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
+    """Return how the model that sampled did on the prompts of the step, and what that took.
+
+    Groups that replay added count towards the cost alone.
+    """
+    first, everything = collected.first, collected.all
     scores, rewards, rollout = first.scores, first.rewards, first.rollout
     return {
         "task/reward_mean": float(rewards.mean()),
         "task/reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
         "task/accuracy": sum(one.correct for one in scores) / len(scores),
         "task/frac_answered": sum(one.answered for one in scores) / len(scores),
-        "task/verifier_timeouts": sum(one.timed_out for one in seen.scores),
+        "task/verifier_timeouts": sum(one.timed_out for one in everything.scores),
         "rollout/length_mean": first.sampled / len(scores),
         "rollout/frac_truncated": 1 - float(rollout.ended.float().mean()),
         "rollout/entropy": float(rollout.entropy.sum()) / first.sampled,
-        "rollout/frac_degenerate_groups": float(degenerate_groups(rewards).float().mean()),
-        "rollout/tokens_per_second": seen.sampled / clock.last["rollout"],
-        "rollout/replayed_groups": len(seen.prompts) - len(first.prompts),
+        "rollout/frac_degenerate_groups": float(equal_rewards(rewards).float().mean()),
+        "rollout/tokens_per_second": everything.sampled / clock.last["rollout"],
+        "rollout/replayed_groups": len(everything.prompts) - len(first.prompts),
         "time/rollout": clock.last["rollout"],
         "time/reward": clock.last["reward"],
     }
 
 
-def of_update(
-    seen: Experience, batch: ScoredBatch, selection: Selection, updated: UpdateMetrics, clock: Clock
-) -> dict[str, float]:
-    """What was learned from, and what the optimizer did with it."""
-    lengths = seen.rollout.lengths  # (B,)
-    chosen = selection.weights != 0  # (B, T)
-    in_forward = (batch.scales != 0).any(dim=1)  # (B,)
+def update_metrics(step: Step, clock: Clock) -> dict[str, float]:
+    """Return what was learned from, and what the optimizer did with it."""
+    experience, updated = step.collected.all, step.updated
+    chosen = step.selection.weights != 0  # (B, T)
+    in_forward = (step.batch.scales != 0).any(dim=1)  # (B,)
     metrics = {
-        "advantage/abs_mean": float(batch.advantages.abs().sum()) / seen.sampled,
-        "tokens/frac_updated": int(chosen.sum()) / seen.sampled,
-        "tokens/frac_forward": int(lengths[in_forward].sum()) / seen.sampled,
+        "advantage/abs_mean": float(step.batch.advantages.abs().sum()) / experience.sampled,
+        "tokens/frac_updated": int(chosen.sum()) / experience.sampled,
+        "tokens/frac_forward": int(experience.rollout.lengths[in_forward].sum()) / experience.sampled,
         "objective/loss": updated.loss,
         "objective/kl": updated.kl,
         "objective/frac_clipped": updated.frac_clipped,
@@ -76,14 +138,14 @@ def of_update(
     }
     if bool(chosen.any()):
         rows, columns = chosen.nonzero(as_tuple=True)
-        depths = (columns + seen.begun[rows]).float()
+        depths = (columns + experience.begun[rows]).float()  # (number of chosen tokens,)
         metrics["tokens/depth_mean"] = float(depths.mean())
         metrics["tokens/depth_p90"] = float(depths.quantile(0.9))
     return metrics
 
 
 def sample_rows(step: int, experience: Experience, count: int) -> list[dict[str, Any]]:
-    """The first ``count`` completions of the step, for ``samples.jsonl``."""
+    """Return the first ``count`` completions of a step, for ``samples.jsonl``."""
     rewards, group_size = experience.rewards.flatten().tolist(), experience.rollout.group_size
     rows = []
     for row, text in enumerate(experience.texts[:count]):

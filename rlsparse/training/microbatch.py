@@ -1,5 +1,6 @@
 """Cutting a batch into forward passes: rows that have something to teach, bounded by rows and by tokens."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from rlsparse.batch import ScoredBatch
 from rlsparse.config.schema import TrainConfig
-from rlsparse.runtime.distributed import Ranks
+from rlsparse.runtime.distributed import World
 from rlsparse.runtime.oom import MemoryLimits, until_it_fits
 
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 MOST_PADDED = 1.5  # tokens of a microbatch, padding included, for each that is not
 
 
@@ -30,17 +32,18 @@ class Microbatch:
     needed: Tensor
 
 
-def share_of(batch: ScoredBatch, ranks: Ranks) -> ScoredBatch:
-    """The batch as this rank trains on it: of the prompts that teach anything every ``ranks.size``-th one.
+def share_of(batch: ScoredBatch, world: World) -> ScoredBatch:
+    """Return the batch as this rank trains on it: every n-th of the prompts that teach anything, n ranks.
 
-    The rest has scales of 0. Those of the share stay as they are, so that the ranks' losses add up to the batch's.
+    The other rows get scales of 0. Those of the share stay as they are, so the losses of the ranks add up to that of
+    the batch.
     """
-    if ranks.size == 1:
+    if world.size == 1:
         return batch
     rows = (batch.scales != 0).any(dim=1)  # (B,)
     teaches = rows.view(-1, batch.rollout.group_size).any(dim=1)  # (P,)
     number = teaches.long().cumsum(dim=0) - 1  # (P,) of each among those that teach
-    own = (number % ranks.size == ranks.number).repeat_interleave(batch.rollout.group_size)  # (B,)
+    own = (number % world.size == world.rank).repeat_interleave(batch.rollout.group_size)  # (B,)
     return replace(batch, scales=batch.scales * own[:, None])
 
 
@@ -112,22 +115,20 @@ def _piece(stretches: list[_Stretch], needed: Tensor) -> Microbatch:
     return Microbatch(rows, needed[rows, : max(stretch.width for stretch in stretches)])
 
 
+@dataclass
 class FitMicrobatches:
-    """Does something with a batch, microbatch by microbatch, in smaller ones where memory runs out."""
+    """Does something with a batch, microbatch by microbatch, in smaller ones where memory runs out.
 
-    def __init__(
-        self, config: TrainConfig, limits: MemoryLimits | None = None, say: Callable[[str], None] = print
-    ) -> None:
-        """
-        Args:
-            limits: halved where memory runs out; None for the config's own.
-            say: told so, once.
-        """
-        self._config, self._say, self._said = config, say, False
-        self._limits = limits or MemoryLimits(1, config.microbatch, config.max_tokens_per_microbatch)
+    Attributes:
+        limits: rows and tokens of a microbatch; halved where memory runs out, for the rest of the run.
+    """
+
+    config: TrainConfig
+    limits: MemoryLimits
+    _warned: bool = False
 
     def __call__(self, batch: ScoredBatch, attempt: Callable[[list[Microbatch], int], Result]) -> Result:
-        """What the attempt returns, which starts again from the first microbatch after memory ran out.
+        """Return what the attempt returns; after memory ran out it starts again from the first microbatch.
 
         Args:
             attempt: gets the microbatches and the tokens that one may have.
@@ -135,8 +136,8 @@ class FitMicrobatches:
         pieces: list[Microbatch] = []
 
         def once() -> Result:
-            rows, tokens = self._limits.microbatch, self._limits.tokens
-            pieces[:] = microbatches(batch, replace(self._config, microbatch=rows, max_tokens_per_microbatch=tokens))
+            rows, tokens = self.limits.microbatch, self.limits.tokens
+            pieces[:] = microbatches(batch, replace(self.config, microbatch=rows, max_tokens_per_microbatch=tokens))
             return attempt(pieces, tokens)
 
         return until_it_fits(once, lambda: self._halve(batch, pieces))
@@ -151,12 +152,14 @@ class FitMicrobatches:
             int(prompts[(piece.rows // batch.rollout.group_size).unique()].sum()) + piece.needed.numel()
             for piece in pieces
         )
-        self._limits.microbatch = min(self._limits.microbatch, rows) // 2
-        self._limits.tokens = max(1, min(self._limits.tokens, tokens) // 2)
-        if not self._said:
-            self._say(
-                f"out of memory in training: microbatches of {self._limits.microbatch} rows and {self._limits.tokens} "
-                "tokens from here on, and fewer where need be; the gradient does not depend on it"
+        self.limits.microbatch = min(self.limits.microbatch, rows) // 2
+        self.limits.tokens = max(1, min(self.limits.tokens, tokens) // 2)
+        if not self._warned:
+            log.info(
+                "out of memory in training: microbatches of %d rows and %d tokens from now on, and fewer if necessary; "
+                "the gradient does not depend on it",
+                self.limits.microbatch,
+                self.limits.tokens,
             )
-        self._said = True
+        self._warned = True
         return True

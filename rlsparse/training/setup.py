@@ -1,60 +1,162 @@
-"""What training works with besides its config: model, adapter, encoded task, verifier; alike on every rank of a run."""
+"""Everything that training works with, built from a config; the same on every rank of a run."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from rlsparse.components.adapter import ADAPTERS, Adapter
-from rlsparse.components.reward.verifier import Verifier
-from rlsparse.components.task import load_task
+from rlsparse.algorithm import Algorithm
+from rlsparse.components.adapter import TrainedAdapter
+from rlsparse.components.reward import Verifier
 from rlsparse.config.schema import Config
-from rlsparse.model.cache import Loader
-from rlsparse.model.policy import Policy, cpu_threads, resolve_device
-from rlsparse.runtime.distributed import Ranks
+from rlsparse.model.cache import ModelCache
+from rlsparse.model.packing import can_pack, packed_log_probs
+from rlsparse.model.policy import LogProbs, Policy, cpu_threads, resolve_device, token_log_probs
+from rlsparse.rollout import Sampler
+from rlsparse.runtime.distributed import World
 from rlsparse.runtime.rng import stream_seed
-from rlsparse.tracking.profiling import free_memory, reuse_freed_memory
+from rlsparse.runtime.signals import StopRequest
+from rlsparse.storage.checkpoints import Checkpoint
+from rlsparse.storage.run_folder import RunFolder
+from rlsparse.tracking.profiling import Clock, free_memory, reuse_freed_memory
+from rlsparse.tracking.tracker import Tracker
+from rlsparse.training.checkpointing import Checkpointer
+from rlsparse.training.collect import Collector
 from rlsparse.training.data import TaskPrompts, encode_task
+from rlsparse.training.evaluate import Evaluator
+from rlsparse.training.metrics import Recorder
+from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.state import TrainState
+from rlsparse.training.update import Updater
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Everything is in place: the adapter in the policy's model, the verifier's worker at hand."""
+class Place:
+    """Where a process trains: its device, its model, its ranks, and what it writes to.
 
+    Attributes:
+        folder: of the run; None on a rank that writes nothing.
+        saved: the checkpoint to resume from; None at the start of a run.
+        models: keeps the model between runs.
+    """
+
+    device: torch.device
+    world: World
+    folder: RunFolder | None
+    saved: Checkpoint | None
+    tracker: Tracker
+    clock: Clock
+    stop: StopRequest
+    models: ModelCache
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of the training loop.
+
+    Attributes:
+        adapter: in the model of the policy.
+        data: prompts of both splits.
+        state: what a step changes.
+        collect, update, evaluate: stages of the loop.
+        record: records steps and evaluations.
+        checkpoints: saves the state.
+    """
+
+    config: Config
+    algorithm: Algorithm
     policy: Policy
-    adapter: Adapter
+    adapter: TrainedAdapter
     data: TaskPrompts
-    verifier: Verifier
+    state: TrainState
+    collect: Collector
+    update: Updater
+    evaluate: Evaluator
+    record: Recorder
+    checkpoints: Checkpointer
 
 
-def device_of(config: Config, ranks: Ranks) -> torch.device:
-    """The device of this process: where ranks share a machine with several GPUs, each takes its own.
+def device_of(config: Config, world: World) -> torch.device:
+    """Return the device of this process: where ranks share a machine with several GPUs, each takes its own.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: there is no such device here.
     """
     device = resolve_device(config.device)
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", ranks.local % torch.cuda.device_count())
+        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
     return device
 
 
 @contextmanager
-def workplace(config: Config, device: torch.device, loader: Loader) -> Iterator[Workplace]:
-    """Set it up, and leave the loader's model as it was; where training breaks, the model is not used again.
+def training(config: Config, algorithm: Algorithm, place: Place) -> Iterator[Training]:
+    """Build the parts, and leave the cached model as it was; where training fails, the model is not used again.
 
     Raises:
         ConfigError: the model cannot be loaded, or no prompt fits it.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # what libraries allocate without being told where
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)  # what libraries allocate without being told where
     reuse_freed_memory()
-    with loader.lend(config.model, device, config.dtype) as policy:
-        free_memory(device)  # after the model is there, which an earlier run may have loaded
-        with cpu_threads(config.threads, policy.model.num_parameters()), Verifier(config.task) as verifier:
-            data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
-            seed = stream_seed(config.seed, "adapter")
-            adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, seed)
-            yield Workplace(policy, adapter, data, verifier)
+    task = algorithm.task
+    with place.models.lend(config.model, place.device, config.dtype) as policy:
+        free_memory(place.device)  # after the model is there, which an earlier run may have loaded
+        with (
+            cpu_threads(config.threads, policy.model.num_parameters()),
+            Verifier(task.answer_format, task.verifier_time_limit) as verifier,
+        ):
+            data = encode_task(policy, task, algorithm.rollout.max_new_tokens, config.eval.max_rows)
+            adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
+            # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
+            engine = algorithm.rollout.fitting(policy)
+            log_probs_of = scoring_path(policy, config.train.packing)
+            state = TrainState.start(config, adapter, data.train, engine.max_rows, place.saved)
+            sampler = Sampler(policy, engine, state.memory, place.world)
+            yield Training(
+                config,
+                algorithm,
+                policy,
+                adapter,
+                data,
+                state,
+                collect=Collector(
+                    algorithm,
+                    sampler,
+                    verifier,
+                    config.train.group_size,
+                    state.streams,
+                    place.clock,
+                    keep_states=log_probs_of is packed_log_probs,
+                    world=place.world,
+                ),
+                update=Updater(
+                    policy,
+                    log_probs_of,
+                    state.optimizer,
+                    algorithm,
+                    config.train,
+                    FitMicrobatches(config.train, state.memory),
+                    place.world,
+                ),
+                evaluate=Evaluator(sampler, verifier, data.test, config.eval, config.seed, place.clock, place.world),
+                record=Recorder(place.tracker, place.clock, config.train, config.tracker.samples, state.count),
+                checkpoints=Checkpointer(
+                    place.folder, config.train.checkpoint_every, place.tracker, place.clock, place.stop, place.world
+                ),
+            )
         adapter.remove()
+
+
+def scoring_path(policy: Policy, packing: str) -> LogProbs:
+    """Return the packed path where it is wanted and the model allows it; else the plain one, and log the reason."""
+    if packing == "off":
+        return token_log_probs
+    obstacle = can_pack(policy)
+    if obstacle is None:
+        return packed_log_probs
+    log.info("train.packing: off for this model: %s", obstacle)
+    return token_log_probs

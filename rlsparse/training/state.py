@@ -1,4 +1,4 @@
-"""What of a training run changes from step to step, and how it goes into a checkpoint and comes back."""
+"""The state of training: what changes from step to step, and how a checkpoint holds it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from rlsparse.batch import Prompt
-from rlsparse.components.adapter import Adapter
+from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.config.schema import Config
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
@@ -19,7 +19,7 @@ STREAMS = ("rollout", "token_sampler", "layer_skip", "replay")
 
 
 class PromptBatches:
-    """Endless batches of prompts: shuffled passes over all of them, one after the other.
+    """Yields batches of prompts without end: shuffled passes over all of them, one after the other.
 
     Attributes:
         pending: rows of the current pass that are still to come.
@@ -42,10 +42,10 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-        step: the last one that was done.
+        step: the last one that is done.
     """
 
-    adapter: Adapter
+    adapter: TrainedAdapter
     optimizer: Optimizer
     batches: PromptBatches
     streams: dict[str, Generator]
@@ -55,12 +55,20 @@ class TrainState:
 
     @classmethod
     def start(
-        cls, config: Config, adapter: Adapter, prompts: Sequence[Prompt], saved: Checkpoint | None
+        cls,
+        config: Config,
+        adapter: TrainedAdapter,
+        prompts: Sequence[Prompt],
+        rollout_rows: int,
+        saved: Checkpoint | None,
     ) -> "TrainState":
-        """Before the first step, or after the last one that was saved.
+        """Return the state before the first step, or after the last one that was saved.
+
+        Args:
+            rollout_rows: completions sampled at a time, at first.
 
         Raises:
-            ValueError: the checkpoint is of another adapter.
+            ValueError: the checkpoint belongs to another adapter.
         """
         if saved is not None:
             adapter.load_state(_under("adapter", saved.tensors))
@@ -70,14 +78,14 @@ class TrainState:
             batches=PromptBatches(prompts, config.train.prompts_per_step, stream(config.seed, "prompts")),
             streams={name: stream(config.seed, name) for name in STREAMS},
             count=TokenCount(),
-            memory=MemoryLimits.of(config.rollout, config.train),
+            memory=MemoryLimits.of(rollout_rows, config.train),
         )
         if saved is not None:
-            state._go_on(saved)
+            state._resume(saved)
         return state
 
     def checkpoint(self) -> Checkpoint:
-        """All of it; random streams as torch gives their state."""
+        """Return all of it as a checkpoint."""
         moments = {
             f"{index}.{name}": torch.as_tensor(value)
             for index, values in self.optimizer.state_dict()["state"].items()
@@ -92,7 +100,7 @@ class TrainState:
         state = {"pending": self.batches.pending, "count": asdict(self.count), "memory": asdict(self.memory)}
         return Checkpoint(self.step, tensors, state)
 
-    def _go_on(self, saved: Checkpoint) -> None:
+    def _resume(self, saved: Checkpoint) -> None:
         self.step = saved.step
         self.count = TokenCount(**saved.state["count"])
         self.memory = MemoryLimits(**saved.state["memory"])

@@ -4,7 +4,7 @@ import random
 import re
 
 from rlsparse.batch import Problem
-from rlsparse.config.warm_start_schema import NoiseConfig
+from rlsparse.config.schema import NoiseConfig
 
 
 def spoil(problem: Problem, config: NoiseConfig, rng: random.Random) -> str:

@@ -1,13 +1,14 @@
-"""Supervised fine-tuning on a task's written-out solutions: ``python -m rlsparse.warm_start``.
+"""Supervised fine-tuning on the written-out solutions of a task: ``python -m rlsparse.warm_start``.
 
-A stage of its own: it makes a weak model trainable by RL (or a model from nothing, ``model=scratch``) and writes a
-normal model folder that ``model.path=`` takes. With an adapter, that alone is trained, and merged at the end.
+It makes a weak model trainable by RL (or a model from nothing, ``model=scratch``) and writes a normal model folder that
+``model.path=`` takes. With an adapter, that alone is trained, and merged at the end.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,204 +17,298 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.config.checks import check_warm_start, check_writable
+from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
-from rlsparse.config.run_id import Identity, identify
-from rlsparse.config.schema import ConfigError, ScratchConfig
-from rlsparse.config.warm_start_schema import WarmStartConfig
+from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
+from rlsparse.config.schema import ConfigError, ScratchConfig, WarmStartConfig
+from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
-from rlsparse.storage.summary import FILE as SUMMARY
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import Summary, about_adapter, moved_ranks, provenance, read_summary, write_summary
 
 if TYPE_CHECKING:
     import torch
 
-    from rlsparse.components.adapter import Adapter
-    from rlsparse.components.task import Task
+    from rlsparse.components.adapter import Adapter, TrainedAdapter
+    from rlsparse.components.reward import Verifier
+    from rlsparse.components.task import Rows, Task
     from rlsparse.model.policy import Policy
+    from rlsparse.rollout import RolloutEngine
+    from rlsparse.storage.jsonl import JsonLines
     from rlsparse.tracking.profiling import Clock
+    from rlsparse.training.evaluate import Evaluator
+    from rlsparse.warm_start.supervised import Example
 
-ALGORITHM, METRICS, CONFIG = "supervised", "metrics.jsonl", "config.yaml"
+ALGORITHM = "supervised"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of a warm start."""
+
+    task: "Task"
+    adapter: "Adapter"
+    rollout: "RolloutEngine"
+
+    @classmethod
+    def build(cls, config: WarmStartConfig) -> "Parts":
+        """Build them.
+
+        Raises:
+            ConfigError: all that is wrong with them, a line each.
+        """
+        from rlsparse.algorithm import build_parts
+        from rlsparse.components.adapter import Adapter
+        from rlsparse.components.task import Task
+        from rlsparse.rollout import RolloutEngine
+
+        return cls(**build_parts(config, {"task": Task, "adapter": Adapter, "rollout": RolloutEngine}))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A warm start that was found right."""
+
+    parts: Parts
+    rows: "Rows"
+    identity: Identity
 
 
 def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summary:
-    """Train on prompt → solution; write model, tokenizer and what a run leaves to ``out``; a finished one is only read.
+    """Train on prompt → solution; write model, tokenizer and the files of a run to ``out``.
 
-    Without an adapter weights and gradients are float32, with one only the adapter's; with a smaller ``dtype`` the
-    computation runs under autocast. The loss is the mean cross-entropy over a batch's solution tokens, EOS included.
+    A finished warm start is only read. Without an adapter weights and gradients are float32, with one only those of the
+    adapter; with a smaller ``dtype`` the computation runs under autocast. The loss is the mean cross-entropy over the
+    solution tokens of a batch, EOS included.
 
     Args:
         overrides: what the user asked for, from which tables name the method.
 
     Returns:
-        What ``summary.json`` holds: mean loss of each epoch, held-out accuracy and loss before and after, time, memory.
+        The content of ``summary.json``: mean loss of each epoch, held-out accuracy and loss before and after, time,
+        memory.
 
     Raises:
         ConfigError: bad input, before any model loads.
     """
-    from rlsparse.components.adapter import ADAPTERS
     from rlsparse.model.policy import cpu_threads, resolve_device
-    from rlsparse.runtime.rng import stream_seed
     from rlsparse.tracking.profiling import Clock, free_memory, reuse_freed_memory
 
     quieten()
-    out, device = Path(config.out), resolve_device(config.device)
-    task, identity = preflight(config, device.type)
-    earlier = read_summary(out)
-    if earlier is not None and earlier.get("config_hash") == identity.config_hash:
-        _say(f"{out}: finished before, skipped")
+    log_to_terminal()
+    folder, device = RunFolder(Path(config.out)), resolve_device(config.device)
+    checked = preflight(config, device.type)
+    earlier = read_summary(folder.path)
+    if earlier is not None and earlier.get("config_hash") == checked.identity.config_hash:
+        log.info("%s: finished before, skipped", folder.path)
         return earlier
     written = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-    if (out / "config.json").exists() and not _cut_off(out, written):
+    if (folder.path / "config.json").exists() and not _was_cut_off(folder, written):
         raise ConfigError(f"out={config.out}: holds a model already; give a new folder")
     check_writable("out", config.out)
-    (out / CONFIG).write_text(written, encoding="utf-8")
-    summary = provenance(identity, out.resolve().parent.name, ALGORITHM, config.seed, list(overrides))
+    folder.config.write_text(written, encoding="utf-8")
+    summary = provenance(checked.identity, folder.path.resolve().parent.name, ALGORITHM, config.seed, list(overrides))
     clock = Clock(device)
     reuse_freed_memory()
-    policy, stored = _policy(config, task, device)
-    free_memory(device)  # a warm start in a sweep's process pays for itself only
-    make = ADAPTERS.get(config.adapter.name)
-    adapter = make(policy, config.adapter, config.lora_rank, stream_seed(config.seed, "adapter")) if make else None
+    start = _load(config, checked, device)
+    free_memory(device)  # the memory of a warm start is measured alone, also in the process of a sweep
     summary |= {"status": "finished", "error": None, "device": str(device)}
-    with cpu_threads(config.threads, policy.model.num_parameters()):
-        summary |= _train(config, policy, adapter, stored, task, clock)
-    policy.model.save_pretrained(out)
-    policy.tokenizer.save_pretrained(out)
+    with cpu_threads(config.threads, start.policy.model.num_parameters()):
+        summary |= _Training(config, checked, start, folder, clock)()
+    start.policy.model.save_pretrained(folder.path)
+    start.policy.tokenizer.save_pretrained(folder.path)
     summary["time"] = {"total": clock.elapsed(), **clock.total}
-    write_summary(out, summary)
-    _say(f"written to {out}{moved_ranks(summary)}; use it with model.path={out}")
+    write_summary(folder.path, summary)
+    log.info("written to %s%s; use it with model.path=%s", folder.path, moved_ranks(summary), folder.path)
     return summary
 
 
-def _train(
-    config: WarmStartConfig,
-    policy: "Policy",
-    adapter: "Adapter | None",
-    stored: "torch.dtype",
-    task: "Task",
-    clock: "Clock",
-) -> Summary:
-    """Evaluate, train, merge, evaluate what will be written; the summary's part of it."""
-    from rlsparse.components.reward.verifier import Verifier
-    from rlsparse.rollout import engine
-    from rlsparse.storage.jsonl import JsonLines
-    from rlsparse.tracking.metrics import rank_row
-    from rlsparse.tracking.profiling import peak_memory
-    from rlsparse.training.data import encode_task
-    from rlsparse.training.evaluate import evaluate
-    from rlsparse.warm_start.supervised import Example, count_updates, fit, held_out_loss
+@dataclass(frozen=True)
+class _Start:
+    """What is trained.
 
-    settings, held_out_rows = config.warm_start, max(config.eval.max_rows, config.warm_start.loss_rows)
-    data = encode_task(policy, task, config.task, config.rollout, replace(config.eval, max_rows=held_out_rows))
-    train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
-    generate = engine(policy, config.rollout, _say)
-    (Path(config.out) / METRICS).unlink(missing_ok=True)  # of an attempt that was cut off
-    with Verifier(config.task) as verifier, closing(JsonLines(Path(config.out) / METRICS)) as lines:
-        history: list[dict[str, Any]] = []
+    Attributes:
+        stored: the dtype that the checkpoint of the model is stored in.
+        adapter: in the model of the policy; None where all weights are trained.
+    """
+
+    policy: "Policy"
+    stored: "torch.dtype"
+    adapter: "TrainedAdapter | None"
+
+
+@dataclass
+class _Training:
+    """Evaluates, trains, merges, and evaluates what will be written.
+
+    Attributes:
+        history: metrics of the updates.
+    """
+
+    config: WarmStartConfig
+    checked: Checked
+    start: _Start
+    folder: RunFolder
+    clock: "Clock"
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self) -> Summary:
+        """Return the results for the summary."""
+        from rlsparse.components.reward import Verifier
+        from rlsparse.storage.jsonl import JsonLines
+        from rlsparse.training.data import encode_task
+        from rlsparse.warm_start.supervised import Example
+
+        config, task = self.config, self.checked.parts.task
+        held_out_rows = max(config.eval.max_rows, config.warm_start.loss_rows)
+        data = encode_task(self.start.policy, task, self.checked.parts.rollout.max_new_tokens, held_out_rows)
+        train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
+        self.folder.metrics.unlink(missing_ok=True)  # of an attempt that was cut off
+        with (
+            Verifier(task.answer_format, task.verifier_time_limit) as verifier,
+            closing(JsonLines(self.folder.metrics)) as lines,
+        ):
+            evaluator = self._evaluator(verifier, data.test[: config.eval.max_rows])
+            return self._train(
+                train[: config.warm_start.max_rows], test[: config.warm_start.loss_rows], evaluator, lines
+            )
+
+    def _evaluator(self, verifier: "Verifier", prompts: Sequence[Any]) -> "Evaluator":
+        from rlsparse.rollout import Sampler
+        from rlsparse.runtime.distributed import ALONE
+        from rlsparse.runtime.oom import MemoryLimits
+        from rlsparse.training.evaluate import Evaluator
+
+        engine = self.checked.parts.rollout.fitting(self.start.policy)
+        limits = MemoryLimits(engine.max_rows, microbatch=1, tokens=1)  # the latter two are not used here
+        sampler = Sampler(self.start.policy, engine, limits, ALONE)
+        return Evaluator(sampler, verifier, prompts, self.config.eval, self.config.seed, self.clock, ALONE)
+
+    def _train(
+        self, rows: "Sequence[Example]", test: "Sequence[Example]", evaluate: "Evaluator", lines: "JsonLines"
+    ) -> Summary:
+        from rlsparse.tracking.metrics import rank_row
+        from rlsparse.tracking.profiling import peak_memory
+        from rlsparse.warm_start.supervised import count_updates, fit, held_out_loss
+
+        config, policy, adapter = self.config, self.start.policy, self.start.adapter
+        settings, moves = config.warm_start, self.checked.parts.adapter.moves_ranks
 
         def held_out(step: int) -> dict[str, float]:
-            prompts = data.test[: config.eval.max_rows]
-            clock.lap()
-            with clock("eval"):
-                metrics = evaluate(policy, generate, prompts, verifier, config.eval, config.rollout, config.seed)
-                rows = test[: settings.loss_rows]
-                metrics["eval/loss"] = held_out_loss(policy, rows, settings.batch_size, config.dtype)
-            lines.write({"step": step, "kind": "eval", **metrics, "time/eval": clock.last["eval"]})
-            _say(_line(step, metrics))
+            self.clock.lap()
+            metrics = evaluate()
+            with self.clock("eval"):
+                metrics["eval/loss"] = held_out_loss(policy, test, settings.batch_size, config.dtype)
+            lines.write({"step": step, "kind": "eval", **metrics, "time/eval": self.clock.last["eval"]})
+            log.info("%s", _line(step, metrics))
             return {"step": step, **{name.removeprefix("eval/"): value for name, value in metrics.items()}}
 
-        def log(step: int, metrics: dict[str, float]) -> None:
+        def record(step: int, metrics: dict[str, float]) -> None:
             lines.write({"step": step, "kind": "train", **metrics})
-            history.append(metrics)
+            self.history.append(metrics)
             if adapter is not None and "adapter/pruned" in metrics:
                 lines.write(rank_row(step, adapter.ranks()))
 
         base = held_out(0)
-        if adapter is not None and adapter.moves:
+        if adapter is not None and moves:
             lines.write(rank_row(0, adapter.ranks()))
-        rows = train[: settings.max_rows]
-        with clock("train"):
-            losses = fit(policy, rows, settings, config.dtype, config.seed, adapter, log)
-        about = _about(config, policy, adapter, history)
+        with self.clock("train"):
+            losses = fit(policy, rows, config, adapter, record)
+        about = self._about()
         peak = peak_memory(policy.device)  # of training: the merge has the whole model in float32
-        _settle(policy, adapter, stored, Path(config.out))
+        _settle(self.start, self.folder)
         updates = count_updates(len(rows), settings)
-        final = held_out(updates)
-    results = {"base": base, "final": final, "loss": losses, "steps": updates}
-    return {**results, "adapter": about, "peak_memory_bytes": peak}
+        results = {"base": base, "final": held_out(updates), "loss": losses, "steps": updates}
+        return {**results, "adapter": about, "peak_memory_bytes": peak}
+
+    def _about(self) -> Summary:
+        """Return what the summary says of the parameters that were trained."""
+        component, adapter = self.checked.parts.adapter, self.start.adapter
+        if adapter is None:
+            return {"name": component.label, "parameters": self.start.policy.model.num_parameters()}
+        return about_adapter(component.label, adapter, self.history if component.moves_ranks else None)
 
 
-def _about(
-    config: WarmStartConfig, policy: "Policy", adapter: "Adapter | None", history: list[dict[str, Any]]
-) -> Summary:
-    """The summary's word on what was trained."""
-    name = config.adapter.name
-    if adapter is None:
-        return {"name": name, "parameters": policy.model.num_parameters()}
-    trained = sum(tensor.numel() for tensor in adapter.state().values())
-    return about_adapter(name, adapter.ranks(), adapter.budget, trained, adapter.moves, history)
+def _was_cut_off(folder: RunFolder, config: str) -> bool:
+    """Return whether the folder holds an attempt at the same that was stopped while it saved."""
+    if folder.summary.exists() or not folder.config.is_file():
+        return False
+    return folder.config.read_text(encoding="utf-8") == config
 
 
-def _cut_off(out: Path, config: str) -> bool:
-    """Whether what lies there is an attempt at the same that was stopped while it saved."""
-    file = out / CONFIG
-    return not (out / SUMMARY).exists() and file.is_file() and file.read_text(encoding="utf-8") == config
-
-
-def _settle(policy: "Policy", adapter: "Adapter | None", stored: "torch.dtype", out: Path) -> None:
+def _settle(start: _Start, folder: RunFolder) -> None:
     """Make the policy what is written, so that it is what is evaluated: the adapter merged in float32, then cast."""
-    if adapter is not None:
-        adapter.export(out / "adapter")
-        policy.model = adapter.merge()
+    policy = start.policy
+    if start.adapter is not None:
+        start.adapter.export(folder.adapter)
+        policy.model = start.adapter.merge()
         policy.first_adapted, policy.merged = 0, nullcontext
-    for parameter in policy.model.parameters():  # not the buffers: a checkpoint's dtype is not theirs
-        parameter.data = parameter.data.to(stored)
+    for parameter in policy.model.parameters():  # not the buffers: they do not have the dtype of the checkpoint
+        parameter.data = parameter.data.to(start.stored)
 
 
-def preflight(config: WarmStartConfig, device: str) -> "tuple[Task, Identity]":
-    """What can be known to be wrong before weights are loaded; the rows and who the run is.
+def preflight(config: WarmStartConfig, device: str) -> Checked:
+    """Check everything that can be found wrong before weights are loaded.
+
+    Args:
+        device: kind of device that the warm start is on.
 
     Raises:
-        ConfigError: key, value and remedy.
+        ConfigError: all that is wrong, a line each: key, value and remedy.
     """
-    from rlsparse.components.adapter import check_adapter
-    from rlsparse.components.task import load_task
+    from rlsparse.algorithm import identities
     from rlsparse.model.policy import check_model_folder, local_folder, model_skeleton
     from rlsparse.warm_start.supervised import count_updates
 
-    check_warm_start(config)
+    found = problems(config)
+    try:
+        parts = Parts.build(config)
+    except ConfigError as error:
+        found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
     check_model_folder(config.model)
-    task = load_task(config.task)
+    rows = parts.task.load()
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None
-    if config.adapter.name != "none":
+    if not parts.adapter.trains_all_weights:
         if from_nothing:
             raise ConfigError(
-                f"adapter={config.adapter.name}: model=scratch has random weights, of which an adapter would train "
+                f"adapter={parts.adapter.label}: model=scratch has random weights, of which an adapter would train "
                 "next to none; take adapter=none"
             )
-        rows = len(task.train[: config.warm_start.max_rows])
-        updates = count_updates(rows, config.warm_start)
-        check_adapter(model_skeleton(config.model), config.adapter, config.lora_rank, updates)
-    return task, identify(config, None if from_nothing else local_folder(config.model), device)
+        updates = count_updates(len(rows.train[: config.warm_start.max_rows]), config.warm_start)
+        parts.adapter.check(model_skeleton(config.model), config.lora_rank, updates)
+    folder = None if from_nothing else local_folder(config.model)
+    components = {"task": parts.task, "adapter": parts.adapter, "rollout": parts.rollout}
+    inputs = Inputs(
+        identities(components, folder_digest),
+        None if folder is None else folder_digest(folder),
+        device,
+        unused=("lora_rank",) if parts.adapter.trains_all_weights else (),
+    )
+    return Checked(parts, rows, identify(config, inputs))
 
 
-def _policy(config: WarmStartConfig, task: "Task", device: "torch.device") -> "tuple[Policy, torch.dtype]":
-    """The policy, in float32 where its own weights are trained, and the dtype its checkpoint is stored in."""
+def _load(config: WarmStartConfig, checked: Checked, device: "torch.device") -> _Start:
+    """Load the policy, in float32 where its own weights are trained, and attach the adapter."""
     import torch
 
     from rlsparse.model.policy import load_policy, wrap_policy
+    from rlsparse.runtime.rng import stream_seed
     from rlsparse.warm_start.scratch import new_model, new_tokenizer
 
+    rows, adapter = checked.rows, checked.parts.adapter
     if isinstance(config.model, ScratchConfig) and config.model.path is None:
-        tokenizer = new_tokenizer([*task.train, *task.test], config.model.vocabulary)
+        tokenizer = new_tokenizer([*rows.train, *rows.test], config.model.vocabulary)
         model = new_model(config.model, tokenizer, config.seed).to(device)
-        return wrap_policy(model, tokenizer, chat_template=False), torch.float32
+        return _Start(wrap_policy(model, tokenizer, chat_template=False), torch.float32, None)
     policy = load_policy(config.model, device, "auto")
     stored = next(policy.model.parameters()).dtype
-    if config.adapter.name == "none":
+    if adapter.trains_all_weights:
         policy.model.float()
-    return policy, stored
+        return _Start(policy, stored, None)
+    return _Start(policy, stored, adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter")))
 
 
 def _line(step: int, metrics: dict[str, float]) -> str:
@@ -221,10 +316,6 @@ def _line(step: int, metrics: dict[str, float]) -> str:
         f"step {step}: accuracy {100 * metrics['eval/accuracy_greedy']:.1f} % greedy, "
         f"{100 * metrics['eval/accuracy_sampled']:.1f} % sampled, loss {metrics['eval/loss']:.3f} nats a token"
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 register_schemas()
@@ -242,7 +333,7 @@ def _main(config: DictConfig) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Do one warm start, or with -m several."""
     try:
         check_group_options(sys.argv[1:])
     except ConfigError as error:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from rlsparse.batch import Problem, chunks
-from rlsparse.components.adapter import Adapter
-from rlsparse.config.warm_start_schema import NoiseConfig, SupervisedConfig
+from rlsparse.components.adapter import TrainedAdapter
+from rlsparse.config.schema import NoiseConfig, SupervisedConfig, WarmStartConfig
 from rlsparse.model.policy import DTYPES, Policy
 from rlsparse.warm_start.noise import spoil
 
@@ -33,17 +33,15 @@ class Example:
 def fit(
     policy: Policy,
     examples: Sequence[Example],
-    config: SupervisedConfig,
-    dtype: str,
-    seed: int,
-    adapter: Adapter | None,
-    log: Callable[[int, dict[str, float]], None],
+    run: WarmStartConfig,
+    adapter: TrainedAdapter | None,
+    record: Callable[[int, dict[str, float]], None],
 ) -> list[float]:
     """Train the adapter, or without one all weights of the policy.
 
     Args:
-        dtype: of the computation; float32 and auto compute as the weights are stored.
-        log: gets each update's number, from 1, and its metrics.
+        run: ``dtype`` is that of the computation; float32 and auto compute as the weights are stored.
+        record: gets the number of each update, from 1, and its metrics.
 
     Returns:
         Mean loss of each epoch, nats a token.
@@ -51,6 +49,7 @@ def fit(
     from tqdm import tqdm
     from transformers import get_linear_schedule_with_warmup
 
+    config = run.warm_start
     updates = count_updates(len(examples), config)
     per_epoch = updates // config.epochs
     if adapter is None:
@@ -58,7 +57,7 @@ def fit(
     else:
         optimizer = adapter.optimizer(config.lr, config.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * updates), updates)
-    rng = random.Random(f"warm_start/{seed}")
+    rng = random.Random(f"warm_start/{run.seed}")
     losses: list[float] = []
     policy.model.train()
     for epoch in range(1, config.epochs + 1):
@@ -66,7 +65,7 @@ def fit(
         bar = tqdm(list(chunks(shuffled, config.batch_size)), desc=f"epoch {epoch}/{config.epochs}", disable=None)
         for batch in bar:
             start = perf_counter()
-            loss = _cross_entropy(policy, collate(policy, batch, config.noise, rng), dtype, "mean")
+            loss = _cross_entropy(policy, collate(policy, batch, config.noise, rng), run.dtype, "mean")
             optimizer.zero_grad()
             loss.backward()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -77,7 +76,7 @@ def fit(
             schedule.step()
             losses.append(loss.item())
             moved = adapter.after_step(len(losses), updates) if adapter else {}
-            log(len(losses), {**metrics, "time/train": perf_counter() - start, **moved})
+            record(len(losses), {**metrics, "time/train": perf_counter() - start, **moved})
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
         mean = sum(losses[-per_epoch:]) / per_epoch
         tqdm.write(f"epoch {epoch}/{config.epochs}: loss {mean:.3f} nats a token", file=sys.stderr)

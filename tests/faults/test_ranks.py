@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rlsparse.batch import ScoredBatch
 from rlsparse.components.off_policy import Mismatch
-from rlsparse.runtime.distributed import ALONE, Ranks
+from rlsparse.runtime.distributed import ALONE, World
 from rlsparse.training.microbatch import share_of
 from tests.conftest import ROOT, make_rollout
 from tests.faults.killing import SETTING, ended, heed_interrupts, only_run, outcome_of, until_steps, without_times
@@ -58,7 +58,7 @@ def rank_processes(agent: int) -> list[int]:
 
 def test_shares_are_even_and_cover_all():
     for count in (0, 1, 5, 8):
-        bounds = [Ranks(number, 3).bounds(count) for number in range(3)]
+        bounds = [World(number, 3).bounds(count) for number in range(3)]
         assert [row for start, end in bounds for row in range(start, end)] == list(range(count))
         assert max(end - start for start, end in bounds) - min(end - start for start, end in bounds) <= 1
 
@@ -74,7 +74,7 @@ def test_prompts_that_teach_are_dealt_out_in_turn():
     scales = torch.tensor([[1.0], [0], [2], [2], [0], [0], [0], [3], [4], [4]])
     rollout = make_rollout([[5]] * 10, prompts=5)
     batch = ScoredBatch(rollout, torch.ones(10, 1), scales)
-    parts = [share_of(batch, Ranks(number, 2)).scales.flatten().tolist() for number in range(2)]
+    parts = [share_of(batch, World(number, 2)).scales.flatten().tolist() for number in range(2)]
     assert parts == [[1, 0, 0, 0, 0, 0, 0, 3, 0, 0], [0, 0, 2, 2, 0, 0, 0, 0, 4, 4]]
     assert share_of(batch, ALONE) is batch
 

@@ -6,17 +6,19 @@ matrices, B and diag(c)·A.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rlsparse.components.adapter.components import replace_components
-from rlsparse.components.adapter.lora import Lora, Part, set_rank
+from rlsparse.components.adapter.lora import Lora, LoraMatrices, Part, set_rank
 from rlsparse.components.adapter.reallocation import Change, even_ranks, interval, reallocate
-from rlsparse.config.schema import ConfigError, L1raConfig
+from rlsparse.components.adapter.resize import replace_components
+from rlsparse.components.component import Range
+from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy
 
 
@@ -31,39 +33,61 @@ class Gate(nn.Module):
         return self.c[:, None] * A
 
 
-def check_l1ra(config: L1raConfig, adapters: int, rank: int, steps: int) -> None:
-    """Refuse what can only be judged with the model's modules and the number of steps known.
-
-    Args:
-        adapters: number of modules that get one.
-        rank: ``lora_rank``.
-        steps: training steps, or updates of a warm start.
-
-    Raises:
-        ConfigError: the budget gives some adapter less than ``min_rank``, or no rank update comes within the steps.
-    """
-    if config.budget is None and rank < config.min_rank:
-        raise ConfigError(f"adapter.min_rank={config.min_rank}: the adapters start with lora_rank={rank}; lower it")
-    if config.budget is not None and config.budget < adapters * config.min_rank:
-        raise ConfigError(
-            f"adapter.budget={config.budget}: the model gets {adapters} adapters of rank adapter.min_rank="
-            f"{config.min_rank} or more, so it must be at least {adapters * config.min_rank}; raise it, or take fewer "
-            "modules (adapter.target_modules, adapter.layers)"
-        )
-    every = interval(config.update_every, steps)
-    if every >= steps:
-        raise ConfigError(
-            f"adapter.update_every={config.update_every}: the first rank update would come after step {every} of "
-            f"{steps}, so never; give a smaller share of the steps (0.1), or more of them"
-        )
-
-
+@dataclass(frozen=True)
 class L1ra(Lora):
+    """L1RA, Singh et al. 2025 (2509.04884): ΔW = scale·B·diag(c)·A, c in [0, 1], and a budget of ranks that moves.
+
+    Attributes:
+        budget: ranks of all adapters together, spread evenly at the start; None: ``lora_rank`` times the adapters.
+        l1: λ: each optimizer step draws every gate towards 0 by gate_lr·λ.
+        gate_lr: peak learning rate of the gates.
+        update_every: share of the training steps between two rank updates.
+        threshold: components with a smaller gate are removed.
+        reassign: whether freed ranks go to other adapters. exclude_pruned: not to those that lost one just now.
+        min_rank: what each adapter keeps at least.
+    """
+
+    moves_ranks: ClassVar[bool] = True
+
+    budget: Annotated[int | None, Range(1)]
+    l1: Annotated[float, Range(0)]
+    gate_lr: Annotated[float, Range(0, above=True)]
+    update_every: Annotated[float, Range(0, 1, above=True)]
+    threshold: Annotated[float, Range(0, 1, below=True)]
+    reassign: bool
+    exclude_pruned: bool
+    min_rank: Annotated[int, Range(1)]
+
+    def attach(self, policy: Policy, rank: int, seed: int) -> "GatedMatrices":
+        return GatedMatrices(policy, self, rank, seed)
+
+    def check(self, model: nn.Module, rank: int, steps: int) -> None:
+        super().check(model, rank, steps)
+        adapters = len(self.adapted_modules(model))
+        if self.budget is None and rank < self.min_rank:
+            raise ConfigError(f"adapter.min_rank={self.min_rank}: the adapters start with lora_rank={rank}; lower it")
+        if self.budget is not None and self.budget < adapters * self.min_rank:
+            raise ConfigError(
+                f"adapter.budget={self.budget}: the model gets {adapters} adapters of rank adapter.min_rank="
+                f"{self.min_rank} or more, so it must be at least {adapters * self.min_rank}; raise it, or take fewer "
+                "modules (adapter.target_modules, adapter.layers)"
+            )
+        every = interval(self.update_every, steps)
+        if every >= steps:
+            raise ConfigError(
+                f"adapter.update_every={self.update_every}: the first rank update would come after step {every} of "
+                f"{steps}, so never; give a smaller share of the steps (0.1), or more of them"
+            )
+
+    def reallocate(self, gates: Sequence[Tensor], most: Sequence[int], budget: int) -> list[Change]:
+        """Return what a rank update does to each adapter: see ``reallocation.reallocate``."""
+        return reallocate(gates, most, budget, self)
+
+
+class GatedMatrices(LoraMatrices):
     """Gated LoRA matrices whose ranks change while they train; Σ r never exceeds ``budget``."""
 
-    moves = True
-
-    def __init__(self, policy: Policy, config: L1raConfig, rank: int, seed: int) -> None:
+    def __init__(self, policy: Policy, config: L1ra, rank: int, seed: int) -> None:
         """Puts the gated matrices into ``policy.model``, the ranks as even as the budget allows.
 
         Args:
@@ -132,7 +156,7 @@ class L1ra(Lora):
             generator: for the A rows of new components.
         """
         gates = [_gate(layer).c.detach().cpu() for layer in self.layers.values()]
-        changes = reallocate(gates, self._most, self.budget, self._config)
+        changes = self._config.reallocate(gates, self._most, self.budget)
         for layer, change in zip(self.layers.values(), changes, strict=True):
             if change.added or len(change.kept) < layer.r["default"]:
                 self._resize(layer, change, generator)

@@ -1,65 +1,109 @@
-"""LoRA through peft: ΔW = scale·B·A with B (out, r) zero and A (r, in) random at the start (Hu et al. 2021)."""
+"""LoRA through peft."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from rlsparse.config.schema import ConfigError, LoraConfig
+from rlsparse.components.adapter.base import Adapter
+from rlsparse.components.component import Range
+from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
-def target_names(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The module names (``q_proj``, …) that get an adapter.
+@dataclass(frozen=True)
+class Lora(Adapter):
+    """LoRA, Hu et al. 2021 (2106.09685): ΔW = scale·B·A, B (out, r) zero and A (r, in) random at the start.
 
-    Raises:
-        ConfigError: a name that no linear module of a decoder layer has.
+    Attributes:
+        scale: α/r. It is kept while the rank is swept, so that the rank alone changes.
+        target_modules: ``all-linear`` (without the output head) or names of modules, such as ``[q_proj, v_proj]``.
+        layers: ``all``, ``last_third``, or numbers of decoder layers from 0.
     """
-    present = sorted({name.rsplit(".", 1)[-1] for name in _decoder_linears(model)})
-    if config.target_modules == "all-linear":
-        return present
-    wanted = list(config.target_modules)
-    missing = [name for name in wanted if name not in present]
-    if missing:
-        raise ConfigError(
-            f"adapter.target_modules={config.target_modules}: this model has no {', '.join(missing)}; "
-            f"it has {', '.join(present)}"
+
+    scale: Annotated[float, Range(0, above=True)]
+    target_modules: str | list[str]
+    layers: str | list[int]
+
+    def problems(self) -> Iterator[str]:
+        if isinstance(self.layers, str) and self.layers not in ("all", "last_third"):
+            yield f"layers={self.layers}: give all, last_third, or a list of layer numbers such as [8,9]"
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            yield f"target_modules={self.target_modules}: give all-linear, or a list of names such as [q_proj,v_proj]"
+
+    def attach(self, policy: Policy, rank: int, seed: int) -> "LoraMatrices":
+        return LoraMatrices(policy, self, rank, seed)
+
+    def check(self, model: nn.Module, rank: int, steps: int) -> None:
+        weights: list[Any] = [model.get_submodule(name).weight for name in self.adapted_modules(model)]
+        most = max(min(weight.shape) for weight in weights)
+        if rank > most:
+            raise ConfigError(
+                f"lora_rank={rank}: no module that this model adapts has matrices of a rank above {most}; lower it"
+            )
+
+    def peft_config(self, model: nn.Module, rank: int) -> Any:
+        """Return the configuration that peft makes the matrices from; a subclass may change it."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=self.scale * rank,
+            lora_dropout=0.0,
+            target_modules=self.target_names(model),
+            layers_to_transform=None if self.layers == "all" else self.target_layers(model),
         )
-    return wanted
 
+    def target_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the modules (``q_proj``, …) that get an adapter.
 
-def target_layers(model: nn.Module, config: LoraConfig) -> list[int]:
-    """The numbers of the decoder layers that get adapters, ascending.
+        Raises:
+            ConfigError: a name that no linear module of a decoder layer has.
+        """
+        present = sorted({name.rsplit(".", 1)[-1] for name in _decoder_linears(model)})
+        if self.target_modules == "all-linear":
+            return present
+        wanted = list(self.target_modules)
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise ConfigError(
+                f"adapter.target_modules={self.target_modules}: this model has no {', '.join(missing)}; "
+                f"it has {', '.join(present)}"
+            )
+        return wanted
 
-    Raises:
-        ConfigError: a layer that the model does not have.
-    """
-    layers = sorted({int(number) for name in _decoder_linears(model) for number in LAYER.findall(name)})
-    if config.layers == "all":
-        return layers
-    if config.layers == "last_third":
-        return layers[-max(1, len(layers) // 3) :]
-    wanted = sorted(config.layers)
-    if any(layer not in layers for layer in wanted):
-        raise ConfigError(f"adapter.layers={config.layers}: this model has layers 0 to {layers[-1]}")
-    return wanted
+    def target_layers(self, model: nn.Module) -> list[int]:
+        """Return the numbers of the decoder layers that get adapters, ascending.
 
+        Raises:
+            ConfigError: a layer that the model does not have.
+        """
+        layers = sorted({int(number) for name in _decoder_linears(model) for number in LAYER.findall(name)})
+        if self.layers == "all":
+            return layers
+        if self.layers == "last_third":
+            return layers[-max(1, len(layers) // 3) :]
+        wanted = sorted(layer for layer in self.layers if isinstance(layer, int))
+        if any(layer not in layers for layer in wanted):
+            raise ConfigError(f"adapter.layers={self.layers}: this model has layers 0 to {layers[-1]}")
+        return wanted
 
-def adapted_modules(model: nn.Module, config: LoraConfig) -> list[str]:
-    """The full names of the modules that get an adapter, in the model's order."""
-    names, layers = target_names(model, config), target_layers(model, config)
-    return [
-        module
-        for module in _decoder_linears(model)
-        if module.rsplit(".", 1)[-1] in names and all(int(number) in layers for number in LAYER.findall(module))
-    ]
+    def adapted_modules(self, model: nn.Module) -> list[str]:
+        """Return the full names of the modules that get an adapter, in the order of the model."""
+        names, layers = self.target_names(model), self.target_layers(model)
+        return [
+            module
+            for module in _decoder_linears(model)
+            if module.rsplit(".", 1)[-1] in names and all(int(number) in layers for number in LAYER.findall(module))
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,7 +115,7 @@ class Part:
     dim: int
 
 
-class Lora:
+class LoraMatrices:
     """LoRA matrices on a policy's model. The adapter is kept in float32, whatever the base model's dtype.
 
     There is no dropout: the policy is sampled without it, so it is trained without it too.
@@ -79,29 +123,18 @@ class Lora:
     Attributes:
         layers: peft's layer of each adapted module, by the module's name.
         budget: the ranks of all adapters together, at most.
-        moves: whether ranks change while it trains.
     """
 
-    moves = False
-
-    def __init__(self, policy: Policy, config: LoraConfig, rank: int, seed: int) -> None:
-        """Puts the matrices into ``policy.model``, which becomes a peft model.
+    def __init__(self, policy: Policy, config: Lora, rank: int, seed: int) -> None:
+        """Put the matrices into ``policy.model``, which becomes a peft model.
 
         Args:
             rank: r of every matrix pair.
-            seed: of A's random start.
+            seed: of the random start of A.
         """
-        from peft import LoraConfig as PeftLoraConfig
         from peft import get_peft_model
 
-        peft_config = PeftLoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=config.scale * rank,
-            lora_dropout=0.0,
-            target_modules=target_names(policy.model, config),
-            layers_to_transform=None if config.layers == "all" else target_layers(policy.model, config),
-        )
+        peft_config = config.peft_config(policy.model, rank)
         with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(seed)
             policy.model = get_peft_model(policy.model, peft_config).eval()
@@ -112,7 +145,7 @@ class Lora:
             if hasattr(module, "lora_A")
         }
         self.budget = rank * len(self.layers)
-        policy.first_adapted = target_layers(policy.model, config)[0]
+        policy.first_adapted = config.target_layers(policy.model)[0]
         policy.merged = self.merged
 
     @contextmanager

@@ -2,10 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from rlsparse.config.schema import L1raConfig
+
+class Rules(Protocol):
+    """The settings of an adapter that a rank update follows; see ``L1ra``."""
+
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def min_rank(self) -> int: ...
+    @property
+    def reassign(self) -> bool: ...
+    @property
+    def exclude_pruned(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ def interval(update_every: float, steps: int) -> int:
     return max(1, round(update_every * steps))
 
 
-def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, config: L1raConfig) -> list[Change]:
+def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, rules: Rules) -> list[Change]:
     """Prune the components whose gate is below the threshold and hand free ranks on, one each in turn.
 
     Free is what the budget leaves, earlier rounds' rest included. It goes to the adapters that lost none (to all with
@@ -38,10 +50,10 @@ def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, config
         most: the rank that each adapter's matrix allows, min(in, out).
         budget: Σ r at most.
     """
-    kept = [_survivors(gate, config) for gate in gates]
+    kept = [_survivors(gate, rules) for gate in gates]
     ranks = [len(indices) for indices in kept]
-    if config.reassign:
-        takers = [i for i, gate in enumerate(gates) if not config.exclude_pruned or len(kept[i]) == len(gate)]
+    if rules.reassign:
+        takers = [i for i, gate in enumerate(gates) if not rules.exclude_pruned or len(kept[i]) == len(gate)]
         takers.sort(key=lambda i: -float(gates[i][kept[i]].min()))  # stable: ties in the adapters' order
         ranks = _hand_out(budget - sum(ranks), ranks, takers, most)
     return [Change(indices, rank - len(indices)) for indices, rank in zip(kept, ranks, strict=True)]
@@ -62,9 +74,9 @@ def _hand_out(free: int, ranks: Sequence[int], takers: Sequence[int], most: Sequ
     return after
 
 
-def _survivors(gate: Tensor, config: L1raConfig) -> Tensor:
+def _survivors(gate: Tensor, rules: Rules) -> Tensor:
     """Components at or above the threshold; where they are too few, the ``min_rank`` largest."""
-    above = (gate >= config.threshold).nonzero().squeeze(1)
-    if len(above) >= config.min_rank:
+    above = (gate >= rules.threshold).nonzero().squeeze(1)
+    if len(above) >= rules.min_rank:
         return above
-    return gate.argsort(descending=True, stable=True)[: config.min_rank].sort().values
+    return gate.argsort(descending=True, stable=True)[: rules.min_rank].sort().values

@@ -1,50 +1,97 @@
-"""Surrogates: what a selected token contributes to the objective that is maximised.
+"""Surrogates: what a selected token contributes to the objective that is maximised. Config group ``clipping``."""
 
-Every surrogate is ``f(log_probs (b, T), old_log_probs (b, T), advantages (b, T), config) -> (b, T)``.
-"""
-
-from collections.abc import Callable
-from typing import cast
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from rlsparse.config.schema import ClippedRatioConfig, ClippingConfig
+from rlsparse.components.component import Component, Range
 
 
-def clipped_ratio(log_probs: Tensor, old: Tensor, advantages: Tensor, config: ClippingConfig) -> Tensor:
-    """min(ρA, clip(ρ, 1−ε_lo, 1+ε_hi)·A), ρ = π/π_old. PPO's clipping as in GRPO, Shao et al. 2024, eq. 3."""
-    bounds = cast(ClippedRatioConfig, config)
-    rho = torch.exp(log_probs - old)
-    return torch.minimum(rho * advantages, rho.clamp(1 - bounds.epsilon_low, 1 + bounds.epsilon_high) * advantages)
+@dataclass(frozen=True)
+class Surrogate(Component, ABC):
+    """The term of a token, which is maximised.
+
+    Traits:
+        same_gradient_at_ratio_1: its gradient at π = π_old is A·∇log π. All surrogates of this trait are the same
+            method where each rollout batch gets a single optimizer step.
+        bounds_ratio: it is defined by bounds on π/π_old.
+    """
+
+    same_gradient_at_ratio_1: ClassVar[bool] = False
+    bounds_ratio: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """Return the term of each token, (b, T).
+
+        Args:
+            log_probs: (b, T) under the policy π, with gradient.
+            old_log_probs: (b, T) under π_old, the policy at rollout time.
+            advantages: (b, T).
+        """
+
+    def clipped(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """Return which tokens get no gradient because of a bound, (b, T) bool; the arguments are those of a call."""
+        return torch.zeros_like(advantages, dtype=torch.bool)
 
 
-def ratio(log_probs: Tensor, old: Tensor, advantages: Tensor, config: ClippingConfig) -> Tensor:
-    """ρA. S-GRPO, Lee & Tong 2025 (2504.20834)."""
-    return torch.exp(log_probs - old) * advantages
+@dataclass(frozen=True)
+class ClippedRatio(Surrogate):
+    """min(ρA, clip(ρ, 1−ε_low, 1+ε_high)·A), ρ = π/π_old. The clipping of PPO as in GRPO, Shao et al. 2024, eq. 3."""
+
+    same_gradient_at_ratio_1: ClassVar[bool] = True
+    bounds_ratio: ClassVar[bool] = True
+
+    epsilon_low: Annotated[float, Range(0, 1)]
+    epsilon_high: Annotated[float, Range(0)]
+
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        rho = torch.exp(log_probs - old_log_probs)  # (b, T)
+        return torch.minimum(rho * advantages, rho.clamp(1 - self.epsilon_low, 1 + self.epsilon_high) * advantages)
+
+    def clipped(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        rho = torch.exp(log_probs - old_log_probs)  # (b, T)
+        too_high = (rho > 1 + self.epsilon_high) & (advantages > 0)  # (b, T)
+        too_low = (rho < 1 - self.epsilon_low) & (advantages < 0)  # (b, T)
+        return too_high | too_low
 
 
-def log_prob(log_probs: Tensor, old: Tensor, advantages: Tensor, config: ClippingConfig) -> Tensor:
+@dataclass(frozen=True)
+class Ratio(Surrogate):
+    """ρA, ρ = π/π_old: the clipped ratio without its bounds."""
+
+    same_gradient_at_ratio_1: ClassVar[bool] = True
+
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return torch.exp(log_probs - old_log_probs) * advantages
+
+
+@dataclass(frozen=True)
+class SelfRatio(Surrogate):
+    """A·π/stop_gradient(π): A in value, A·∇log π in gradient, at every update. S-GRPO, Lee & Tong 2025 (2504.20834)."""
+
+    same_gradient_at_ratio_1: ClassVar[bool] = True
+
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return torch.exp(log_probs - log_probs.detach()) * advantages
+
+
+@dataclass(frozen=True)
+class LogProb(Surrogate):
     """A·log π. RGRA, Carrino et al. 2026 (2603.18756); REINFORCE."""
-    return log_probs * advantages
+
+    same_gradient_at_ratio_1: ClassVar[bool] = True
+
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return log_probs * advantages
 
 
-def prob(log_probs: Tensor, old: Tensor, advantages: Tensor, config: ClippingConfig) -> Tensor:
+@dataclass(frozen=True)
+class Prob(Surrogate):
     """A·π. T-SPMO, Lee & Tong 2025 (2504.20834)."""
-    return torch.exp(log_probs) * advantages
 
-
-def clipped(log_probs: Tensor, old: Tensor, advantages: Tensor, config: ClippedRatioConfig) -> Tensor:
-    """(b, T) bool: the minimum takes the clipped branch, so the token has no gradient."""
-    rho = torch.exp(log_probs - old)
-    too_high = (rho > 1 + config.epsilon_high) & (advantages > 0)
-    too_low = (rho < 1 - config.epsilon_low) & (advantages < 0)
-    return too_high | too_low
-
-
-SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, ClippingConfig], Tensor]] = {
-    "clipped_ratio": clipped_ratio,
-    "ratio": ratio,
-    "log_prob": log_prob,
-    "prob": prob,
-}
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        return torch.exp(log_probs) * advantages

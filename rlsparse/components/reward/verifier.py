@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 
 from rlsparse.components.reward.answer import ANSWER_FORMATS, is_one_number, nesting, plain_number
-from rlsparse.config.schema import RewardConfig, TaskConfig
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
@@ -35,10 +34,6 @@ class Score:
     answered: bool
     timed_out: bool = False
 
-    def reward(self, values: RewardConfig) -> float:
-        """The reward: correct or wrong, plus the format bonus where there is an answer."""
-        return (values.correct if self.correct else values.wrong) + (values.format if self.answered else 0.0)
-
 
 class VerifierError(RuntimeError):
     """math-verify's process cannot be started: rewards would silently be zero, so the run must stop."""
@@ -47,9 +42,14 @@ class VerifierError(RuntimeError):
 class Verifier:
     """Reads and checks final answers. A context manager, since it may own a process."""
 
-    def __init__(self, config: TaskConfig) -> None:
-        self._read = ANSWER_FORMATS[config.answer_format]
-        self._time_limit = config.verifier_time_limit
+    def __init__(self, answer_format: str, time_limit: float) -> None:
+        """
+        Args:
+            answer_format: name in ``ANSWER_FORMATS``.
+            time_limit: processor time that math-verify may take for one answer, seconds.
+        """
+        self._read = ANSWER_FORMATS[answer_format]
+        self._time_limit = time_limit
         self._worker: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Verifier":

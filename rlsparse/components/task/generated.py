@@ -1,61 +1,108 @@
-"""Tasks made by code: worked arithmetic, with a held-out split that no seed can move."""
+"""Tasks made by code: worked arithmetic, with a held-out split that no seed can change."""
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated
 
 from rlsparse.batch import Problem
-from rlsparse.config.schema import ConfigError, GeneratedTaskConfig
+from rlsparse.components.component import MOST_ROWS, Range
+from rlsparse.components.task.base import Rows, Task
+from rlsparse.config.schema import ConfigError
 
-PATIENCE = 10_000  # draws without a new problem after which all have come
+PATIENCE = 10_000  # draws in a row without a new problem, after which there are no more
 HELD_OUT_SHARE = 0.2  # of the problems; which ones is decided by a hash of their numbers
 
 NAMES = ("Tom", "Ann", "Sam", "Mia")
 THINGS = ("apples", "books", "pens", "coins")
 
 
-def multiplication(config: GeneratedTaskConfig) -> tuple[list[Problem], list[Problem]]:
+@dataclass(frozen=True)
+class GeneratedTask(Task):
+    """Problems drawn at random. A problem is held out by a hash of its numbers, which no seed can change.
+
+    Attributes:
+        seed: of the training rows. train_rows, test_rows: how many rows are drawn.
+    """
+
+    seed: int
+    train_rows: Annotated[int, Range(1, MOST_ROWS)]
+    test_rows: Annotated[int, Range(1, MOST_ROWS)]
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Problem:
+        """Return a problem, drawn with the given generator."""
+
+    def load(self) -> Rows:
+        train = list(islice(self._draws(self.seed, "train"), self.train_rows))
+        # the held-out rows are all different, and the same for every seed
+        test: dict[str, Problem] = {}
+        again = 0  # problems in a row that were drawn before
+        for problem in self._draws(0, "test"):
+            again = again + 1 if problem.question in test else 0
+            test.setdefault(problem.question, problem)
+            if len(test) == self.test_rows:
+                return Rows(train, list(test.values()))
+            if again == PATIENCE:
+                break
+        raise ConfigError(
+            f"task.test_rows={self.test_rows}: task={self.name} has only {len(test)} different held-out problems"
+        )
+
+    def _draws(self, seed: int, split: str) -> Iterator[Problem]:
+        rng = random.Random(f"{split}/{seed}")
+        while True:
+            problem = self.draw(rng)
+            if _held_out(problem.question) == (split == "test"):
+                yield problem
+
+
+@dataclass(frozen=True)
+class Multiplication(GeneratedTask):
     """Two-digit times one-digit numbers: ``57*4=`` → ``50*4+7*4=200+28=228``."""
 
-    def draw(rng: random.Random) -> Problem:
-        a, b = rng.randint(10, 99), rng.randint(2, 9)
-        return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b))
-
-    return _split(config, draw)
+    def draw(self, rng: random.Random) -> Problem:
+        return _product(rng)
 
 
-def word_problems(config: GeneratedTaskConfig) -> tuple[list[Problem], list[Problem]]:
+@dataclass(frozen=True)
+class WordProblems(GeneratedTask):
     """Templates of one or two steps: ``Tom has 23 apples. Tom gets 45 more. How many apples?``"""
-    return _split(config, _word_problem)
 
-
-def arithmetic(config: GeneratedTaskConfig) -> tuple[list[Problem], list[Problem]]:
-    """Both, in turn."""
-
-    def draw(rng: random.Random) -> Problem:
-        if rng.random() < 0.5:
-            a, b = rng.randint(10, 99), rng.randint(2, 9)
-            return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b))
+    def draw(self, rng: random.Random) -> Problem:
         return _word_problem(rng)
 
-    return _split(config, draw)
+
+@dataclass(frozen=True)
+class Arithmetic(GeneratedTask):
+    """Multiplication and word problems, one or the other with equal chance."""
+
+    def draw(self, rng: random.Random) -> Problem:
+        return _product(rng) if rng.random() < 0.5 else _word_problem(rng)
+
+
+def _product(rng: random.Random) -> Problem:
+    a, b = rng.randint(10, 99), rng.randint(2, 9)
+    return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b))
 
 
 def times(a: int, b: int) -> str:
-    """The worked product of a two-digit and a one-digit number, place by place."""
+    """Return the worked product of a two-digit and a one-digit number, place by place."""
     tens, ones = a // 10 * 10, a % 10
     return f"{tens}*{b}+{ones}*{b}={tens * b}+{ones * b}={a * b}"
 
 
 def plus(a: int, b: int) -> str:
-    """The worked sum: tens and ones apart."""
+    """Return the worked sum: tens and ones apart."""
     tens, ones = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
     return f"{a}+{b}={tens}+{ones}={a + b}"
 
 
 def minus(a: int, b: int) -> str:
-    """The worked difference: first the tens, then the ones."""
+    """Return the worked difference: first the tens, then the ones."""
     return f"{a}-{b}={a - b // 10 * 10}-{b % 10}={a - b}"
 
 
@@ -78,33 +125,6 @@ def _word_problem(rng: random.Random) -> Problem:
         work, answer = f"{plus(a, b)}\n{minus(a + b, c)}", a + b - c
     question = f"{story} How many {thing}?"
     return Problem(question=question, answer=str(answer), solution=f"{work}\n#### {answer}")
-
-
-def _split(
-    config: GeneratedTaskConfig, draw: Callable[[random.Random], Problem]
-) -> tuple[list[Problem], list[Problem]]:
-    train = list(islice(_draws(draw, config.seed, "train"), config.train_rows))
-    # The held-out rows are all different, and the same for every seed.
-    test: dict[str, Problem] = {}
-    again = 0  # problems in a row that were there already
-    for problem in _draws(draw, 0, "test"):
-        again = again + 1 if problem.question in test else 0
-        test.setdefault(problem.question, problem)
-        if len(test) == config.test_rows:
-            return train, list(test.values())
-        if again == PATIENCE:
-            break
-    raise ConfigError(
-        f"task.test_rows={config.test_rows}: task={config.name} has only {len(test)} different held-out problems"
-    )
-
-
-def _draws(draw: Callable[[random.Random], Problem], seed: int, split: str) -> Iterator[Problem]:
-    rng = random.Random(f"{split}/{seed}")
-    while True:
-        problem = draw(rng)
-        if _held_out(problem.question) == (split == "test"):
-            yield problem
 
 
 def _held_out(question: str) -> bool:

@@ -12,7 +12,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlsparse.batch import Rollout, TrunkStates
+from rlsparse.batch import FrozenStates, Rollout
 from rlsparse.model.attention import attend, attending_by, obstacle, register
 from rlsparse.model.frozen_layers import captured, starting_from
 from rlsparse.model.fused_head import chosen_log_probs
@@ -54,8 +54,8 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
             # else peft would copy every input to float32 and keep the copy
             changed.enter_context(torch.autocast(policy.device.type, dtype))
             changed.enter_context(disable_input_dtype_casting(policy.causal_lm))
-        if rollout.trunk is not None:
-            hidden = packed.gather(rollout.trunk.prompt, rollout.trunk.completion)  # (1, L, H)
+        if rollout.frozen_states is not None:
+            hidden = packed.gather(rollout.frozen_states.prompt, rollout.frozen_states.completion)  # (1, L, H)
             changed.enter_context(starting_from(decoder, policy.first_adapted, hidden))
         states = decoder(
             input_ids=packed.gather(rollout.prompt_ids, rollout.completion_ids),
@@ -122,7 +122,7 @@ register(ATTENTION, packed_attention)
 
 
 def _probe(policy: Policy) -> Rollout:
-    """Two prompts of 3 and 2 tokens with two completions each, and what the trunk gives for them."""
+    """Two prompts of 3 and 2 tokens with two completions each, and what the frozen layers give for them."""
     vocabulary = policy.causal_lm.get_output_embeddings().out_features
     S, B, T = 3, 4, TOKENS
     ids = torch.arange(1, 1 + 2 * S + B * T, device=policy.device) % vocabulary
@@ -131,11 +131,11 @@ def _probe(policy: Policy) -> Rollout:
     whole = torch.cat([prompt_ids.repeat_interleave(2, dim=0), completion_ids], dim=1)  # (B, S + T)
     mask = torch.arange(S + T, 0, -1, device=policy.device) <= T + prompt_lengths.repeat_interleave(2)[:, None]
     decoder = policy.causal_lm.get_decoder()
-    trunk = None
+    states = None
     if policy.first_adapted > 0:
         with captured(decoder, policy.first_adapted) as capture:
             decoder(input_ids=whole, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
-        trunk = TrunkStates(capture.hidden[::2, :S], capture.hidden[:, S:])
+        states = FrozenStates(capture.hidden[::2, :S], capture.hidden[:, S:])
     zeros = torch.zeros(B, T, device=policy.device)
     return Rollout(
         prompt_ids=prompt_ids,
@@ -145,5 +145,5 @@ def _probe(policy: Policy) -> Rollout:
         ended=zeros[:, 0].bool(),
         log_probs=zeros,
         entropy=zeros,
-        trunk=trunk,
+        frozen_states=states,
     )

@@ -1,0 +1,67 @@
+"""The base classes of advantages."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlsparse.batch import Rollout
+from rlsparse.components.component import Component
+
+
+@dataclass(frozen=True)
+class Advantage(Component, ABC):
+    """Gives every completion token an advantage.
+
+    Traits:
+        min_group_size: the fewest completions of a prompt that it can compare.
+        per_transition: it credits the distinct transitions of a prefix tree, each once, and nothing else; the token
+            sampler must then pick these.
+    """
+
+    min_group_size: ClassVar[int] = 1
+    per_transition: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
+        """Return the advantages, (B, T), in units of reward; exactly 0 past the end of a completion.
+
+        Args:
+            rewards: (P, G).
+            rollout: of P prompts with G completions each.
+        """
+
+
+@dataclass(frozen=True)
+class GroupBaseline(Advantage):
+    """An advantage that compares a completion with its group and is the same for all tokens of a completion.
+
+    Where all rewards of a group are equal, the advantage is exactly 0: the floating-point mean of equal numbers may
+    differ from them by a rounding error, which a division by a small standard deviation would enlarge.
+    """
+
+    min_group_size: ClassVar[int] = 2
+
+    @abstractmethod
+    def per_completion(self, rewards: Tensor) -> Tensor:
+        """Return the advantage of each completion, (P, G).
+
+        Args:
+            rewards: (P, G).
+        """
+
+    def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
+        equal = equal_rewards(rewards)[:, None]  # (P, 1)
+        per_row = self.per_completion(rewards).masked_fill(equal, 0.0).reshape(-1, 1)  # (B, 1)
+        return per_row * rollout.mask  # (B, T)
+
+
+def equal_rewards(rewards: Tensor) -> Tensor:
+    """Return which groups have rewards that are all equal, (P,) bool. Compared exactly, not through a mean.
+
+    Args:
+        rewards: (P, G).
+    """
+    return torch.eq(rewards, rewards[:, :1]).all(dim=1)

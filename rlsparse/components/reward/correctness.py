@@ -1,0 +1,18 @@
+"""The reward of a right answer."""
+
+from dataclasses import dataclass
+
+from rlsparse.components.reward.base import Completion, Reward
+
+
+@dataclass(frozen=True)
+class Correctness(Reward):
+    """``correct`` or ``wrong`` by the verdict of the verifier, plus ``format`` where an answer was found."""
+
+    correct: float
+    wrong: float
+    format: float
+
+    def __call__(self, completion: Completion) -> float:
+        score = completion.score
+        return (self.correct if score.correct else self.wrong) + (self.format if score.answered else 0.0)

@@ -1,0 +1,171 @@
+"""The base class of rollout engines, with the one loop that samples token by token."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from rlsparse.batch import FrozenStates, Prompt, Rollout
+from rlsparse.components.component import Component, Range
+from rlsparse.model.policy import Policy
+from rlsparse.rollout.columns import Columns, completion_limits, left_pad
+from rlsparse.rollout.sampling import sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample.
+
+    Attributes:
+        prompts: P prompts. What a prompt holds of a completion counts towards its ``max_new_tokens``.
+        group_size: G, completions of each prompt.
+        greedy: take the likeliest token at each step; no random numbers are drawn.
+        keep_states: keep what the frozen layers gave out, where the engine can.
+    """
+
+    prompts: Sequence[Prompt]
+    group_size: int
+    greedy: bool = False
+    keep_states: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are sampled together: the same number of completions of each of p prompts.
+
+    Attributes:
+        prompts: which of the request's prompts.
+        rows: (b,) row numbers into the rollout, b = p · per_prompt.
+        prompt_ids: (p, S), padded on the left. in_prompt: (p, S) bool, False at padding.
+    """
+
+    prompts: slice
+    rows: Tensor
+    prompt_ids: Tensor
+    in_prompt: Tensor
+
+    @property
+    def per_prompt(self) -> int:
+        return len(self.rows) // len(self.prompt_ids)
+
+
+class Session(Protocol):
+    """A model that is being sampled from: it holds the keys and values of the rows that still grow."""
+
+    def prefill(self, part: Part) -> Tensor:
+        """Read the prompts of a part; return the logits of the first token of each row, (b, V)."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Continue with these rows alone; (b',) ascending places among the current rows."""
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Read a token of each row; return the logits of the next ones, (b, V).
+
+        Args:
+            tokens: (b,). positions: (b,) their distances from the start of the prompt.
+        """
+
+    def states(self) -> FrozenStates | None:
+        """Return what the frozen layers gave out for the whole request; None where it was not kept."""
+
+
+@dataclass(frozen=True)
+class RolloutEngine(Component, ABC):
+    """Samples completions. A subclass supplies a session: how the model reads prompts and tokens.
+
+    Attributes:
+        max_new_tokens: the longest completion, EOS included.
+        max_rows: completions that are sampled together at most; more are sampled one part after the other.
+        temperature: of sampling; the policy that is trained is the tempered one, as in TRL.
+        top_p: nucleus sampling: the smallest set of tokens with this probability; 1 is off.
+        top_k: the k likeliest tokens; 0 is off.
+    """
+
+    max_new_tokens: Annotated[int, Range(1)]
+    max_rows: Annotated[int, Range(1)]
+    temperature: Annotated[float, Range(0, above=True)]
+    top_p: Annotated[float, Range(0, 1, above=True)]
+    top_k: Annotated[int, Range(0)]
+
+    @abstractmethod
+    def session(self, policy: Policy, request: Request) -> AbstractContextManager[Session]:
+        """Open a session on the model of a policy, and leave the model as it was afterwards."""
+
+    def fitting(self, policy: Policy) -> "RolloutEngine":
+        """Return this engine, or another one where it cannot serve the model of this policy."""
+        return self
+
+    @torch.no_grad()
+    def generate(self, policy: Policy, request: Request, generator: Generator) -> Rollout:
+        """Sample the completions of a request, ``max_rows`` rows at a time.
+
+        The random numbers of a row depend neither on the other rows nor on the split.
+
+        Args:
+            generator: CPU stream of the uniform numbers.
+        """
+        prompt_ids, prompt_lengths = left_pad(request.prompts, policy)  # (P, S), (P,)
+        B, T = len(request.prompts) * request.group_size, self.max_new_tokens
+        uniform = torch.zeros(B, T) if request.greedy else torch.rand(B, T, generator=generator)  # (B, T)
+        out = Columns.empty(B, T, policy)
+        limits = completion_limits(request.prompts, T, request.group_size, policy)  # (B,)
+        draw = _Draw(self, uniform.to(policy.device), limits, request.greedy, policy)
+        with self.session(policy, request) as session:
+            for part in self._parts(request, prompt_ids, prompt_lengths):
+                draw.complete(session, part, out)
+            states = session.states()
+        return out.rollout(prompt_ids, prompt_lengths, states)
+
+    def _parts(self, request: Request, prompt_ids: Tensor, prompt_lengths: Tensor) -> Iterator[Part]:
+        """Yield rows that fit together: whole groups, or a piece of one where a group alone is too large."""
+        G, groups = request.group_size, max(1, self.max_rows // request.group_size)
+        for start in range(0, len(request.prompts), groups):
+            prompts = slice(start, min(start + groups, len(request.prompts)))
+            lengths = prompt_lengths[prompts]  # (p,)
+            S = int(lengths.max())
+            in_prompt = torch.arange(S, 0, -1, device=lengths.device) <= lengths[:, None]  # (p, S)
+            rows = torch.arange(prompts.start * G, prompts.stop * G, device=lengths.device)
+            for piece in rows.split(self.max_rows if groups == 1 else groups * G):
+                yield Part(prompts, piece, prompt_ids[prompts, -S:], in_prompt)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The loop over tokens.
+
+    Attributes:
+        uniform: (B, T) random numbers in [0, 1). limits: (B,) most tokens of each completion.
+    """
+
+    engine: RolloutEngine
+    uniform: Tensor
+    limits: Tensor
+    greedy: bool
+    policy: Policy
+
+    def complete(self, session: Session, part: Part, out: Columns) -> None:
+        """Sample the rows of a part into ``out``; a row that has ended leaves the session."""
+        logits = session.prefill(part)  # (b, V)
+        rows = part.rows  # (b,) rows that still grow; all tensors below hold these only
+        position = part.in_prompt.sum(dim=1).repeat_interleave(part.per_prompt)  # (b,) of the next token
+        eos = torch.tensor(self.policy.eos_ids, device=rows.device)
+        for t in range(self.engine.max_new_tokens):
+            tokens, log_probs, entropy = sample(logits, self.uniform[rows, t], self.engine, self.greedy)  # (b,) each
+            ended = torch.isin(tokens, eos)  # (b,)
+            out.write(rows, t, tokens, log_probs, entropy, ended)
+            done = ended | (self.limits[rows] <= t + 1)  # (b,)
+            if bool(done.all()):
+                break
+            if bool(done.any()):
+                kept = (~done).nonzero().squeeze(1)
+                session.keep(kept)
+                rows, tokens, position = rows[kept], tokens[kept], position[kept]
+            logits = session.step(tokens, position)  # (b, V)
+            position = position + 1

@@ -1,0 +1,80 @@
+"""Every path and file name of a run in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, ``<runs_dir>/<experiment>/<run id>/``.
+
+    Attributes:
+        path: the folder itself; its name is the run id.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The composed config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A row for each training step, evaluation and change of ranks."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Some completions of each step with their rewards."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Status and results, written once at the end."""
+        return self.path / "summary.json"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, commit and command line at the start."""
+        return self.path / "provenance.json"
+
+    @property
+    def error(self) -> Path:
+        """The traceback of a failed run."""
+        return self.path / "error.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The last two checkpoints; removed when the run has finished."""
+        return self.path / "checkpoint"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter in the format of peft."""
+        return self.path / "adapter"
+
+    @property
+    def attempts(self) -> Path:
+        """Files of earlier attempts that could not be resumed."""
+        return self.path / "attempts"
+
+    @property
+    def wandb(self) -> Path:
+        """Files of W&B."""
+        return self.path / "wandb"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that works on the run (``sweep.lock=flock``)."""
+        return self.path / ".lock"
+
+    @property
+    def lease(self) -> Path:
+        """The same for ``sweep.lock=lease``."""
+        return self.path / ".lease"
+
+    @property
+    def holder(self) -> Path:
+        """Host and process that work on the run."""
+        return self.path / "holder.json"
