@@ -1,8 +1,8 @@
-"""Hydra finds sweepers in this namespace only; what ours does stands in ``rlsparse.sweep.sweeper``."""
+"""The sweeper plugin for Hydra, which finds sweepers only in this namespace; see ``rlsparse.sweep.sweeper``."""
 
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for this
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for it
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -10,7 +10,7 @@ from omegaconf import open_dict
 
 
 class ResumingSweeper(BasicSweeper):
-    """A grid of points, of which only those are launched that are not done yet."""
+    """A grid sweeper that launches only the points that are not done yet."""
 
     def __init__(
         self,
@@ -21,21 +21,32 @@ class ResumingSweeper(BasicSweeper):
         dry_run: bool = False,
         **unknown: Any,
     ) -> None:
-        super().__init__(max_batch_size, params)  # the rest stands in the config that sweep() is given
-        if unknown:  # Hydra would tell of an unexpected keyword argument of this class
+        """Create the sweeper from the keys of ``conf/hydra/sweeper/resuming.yaml``.
+
+        ``sweep`` reads grids, tune and dry_run from the config.
+
+        Raises:
+            SystemExit: there is an unknown key; Hydra would report it as an argument of this method.
+        """
+        super().__init__(max_batch_size, params)
+        if unknown:
             raise SystemExit(
                 f"error: hydra.sweeper.{next(iter(unknown))}: no such key; "
                 "here there are dry_run, grids, max_batch_size, params, tune"
             )
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from rlsparse.sweep.launchers import settings_of  # only here: Hydra imports this module at every start
+        """Resolve and check the settings of the launcher before Hydra uses them."""
+        from rlsparse.sweep.launchers import (
+            resolve_settings,  # imported here, as Hydra imports this module at every start
+        )
 
-        with open_dict(config):  # a process on another machine could not resolve what depends on this one
-            config.hydra.launcher = settings_of(config.hydra.launcher)
+        with open_dict(config):  # interpolations may depend on this machine, and a job may be on another one
+            config.hydra.launcher = resolve_settings(config.hydra.launcher)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep."""
         from rlsparse.sweep.sweeper import sweep
 
         assert self.config is not None
@@ -44,14 +55,17 @@ class ResumingSweeper(BasicSweeper):
 
 
 class OwnLaunchers(SearchPathPlugin):
-    """Hydra would hold our launchers' yaml files against plugins' nodes of the same names, and say so at length."""
+    """Removes the launcher configs of plugins that have the same names as our yaml files.
+
+    Hydra would otherwise validate our files against them and print long warnings.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Remove the configs. Hydra calls this after all plugins have stored their configs."""
         from rlsparse.config.compose import config_dir
 
         if not any(str(one.path).removeprefix("file://") == config_dir() for one in search_path.get_path()):
-            return  # another program's
-        # called once all plugins have been found and have put their nodes into the store
+            return  # another program than rlsparse
         nodes = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
         for name in ("joblib.yaml", "ray.yaml"):
             nodes.pop(name, None)

@@ -1,6 +1,6 @@
-"""The data that travels from stage to stage.
+"""The data types that the stages of training exchange.
 
-Axis letters, everywhere in the code:
+The letters of axes, in all of the code:
 
 ====  =============================================================
 P     prompts of a step
@@ -24,13 +24,13 @@ Row = TypeVar("Row")
 
 
 def chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    """The rows in pieces of at most ``size``."""
+    """Yield the rows in parts of at most ``size``."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
 class NonFiniteError(RuntimeError):
-    """The loss, its gradient or the policy's own log-probabilities are not finite numbers."""
+    """The loss, its gradient or the log-probabilities of the policy are not finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Problem:
     """A row of a task.
 
     Attributes:
-        question: what is asked, without instructions or template.
+        question: the question without instructions or template.
         answer: the gold answer as text.
-        solution: the written-out solution that a warm start teaches; ends in the task's answer format.
+        solution: the solution with all its steps, for a warm start; it ends with the answer in the format of the task.
     """
 
     question: str
@@ -50,11 +50,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as the model reads it.
+    """A problem as input of the model.
 
     Attributes:
+        problem: the problem.
         ids: token ids of the prompt, chat template included.
-        begun: how many of them, at the end, are a completion's first tokens; 0 but in replay.
+        begun: number of tokens at the end of ``ids`` that belong to the completion; 0 except in replay.
     """
 
     problem: Problem
@@ -64,12 +65,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FrozenStates:
-    """What the layers below the first adapted one gave out during the rollout: training need not compute it again.
+    """Outputs of the frozen layers (those below the first adapted one) in a rollout, which training can reuse.
 
     Attributes:
         prompt: (P, S, H), padded on the left.
-        completion: (B, T, H): where each completion token stands; 0 past the end and at a completion's last token,
-            which predicts nothing.
+        completion: (B, T, H): at each completion token; 0 after the end and at the last token of a completion, which
+            predicts no token.
     """
 
     prompt: Tensor
@@ -78,18 +79,20 @@ class FrozenStates:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions of P prompts, G each, and what the behaviour model thought of them.
+    """Completions of P prompts, G each, with their log-probabilities under the behaviour model.
 
     Attributes:
         prompt_ids: (P, S) long, padded on the left.
         prompt_lengths: (P,) long.
         completion_ids: (B, T) long, padded on the right.
-        lengths: (B,) long: completion tokens, EOS included. Padding is told by length alone, since EOS may equal PAD.
-        ended: (B,) bool: the completion closed with EOS, it was not cut off.
+        lengths: (B,) long: number of completion tokens, EOS included. Only the length identifies padding, since the
+            padding token may equal EOS.
+        ended: (B,) bool: whether the completion ended with EOS; False if it was cut off.
         log_probs: (B, T) float32: log-probability of each token under the behaviour model at the sampling temperature,
-            before top-p and top-k (nats); 0 past the end.
-        entropy: (B, T) float32: entropy of the behaviour model where the token was drawn (nats); 0 past the end.
-        frozen_states: kept where the engine has them and the policy's own layers made them.
+            before top-p and top-k (nats); 0 after the end.
+        entropy: (B, T) float32: entropy of the behaviour model at each token, before top-p and top-k (nats); 0 after
+            the end.
+        frozen_states: None if they were not kept.
     """
 
     prompt_ids: Tensor
@@ -103,13 +106,14 @@ class Rollout:
 
     @property
     def group_size(self) -> int:
+        """G, the number of completions of each prompt."""
         return len(self.lengths) // len(self.prompt_lengths)
 
     def require_finite(self) -> None:
-        """Stop where the policy itself is broken, before its garbage is scored.
+        """Check the log-probabilities, so that completions of a diverged policy are not scored.
 
         Raises:
-            NonFiniteError: a log-probability that is not a finite number.
+            NonFiniteError: a log-probability is not a finite number.
         """
         if not bool(torch.isfinite(self.log_probs).all()):
             raise NonFiniteError("the policy's log-probabilities are not finite")
@@ -123,11 +127,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tokens enter the loss.
+    """The tokens in the loss.
 
     Attributes:
-        weights: (B, T) float32: 0 where a token is left out, else its weight (1, or 1/p when reweighted).
-        counts: (B,) float32: how many tokens a mean over this completion is divided by.
+        weights: (B, T) float32: 0 for a token that is not selected, else its weight (1, or 1/p if reweighted).
+        counts: (B,) float32: the number of tokens that a mean over the completion is divided by.
     """
 
     weights: Tensor
@@ -136,13 +140,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A rollout with everything the optimizer step needs.
+    """A rollout with everything that an optimizer step needs.
 
     Attributes:
+        rollout: the completions.
         advantages: (B, T) float32.
-        scales: (B, T) float32: a token's share in the loss: weight and aggregation in one factor; 0 for a token that
-            is not selected or whose term cannot move the policy.
-        on_policy: the policy itself sampled the completions, so that nothing is to be corrected.
+        scales: (B, T) float32: factor of each token in the loss, the product of its weight and the aggregation; 0 for
+            a token that is not selected or whose gradient is always 0.
+        on_policy: whether the policy itself sampled the completions, so that no correction is needed.
     """
 
     rollout: Rollout

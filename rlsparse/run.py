@@ -16,18 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config.schema import Config, ConfigError
-from rlsparse.execution.run_once import Job, Process, run
+from rlsparse.execution.run_once import RECORDED, Job, Process, run
 from rlsparse.model.cache import model_cache
 from rlsparse.runtime.distributed import RankLost, World, join_world
-from rlsparse.runtime.gpus import own_gpu, places_folder
+from rlsparse.runtime.gpus import reserve_gpu, slots_folder
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
 from rlsparse.runtime.signals import Interrupted
-from rlsparse.sweep.dry_run import as_override
+from rlsparse.sweep.dry_run import replace_flag
 from rlsparse.sweep.launchers import gpu_count, gpus_or_cores
 from rlsparse.sweep.plan import latest_sweep
-from rlsparse.sweep.slurm import stopped
-from rlsparse.tracking.viewer import own_viewer
+from rlsparse.sweep.slurm import handle_stop_signal
+from rlsparse.tracking.viewer import shared_viewer
 
 __all__ = ["Job", "Process", "main", "run"]
 
@@ -54,25 +54,26 @@ def main() -> None:
         ours = run_config(config)
         try:
             with _on_own_gpu(ours, context, world) as placed:
-                run(placed, _job(ours, context), Process(model_cache(), own_viewer(), world))
+                run(placed, _job(ours, context), Process(model_cache(), shared_viewer(), world))
         except (Interrupted, KeyboardInterrupt) as error:  # ends a sweep too, with the shell's code for the signal
             in_step = world.size == 1 or isinstance(error, Interrupted)  # at once is not after the same step
             number = getattr(error, "signal", SIGINT)
-            stopped(number)
+            handle_stop_signal(number)
             sys.exit(128 + number)
         except BaseException as error:
             in_step = world.size == 1
             if context.mode == RunMode.RUN and in_step:
                 raise
-            # the rest of a sweep goes on; its last lines name every failure
-            log.error("%s: %s: %s", " ".join(context.overrides.task), type(error).__name__, error)
+            # the rest of a sweep continues; its last lines name every failure
+            if RECORDED not in getattr(error, "__notes__", ()):
+                log.error("%s: %s: %s", " ".join(context.overrides.task), type(error).__name__, error)
             if not in_step:
                 sys.exit(1)
 
     try:
-        sys.argv[1:] = as_override(sys.argv[1:])
+        sys.argv[1:] = replace_flag(sys.argv[1:])
         check_group_options(sys.argv[1:])
-        with closing(own_viewer()):
+        with closing(shared_viewer()):
             job()
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -103,7 +104,7 @@ def _on_own_gpu(config: Config, context: HydraConf, world: World) -> Iterator[Co
     places = context.launcher.get("n_jobs", 1)
     side_by_side = places != 1 and world.size == 1
     if config.device in ("auto", "cuda") and side_by_side and (gpus := gpu_count()) > 1:
-        with own_gpu(places_folder(), places, gpus) as device:
+        with reserve_gpu(slots_folder(), places, gpus) as device:
             yield replace(config, device=device)
     else:
         yield config

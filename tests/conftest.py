@@ -1,10 +1,11 @@
 """What tests share: the embedded policy, composed configs, hand-made rollouts."""
 
 import copy
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
+from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Rollout
 from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
-from rlsparse.config.schema import Config
-from rlsparse.config.schema import WarmStartConfig
-from rlsparse.model.policy import Policy, load_policy
+from rlsparse.config.schema import Config, WarmStartConfig
+from rlsparse.model.loading import load_policy
+from rlsparse.model.policy import Policy
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,6 +43,11 @@ def composed(*overrides: str) -> Config:
     return compose(overrides)
 
 
+def built(*overrides: str) -> Algorithm:
+    """Return the components of a composed config."""
+    return Algorithm.build(composed(*overrides))
+
+
 def composed_warm_start(*overrides: str) -> WarmStartConfig:
     register_schemas()
     with initialize_config_dir(config_dir(), version_base="1.3"):
@@ -62,6 +69,27 @@ def loaded_tiny() -> Policy:
 def tiny(loaded_tiny: Policy) -> Policy:
     """A fresh copy of the embedded policy, without adapter."""
     return copy.deepcopy(loaded_tiny)
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages that the package logs during a test. A run in the same process hides them from ``caplog``."""
+    logger, handler = logging.getLogger("rlsparse"), _Messages()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The benchmark's page says what its json says, and our side of it runs."""
+"""The page of the benchmarks holds the tables of its json files, and our side of the benchmarks runs."""
 
 import importlib
 import json
@@ -34,25 +34,27 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_page_holds_the_table_of_what_was_measured(scripts, script):
+def test_page_of_the_benchmarks_holds_the_table_of_the_json(scripts, script):
     report = json.loads((FOLDER / f"{script}.json").read_text())
     assert importlib.import_module(script).table(report) in (FOLDER / "README.md").read_text()
 
 
-def test_the_readme_says_what_was_measured(scripts):
+def test_page_on_performance_and_readme_hold_the_headline_of_the_json(scripts):
     import vs_trl
 
     report = json.loads((FOLDER / "vs_trl.json").read_text())
-    assert vs_trl.headline(report) in (ROOT / "README.md").read_text()
+    assert vs_trl.headline(report) in (ROOT / "docs" / "performance.md").read_text()
+    times = report["time"]["grpo"].values()
+    assert f"{min(times):.1f} to {max(times):.1f} times" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
-def test_contenders_take_turns_and_report_their_steps(scripts):
+def test_contenders_take_turns_and_report_every_step(scripts):
     from contenders import ours
     from race import Contender, race, ratios
     from workload import Work
 
-    from rlsparse.model.policy import EMBEDDED
+    from rlsparse.model.loading import EMBEDDED
 
     work = Work(str(EMBEDDED["tiny"]), "grpo", new_tokens=6, steps=3, threads=1)
     measured = race({"a": Contender(ours, work, []), "b": Contender(ours, work, ["token_sampler=first"])}, warmup=1)
@@ -66,7 +68,7 @@ def test_contenders_take_turns_and_report_their_steps(scripts):
     )
 
 
-def test_rewards_are_the_same_for_both_sides_and_no_group_is_all_equal(scripts):
+def test_rewards_are_equal_for_both_sides_and_differ_in_every_group(scripts):
     from workload import Work, rewards
 
     work = Work("", "grpo", group_size=2)
@@ -77,7 +79,7 @@ def test_rewards_are_the_same_for_both_sides_and_no_group_is_all_equal(scripts):
         assert all({*drawn[2 * p : 2 * p + 2]} == {0.0, 1.0} for p in range(work.prompts))
 
 
-def test_the_floor_counts_the_weights_products(scripts, tiny):
+def test_floor_counts_the_products_with_the_weights(scripts, tiny):
     """Layers of tiny: 4 · (hidden² for q and o, hidden · kv for k and v, 3 · hidden · ffn); by hand from its shapes."""
     from floor import step_operations
     from workload import Work

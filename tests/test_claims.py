@@ -1,14 +1,12 @@
 """Published claims against small tables of runs whose verdicts are plain, and the claims that are committed."""
 
-import re
-
 import pandas as pd
 import pytest
 
-from rlsparse.results.claims import claims_table, effect, judge
+from rlsparse.results.claims import claims_table, format_effect, judge
+from rlsparse.results.claims_file import Claim, ClaimError, read_claims
 from rlsparse.results.effects import effects
 from rlsparse.results.measures import BY_COLUMN
-from rlsparse.results.stated import Claim, ClaimError, read_claims
 from rlsparse.results.study import read_study
 from rlsparse.results.table import latex, markdown
 from tests.conftest import ROOT
@@ -57,7 +55,7 @@ SIX = [0.5, 0.52, 0.54, 0.5, 0.51, 0.53]
         (0.2, {"above": 0.0, "below": 0.1}, "contradicted"),
     ],
 )
-def test_differences_of_methods(shift, expect, verdict):
+def test_difference_of_two_methods_gets_its_verdict(shift, expect, verdict):
     table = runs(a=[one + shift for one in SIX], b=SIX)
     outcome = judge(claim("a", versus=["b"], expect=expect), table)
     assert outcome.verdict == verdict
@@ -65,13 +63,13 @@ def test_differences_of_methods(shift, expect, verdict):
     assert outcome.value.n == 6
 
 
-def test_five_seeds_settle_nothing():
+def test_claim_with_five_seeds_is_inconclusive():
     assert judge(claim("a", versus=["b"], expect={"above": 0.0}), runs(a=[0.9] * 5, b=[0.1] * 5)).verdict == (
         "inconclusive"
     )
 
 
-def test_what_was_not_run():
+def test_claim_about_a_method_without_runs_is_not_run():
     for one in (claim("nope", expect={"above": 0.0}), claim("a", versus=["nope"], expect={"above": 0.0})):
         assert judge(one, runs(a=SIX)).verdict == "not run"
     assert judge(claim("a", measure="rank_shift", expect={"above": 0.0}), runs(a=SIX)).verdict == "not run"
@@ -81,7 +79,7 @@ def test_what_was_not_run():
     assert claims_table([both]).cells["ours"].tolist() == ["no method is named aa"]
 
 
-def test_minus_a_column_and_a_ratio_and_a_pattern():
+def test_claim_with_minus_ratio_or_pattern_is_judged_by_hand_computed_values():
     table = runs(a__x=SIX, a__y=[one + 0.02 for one in SIX], fast=SIX)
     # mean of x and y is SIX + 0.01; SIX has mean 0.31 / 6 + ... = 0.51667, less the base's 0.2
     gained = judge(claim("a *", minus="base_sampled", expect={"above": 0.0}), table)
@@ -95,7 +93,7 @@ def test_minus_a_column_and_a_ratio_and_a_pattern():
     assert "+100.0 [100.0, 100.0] %" in markdown(claims_table([faster]))
 
 
-def test_like_is_compared_with_like():
+def test_patterns_on_both_sides_compare_methods_that_share_the_rest():
     # r=2 has no partner: a x r=1 less b r=1, 0.6 - 0.5
     table = runs(a__r1=[0.6] * 6, a__r2=[0.9] * 6, b__r1=[0.5] * 6)
     outcome = judge(claim("a *", versus=["b *"], expect={"above": 0.0}), table)
@@ -104,17 +102,17 @@ def test_like_is_compared_with_like():
     # without * on one side all count: (0.6 + 0.9) / 2 - 0.5
     every = judge(claim("a *", versus=["b r1"], expect={"above": 0.0}), table)
     assert every.value.mean == pytest.approx(0.25)
-    assert effect(every) == "+25.0 [25.0, 25.0] points, mean of 2 methods (10.0 to 40.0), 6 seeds"
+    assert format_effect(every) == "+25.0 [25.0, 25.0] points, mean of 2 methods (10.0 to 40.0), 6 seeds"
 
 
-def test_runs_without_an_end_are_told_of():
+def test_diverged_runs_are_named_in_the_effect():
     table = runs(a=SIX, b=SIX)
     table.loc[[0, 1], ["status", "final_sampled"]] = ["diverged", None]
     outcome = judge(claim("a", versus=["b"], expect={"above": 0.0}), table)
-    assert effect(outcome).endswith("points, 4 seeds, 2 runs diverged")
+    assert format_effect(outcome).endswith("points, 4 seeds, 2 runs diverged")
 
 
-def test_a_rate_of_collapse_counts_runs_without_an_end():
+def test_rate_of_collapse_counts_diverged_runs():
     table = runs(a=[0.05] * 6)
     table.loc[0, ["status", "final_sampled"]] = ["diverged", None]
     table["collapsed"] = True
@@ -124,7 +122,7 @@ def test_a_rate_of_collapse_counts_runs_without_an_end():
     assert judge(claim("a", measure="collapsed", expect={"above": 0.5}), one_survives).verdict == "inconclusive"
 
 
-def test_the_table_says_what_was_claimed_and_what_we_found():
+def test_claims_table_shows_claim_effect_setting_and_verdict():
     outcome = judge(claim("a", versus=["b"], expect={"above": -0.02}), runs(a=[0.6] * 6, b=[0.5] * 6))
     (row,) = claims_table([outcome]).cells.to_dict("records")
     assert row["ours"] == "+10.0 [10.0, 10.0] points, 6 seeds; claimed above −2.0 points; p 0.031"
@@ -164,16 +162,16 @@ def test_the_table_says_what_was_claimed_and_what_we_found():
         ),
         (
             "claims: [{claim: a, published: b, source: c, of: d, measure: lr, expect: {above: 0.6, below: 0.4}}]",
-            "nothing lies there; above must be the smaller",
+            "no value satisfies both; above must be smaller than below",
         ),
         (
             "claims: [{claim: a, published: b, source: c, of: 3, measure: lr, expect: {above: 0.6}}]",
-            "of=3: give a method's name or a list of them",
+            "of=3: give the name of a method or a list of names",
         ),
-        ("claims: [", "is no YAML"),
+        ("claims: [", "is not valid YAML"),
     ],
 )
-def test_bad_claims_are_one_message(tmp_path, text, said):
+def test_bad_claims_file_is_refused_with_one_message(tmp_path, text, said):
     file = tmp_path / "claims.yaml"
     file.write_text(text)
     with pytest.raises(ClaimError, match=r"claims\.yaml") as error:
@@ -185,7 +183,7 @@ STUDIES = sorted(file.parent for file in ROOT.glob("experiments/*/claims.yaml"))
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
-def test_committed_claims_speak_of_methods_that_their_study_has(folder):
+def test_committed_claims_name_methods_of_their_study(folder):
     claims = read_claims(folder / "claims.yaml")
     assert claims.claims
     for one in claims.claims:
@@ -197,18 +195,7 @@ def test_committed_claims_speak_of_methods_that_their_study_has(folder):
     assert {one.verdict for one in study.outcomes()} & {"supported", "contradicted", "inconclusive"}
 
 
-def test_the_readme_says_what_the_studies_give():
-    """Every claim of the studies that it tells of, with the effect and the verdict of today's files."""
-    text = (ROOT / "README.md").read_text()
-    told = [folder for folder in STUDIES if f"| [{folder.name}]" in text]
-    assert told
-    for folder in told:
-        for one in read_study(folder).outcomes():
-            row = f"| [{folder.name}](experiments/{folder.name}/README.md) | {one.claim.claim} | {effect(one)} | {one.verdict} |"
-            assert row in text, row
-
-
-def test_main_effects_by_hand():
+def test_main_effects_equal_hand_computed_values():
     # effect of b over a's values: (0.6 - 0.5 + 0.9 - 0.7) / 2 = 0.15; of a over b's: (0.7 - 0.5 + 0.9 - 0.6) / 2 = 0.25
     cells = {"m a=0 b=0": 0.5, "m a=0 b=1": 0.6, "m a=1 b=0": 0.7, "m a=1 b=1": 0.9}
     table = pd.concat([runs(**{name.replace(" ", "__"): [value] * 6}) for name, value in cells.items()])
@@ -222,20 +209,3 @@ def test_main_effects_by_hand():
     found = {one.component: one for one in effects(rest, "m a=0 b=0")}
     assert (found["a"].pairs, found["a"].test.estimate.mean) == (1, pytest.approx(20))
     assert (found["b"].pairs, found["b"].test.estimate.mean) == (1, pytest.approx(20))
-
-
-def cells_of(text: str) -> dict[str, dict[str, str]]:
-    """Of the first Markdown table: method → column → cell, without bold."""
-    rows = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
-    header, _, *body = ([cell.strip(" *`") for cell in row.strip("|").split("|")] for row in rows)
-    return {cells[0]: dict(zip(header, cells, strict=True)) for cells in body}
-
-
-def test_the_readmes_first_table_is_the_real_models():
-    study = ROOT / "experiments" / "token_efficiency_svamp"
-    behind = [cells_of((study / name).read_text()) for name in ("table.md", "costs.md")]
-    told = cells_of((ROOT / "README.md").read_text())
-    assert list(told) == list(behind[0])
-    for method, cells in told.items():
-        assert len(cells) >= 6
-        assert cells.items() <= {**behind[1][method], **behind[0][method]}.items()

@@ -1,84 +1,117 @@
 """Composition: everything shipped composes, who beats whom, and what is refused."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from rlsparse.components.objective.aggregation import AGGREGATIONS
-from rlsparse.components.objective.surrogate import SURROGATES
+from rlsparse.algorithm import Algorithm
+from rlsparse.components.advantage.group import GroupMean, GroupZscore, LeaveOneOut, RawReward
+from rlsparse.components.advantage.prefix_tree import PrefixTree
+from rlsparse.components.component import build
+from rlsparse.components.objective.aggregation import Constant, PromptMean, SequenceMean
+from rlsparse.components.objective.surrogate import ClippedRatio, LogProb, Prob, SelfRatio
 from rlsparse.components.reward.answer import ANSWER_FORMATS
-from rlsparse.config.checks import check, check_warm_start, check_writable
+from rlsparse.components.task import Task
+from rlsparse.components.token_sampler.full import Full
+from rlsparse.components.token_sampler.prefix_tree import BranchPoints
+from rlsparse.components.token_sampler.stochastic import Stochastic
+from rlsparse.config.checks import check_writable, problems, refuse
 from rlsparse.config.compose import config_dir, run_config
-from rlsparse.config.schema import ConfigError
-from rlsparse.sweep.callbacks import idle_clipping
+from rlsparse.config.ranges import keys_of
+from rlsparse.config.schema import COMPONENT_GROUPS, Config, ConfigError, WarmStartConfig
+from rlsparse.execution.preflight import idle_clipping
+from rlsparse.warm_start.run import Parts
 from tests.conftest import composed
 
 CONF = Path(config_dir())
 OPTIONS = sorted(
     (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("warm_start", "hydra")
 )
+COMPONENTS = [(group, option) for group, option in OPTIONS if group in COMPONENT_GROUPS]
+BASES = get_type_hints(Algorithm)  # base class of each group
+
+
+def check(config: Config | WarmStartConfig) -> None:
+    """Refuse a config for all that is wrong with it and with its components, as preflight does."""
+    found = problems(config)
+    try:
+        (Algorithm if isinstance(config, Config) else Parts).build(config)
+    except ConfigError as error:
+        found += str(error).split("\n")
+    refuse(found)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_shipped_option_composes_into_a_typed_config(group, option):
+def test_shipped_option_composes_into_a_typed_config(group, option):
     if (group, option) in (("model", "scratch"), ("adapter", "none")):
         pytest.skip("for warm_start, which has a test of its own below")
-    config = composed(f"{group}={option}")
+    config = composed(f"{group}={option}", *(["algorithm=tspmo"] if group == "replay" else []))
     if group not in ("advantage", "token_sampler", "clipping"):  # these change a part that others must match
         check(config)
 
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "warm_start").glob("*.yaml")))
-def test_every_warm_start_composes(option):
+def test_warm_start_option_composes(option):
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = run_config(compose("warm_start", [f"warm_start={option}", "model=scratch", "out=x"]))
     assert config.out == "x"
     assert config.eval.samples == 1
 
 
-def test_algorithms_are_points_in_the_space():
+def test_algorithm_presets_are_points_in_the_space_of_components():
     points = {
-        name: (c.advantage.name, c.token_sampler.name, c.clipping.surrogate, c.objective.aggregation, c.kl.beta)
+        name: (*map(type, (a.advantage, a.token_sampler, a.clipping, a.objective)), a.kl.beta)
         for name in ("grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo")
-        for c in [composed(f"algorithm={name}")]
+        for a in [Algorithm.build(composed(f"algorithm={name}"))]
     }
     assert points == {
-        "grpo": ("group_zscore", "full", "clipped_ratio", "sequence_mean", 0),
-        "rgra": ("group_zscore", "full", "log_prob", "sequence_mean", 0),
-        "sgrpo": ("group_zscore", "stochastic", "ratio", "sequence_mean", 0),
-        "tspmo": ("prefix_tree", "prefix_tree", "prob", "prompt_mean", 0),
-        "reinforce": ("raw_reward", "full", "log_prob", "sequence_mean", 0),
-        "dr_grpo": ("group_mean", "full", "clipped_ratio", "constant", 0),
-        "rloo": ("leave_one_out", "full", "log_prob", "sequence_mean", 0),
+        "grpo": (GroupZscore, Full, ClippedRatio, SequenceMean, 0),
+        "rgra": (GroupZscore, Full, LogProb, SequenceMean, 0),
+        "sgrpo": (GroupZscore, Stochastic, SelfRatio, SequenceMean, 0),
+        "tspmo": (PrefixTree, BranchPoints, Prob, PromptMean, 0),
+        "reinforce": (RawReward, Full, LogProb, SequenceMean, 0),
+        "dr_grpo": (GroupMean, Full, ClippedRatio, Constant, 0),
+        "rloo": (LeaveOneOut, Full, LogProb, SequenceMean, 0),
     }
 
 
-def test_the_mandated_overrides():
-    assert composed("algorithm=grpo", "token_sampler=stochastic").token_sampler.name == "stochastic"
+def test_overrides_of_several_parts_change_the_parts_that_they_name():
+    both = Algorithm.build(composed("algorithm=grpo", "token_sampler=stochastic"))
+    assert (type(both.token_sampler), type(both.clipping)) == (Stochastic, ClippedRatio)
     config = composed("clipping=off", "negative_feedback=off", "lora_rank=4")
-    assert (config.clipping.surrogate, config.negative_feedback.enabled, config.lora_rank) == ("log_prob", False, 4)
+    algorithm = Algorithm.build(config)
+    assert type(algorithm.clipping) is LogProb
+    assert algorithm.negative_feedback.enabled is False
+    assert config.lora_rank == 4
     assert composed("lora_rank=5").lora_rank == 5
 
 
-def test_preset_beats_group_default():
-    assert composed().objective.l2 == 0
-    assert composed("algorithm=tspmo").objective.l2 > 0
+def test_preset_and_group_default_together_take_the_preset():
+    assert composed().objective["l2"] == 0
+    assert composed("algorithm=tspmo").objective["l2"] > 0
+
+
+MINE = """# @package _global_
+defaults: [{override /token_sampler: random}, {override /clipping: 'on'}]
+experiment: {name: mine}
+objective: {l2: 0.5}
+train: {steps: 7}
+"""
 
 
 @pytest.fixture
 def with_experiment(tmp_path):
     """Compose with a user's own experiment from another config folder, as --config-dir adds it."""
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\n"
-        "defaults: [{override /token_sampler: random}, {override /clipping: 'on'}]\n"
-        "experiment: {name: mine}\nobjective: {l2: 0.5}\ntrain: {steps: 7}\n"
-    )
 
-    def compose_it(*overrides):
+    def compose_it(*overrides, text=MINE):
+        (tmp_path / "experiment").mkdir(exist_ok=True)
+        (tmp_path / "experiment" / "mine.yaml").write_text(text)
         with initialize_config_dir(config_dir(), version_base="1.3"):
             search = f"hydra.searchpath=[file://{tmp_path}]"
             return run_config(compose("config", [search, "experiment=mine", *overrides]))
@@ -86,24 +119,18 @@ def with_experiment(tmp_path):
     return compose_it
 
 
-def test_experiment_beats_preset(with_experiment):
-    config = with_experiment("algorithm=tspmo")
-    assert (config.objective.l2, config.token_sampler.name, config.clipping.surrogate, config.train.steps) == (
-        0.5,
-        "random",
-        "clipped_ratio",
-        7,
-    )
+def parts(config):
+    classes = [group["_target_"].rpartition(".")[2] for group in (config.token_sampler, config.clipping)]
+    return (config.objective["l2"], *classes, config.train.steps)
 
 
-def test_command_line_beats_experiment(with_experiment):
+def test_experiment_and_preset_together_take_the_experiment(with_experiment):
+    assert parts(with_experiment("algorithm=tspmo")) == (0.5, "Random", "ClippedRatio", 7)
+
+
+def test_command_line_and_experiment_together_take_the_command_line(with_experiment):
     config = with_experiment("token_sampler=first", "objective.l2=0.25", "train.steps=3", "clipping=off")
-    assert (config.objective.l2, config.token_sampler.name, config.clipping.surrogate, config.train.steps) == (
-        0.25,
-        "first",
-        "log_prob",
-        3,
-    )
+    assert parts(config) == (0.25, "First", "LogProb", 3)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +153,43 @@ def test_command_line_beats_experiment(with_experiment):
         ("~experiment", "experiment.name: has no value; give experiment.name=..."),
         ("train.lr=${train.lr}", "train.lr: Recursive interpolation detected"),
         ("train.lr=${oc.env:NO_SUCH}", "train.lr: KeyError raised while resolving interpolation"),
-        ("task.reward=${token_sampler.replay}", "task.reward=${token_sampler.replay}: stands for several keys"),
+        ("~advantage", "advantage: has no value; give advantage=..."),
+        ("sweep=${experiment}", "sweep=${experiment}: stands for several keys"),
+        ("import_path=${seed}", "import_path=0: must be a list such as [mine]"),
     ],
 )
-def test_unknown_names_and_wrong_types_are_refused(override, message):
+def test_unknown_name_or_wrong_type_is_refused(override, message):
     with pytest.raises((HydraException, ConfigError)) as error:
         composed(*override.split())
     assert message in f"{error.value} {error.value.__cause__}"
+
+
+MOVED = [
+    ("task.reward.correct=2", "reward.correct=2"),
+    ("token_sampler.replay.successes=1", "replay.successes=1"),
+    ("objective.aggregation=constant", "objective=constant"),
+]
+
+
+@pytest.mark.parametrize(
+    ("override", "new"), [*MOVED, ("task.reward={correct:2,wrong:1}", "reward={correct:2,wrong:1}")]
+)
+def test_moved_key_on_the_command_line_is_refused_with_its_new_name(override, new):
+    for word in (override, f"+{override}"):
+        with pytest.raises(ConfigError) as error:
+            composed(word)
+        assert str(error.value) == f"{word}: this key has moved; write {new}"
+
+
+@pytest.mark.parametrize(("override", "new"), MOVED)
+def test_moved_key_in_an_experiment_is_refused_with_its_new_name(override, new, with_experiment):
+    key, _, value = override.partition("=")
+    node = value
+    for one in reversed(key.split(".")):
+        node = {one: node}
+    with pytest.raises(ConfigError) as error:
+        with_experiment(text="# @package _global_\nexperiment: {name: mine}\n" + yaml.safe_dump(node))
+    assert str(error.value) == f"{override}: this key has moved; write {new}"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +200,7 @@ def test_unknown_names_and_wrong_types_are_refused(override, message):
         ("algorithm=sgrpo token_sampler.budget=3", r"token_sampler.budget=3: the first token_sampler.always_first=4"),
         ("algorithm=sgrpo token_sampler.probability=0", r"token_sampler.probability=0.0: must be in \(0, 1\]"),
         ("algorithm=sgrpo token_sampler.probability=1.5", r"token_sampler.probability=1.5: must be in \(0, 1\]"),
-        ("algorithm=tspmo clipping=on", "clipping=on: .* take clipping=prob"),
+        ("algorithm=tspmo clipping=on", r"clipping \(clipped_ratio\): .* take clipping=prob"),
         ("algorithm=tspmo token_sampler=full", "token_sampler=full: .* take token_sampler=prefix_tree"),
         ("token_sampler=prefix_tree", "advantage=group_zscore: .* take both or neither"),
         ("lora_rank=0", "lora_rank=0: must be at least 1"),
@@ -151,39 +208,35 @@ def test_unknown_names_and_wrong_types_are_refused(override, message):
         ("rollout.temperature=0", "rollout.temperature=0.0: must be above 0"),
         ("rollout.top_p=0", r"rollout.top_p=0.0: must be in \(0, 1\]"),
         ("eval.pass_at=[0]", "each k must be at least 1"),
-        ("advantage.name=nope", "advantage.name=nope: choose one of group_zscore"),
-        ("token_sampler.name=stochastic", "the other keys of token_sampler are another option's"),
-        ("adapter.name=vera", "adapter.name=vera: choose one of none, lora, l1ra"),
-        ("adapter.name=l1ra", "adapter.name=l1ra: the other keys of adapter are another option's"),
         ("adapter=none", "adapter=none: trains all weights, which only a warm start does"),
-        ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be 0 or more"),
+        ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be at least 0"),
         ("adapter=l1ra adapter.gate_lr=0", "adapter.gate_lr=0.0: must be above 0"),
         ("adapter=l1ra adapter.threshold=1", r"adapter.threshold=1.0: must be in \[0, 1\)"),
         ("adapter=l1ra adapter.threshold=-0.1", r"adapter.threshold=-0.1: must be in \[0, 1\)"),
         ("adapter=l1ra adapter.update_every=0", r"adapter.update_every=0.0: must be in \(0, 1\]"),
         ("adapter=l1ra adapter.min_rank=0", "adapter.min_rank=0: must be at least 1"),
-        ("tracker.name=mlflow", "tracker.name=mlflow: choose one of none, wandb"),
-        ("tracker.mode=sometimes", "tracker.mode=sometimes: choose one of auto, online, offline"),
+        ("tracker.name=mlflow", "tracker.name=mlflow: must be one of none, wandb"),
+        ("tracker.mode=sometimes", "tracker.mode=sometimes: must be one of auto, online, offline"),
         ("train.lr=nan", "train.lr=nan: must be a finite number"),
-        ("task.train_rows=0", "task.train_rows=0: must be at least 1"),
+        ("task.train_rows=0", r"task.train_rows=0: must be in \[1, 1000000\]"),
         ("clipping.epsilon_low=2", r"clipping.epsilon_low=2.0: must be in \[0, 1\]"),
         ("experiment.name=../x", "experiment.name=../x: it names a folder"),
-        ("train.schedule=step", "train.schedule=step: choose one of constant, linear, cosine"),
-        ("task.answer_format=xml", "task.answer_format=xml: choose one of hash"),
+        ("train.schedule=step", "train.schedule=step: must be one of constant, linear, cosine"),
+        ("task.answer_format=xml", "task.answer_format=xml: must be one of hash, boxed"),
         ("adapter.layers=first", "adapter.layers=first: give all, last_third"),
         ("adapter.target_modules=q_proj", "adapter.target_modules=q_proj: give all-linear, or a list"),
         ("task.prompt=hello", "task.prompt='hello': must contain {question}"),
-        ("kl.beta=-1", "kl.beta=-1.0: must be 0 or more"),
+        ("kl.beta=-1", "kl.beta=-1.0: must be at least 0"),
         ("model.lr=inf train.lr=1", "model.lr=inf: must be a finite number"),
         ("objective.l2=1e300", r"objective.l2=1e\+300: must be between -1e\+30 and 1e\+30"),
-        ("task.reward.wrong=-1e300", r"task.reward.wrong=-1e\+300: must be between"),
+        ("reward.wrong=-1e300", r"reward.wrong=-1e\+300: must be between"),
         ("tracker.samples=1" + "0" * 30, "tracker.samples=10+: must be a whole number of at most 18 digits"),
         ("adapter.layers=[1" + "0" * 30 + "]", "adapter.layers=10+: must be a whole number"),
-        ("train.group_size=1000000000", "train.group_size=1000000000: must be at most 1000000"),
+        ("train.group_size=1000000000", r"train.group_size=1000000000: must be in \[1, 1000000\]"),
         ("train.group_size=10000 train.prompts_per_step=1000", "prompts_per_step=1000: .* a step has 10000000 compl"),
-        ("eval.samples=1000000000", "eval.samples=1000000000: must be at most 1000000"),
-        ("task.test_rows=1000000000", "task.test_rows=1000000000: must be at most 1000000"),
-        ("threads=1000000000", "threads=1000000000: must be at most 1024"),
+        ("eval.samples=1000000000", r"eval.samples=1000000000: must be in \[1, 1000000\]"),
+        ("task.test_rows=1000000000", r"task.test_rows=1000000000: must be in \[1, 1000000\]"),
+        ("threads=1000000000", r"threads=1000000000: must be in \[1, 1024\]"),
         ("task.verifier_time_limit=1e30", r"task.verifier_time_limit=1e\+30: must be in \(0, 3600\]"),
         ("eval.pass_at=${seed}", r"eval.pass_at=0: must be a list such as \[1,2\]"),
         ("eval.pass_at=${adapter.layers} adapter.layers=[0,x]", r"eval.pass_at=\[0, 'x'\]: must be a list"),
@@ -192,40 +245,107 @@ def test_unknown_names_and_wrong_types_are_refused(override, message):
         ("task.prompt='{question}\udcff'", "task.prompt='{question}.udcff': must be text that UTF-8 can write"),
     ],
 )
-def test_combinations_that_cannot_be_meant_are_refused(overrides, message):
+def test_values_that_cannot_be_meant_are_refused(overrides, message):
     with pytest.raises(ConfigError) as error:
         check(composed(*overrides.split()))
     assert re.search(message, str(error.value))
 
 
+GROUPS = "rlsparse.components.advantage.group"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        ("advantage._target_=nope", ["advantage._target_=nope: must be MODULE.CLASS, such as brevity.Brief"]),
+        ("advantage._target_=null", ["advantage={.*}: names no class; choose an option of the group, advantage=NAME"]),
+        (
+            "advantage._target_=nowhere.Nope",
+            ["advantage._target_=nowhere.Nope: there is no module nowhere; put nowhere.py into the folder that --conf"],
+        ),
+        (
+            f"advantage._target_={GROUPS}.Nope",
+            [f"advantage._target_={GROUPS}.Nope: .*group.py has no class Nope; it has GroupMean, GroupZscore, Leave"],
+        ),
+        (
+            "advantage._target_=rlsparse.components.token_sampler.full.Full",
+            [
+                "advantage._target_=.*: Full in .*full.py is no subclass of rlsparse.components.advantage.base.Advantage;"
+            ],
+        ),
+        (
+            "advantage._target_=collections.Counter",
+            ["advantage._target_=collections.Counter: Counter in .* is no subclass of rlsparse.components.advantage."],
+        ),
+        (
+            "advantage._target_=rlsparse.components.advantage.base.GroupBaseline",
+            ["advantage._target_=.*: GroupBaseline in .*base.py lacks per_completion; define it"],
+        ),
+        ("advantage=raw_reward +advantage.epsilon=1", ["advantage.epsilon: no such key; here there are none"]),
+        (f"advantage._target_={GROUPS}.GroupMean", ["advantage.epsilon: no such key; here there are none"]),
+        ("~advantage.epsilon", ["advantage.epsilon: has no value; give advantage.epsilon=..."]),
+        ("advantage.epsilon=much", ["advantage.epsilon=much: must be a number"]),
+        ("advantage.epsilon=${train}", ["advantage.epsilon=.*steps.*: must be a number"]),
+        ("reward.correct=${replay}", ["reward.correct=.*successes.*: must be a number"]),
+        ("negative_feedback.enabled=1", ["negative_feedback.enabled=1: must be true or false"]),
+        ("replay.successes=0.5", ["replay.successes=0.5: must be a whole number"]),
+        ("replay.successes=true", ["replay.successes=true: must be a whole number"]),
+        ("task.prompt=3", ["task.prompt=3: must be text"]),
+        ("adapter.layers=[0,x]", [r"adapter.layers=\[0, 'x'\]: must be text or a list of whole numbers"]),
+        ("adapter.layers=[]", [r"adapter.layers=\[\]: must be text or a list of whole numbers"]),
+        ("adapter=l1ra adapter.budget=many", ["adapter.budget=many: must be a whole number or null"]),
+        ("advantage.epsilon=-1", ["advantage.epsilon=-1.0: must be at least 0"]),
+        (
+            "algorithm=sgrpo advantage._target_=nowhere.Nope token_sampler.budget=0 token_sampler.probability=x "
+            "~kl.beta reward.correct=inf lora_rank=0",
+            [
+                "lora_rank=0: must be at least 1",
+                "reward.correct=inf: must be a finite number",
+                "advantage._target_=nowhere.Nope: there is no module",
+                "token_sampler.probability=x: must be a number",
+                "token_sampler.budget=0: must be at least 1",
+                "kl.beta: has no value",
+            ],
+        ),
+    ],
+)
+def test_component_that_cannot_be_built_is_refused_with_key_value_and_remedy(overrides, lines):
+    with pytest.raises(ConfigError) as error:
+        check(composed(*overrides.split()))
+    said = str(error.value).splitlines()
+    assert len(said) == len(lines), said
+    for line, pattern in zip(said, lines, strict=True):
+        assert re.match(pattern, line), line
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.hidden_size=0", "model.hidden_size=0: must be at least 1"),
+        ("model.hidden_size=0", r"model.hidden_size=0: must be in \[1, 100000\]"),
         ("model.hidden_size=100 model.heads=3", "model.hidden_size=100: each of model.heads=3 takes an even part"),
         ("model.kv_heads=3", "model.kv_heads=3: must divide model.heads=4"),
         ("model.vocabulary=-1", r"model.vocabulary=-1: must be in \[256"),
         ("out=''", "out=: names no folder"),
     ],
 )
-def test_a_new_model_that_cannot_be_made_is_refused(override, message):
+def test_new_model_that_cannot_be_made_is_refused(override, message):
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = run_config(compose("warm_start", ["model=scratch", "task=arithmetic", "out=x", *override.split()]))
     with pytest.raises(ConfigError, match=message):
-        check_warm_start(config)
+        check(config)
 
 
-def test_raw_reward_needs_no_group():
+def test_raw_reward_with_a_group_of_one_is_allowed():
     check(composed("algorithm=reinforce", "train.group_size=1"))
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_two_wrong_values_are_two_lines_of_one_message():
     with pytest.raises(ConfigError) as error:
         check(composed("lora_rank=0", "train.steps=0"))
     assert len(str(error.value).splitlines()) == 2
 
 
-def test_a_runs_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_runs_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"runs_dir=.*file/runs: cannot be written"):
         check_writable("runs_dir", str(tmp_path / "file" / "runs"))
@@ -233,10 +353,11 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def configs(*overrides_lists):
-    return [composed(*overrides) for overrides in overrides_lists]
+    every = [composed(*overrides) for overrides in overrides_lists]
+    return [(config, Algorithm.build(config)) for config in every]
 
 
-def test_clipping_swept_with_one_update_is_warned_of():
+def test_clipping_swept_with_one_update_per_rollout_gets_a_warning():
     (line,) = idle_clipping(configs(["clipping=on"], ["clipping=off"]))
     assert "clipping is swept (clipped_ratio, log_prob) with train.updates_per_rollout=1" in line
     assert idle_clipping(configs(["algorithm=grpo"], ["algorithm=rgra"]))
@@ -245,47 +366,46 @@ def test_clipping_swept_with_one_update_is_warned_of():
     assert not idle_clipping(configs(["algorithm=grpo"], ["algorithm=sgrpo"], ["algorithm=tspmo"]))
 
 
-def test_the_lists_of_choices_are_those_of_the_code():
-    from rlsparse.components import advantage
-    from rlsparse.components.adapter import ADAPTERS
-    from rlsparse.components.off_policy import OFF_POLICY
-    from rlsparse.components.task import TASKS
-    from rlsparse.components.token_sampler import TOKEN_SAMPLERS
-    from rlsparse.config import ranges as values
-    from rlsparse.rollout import ENGINES
-
-    assert set(values.CHOICES["objective.aggregation"]) == set(AGGREGATIONS)
-    assert set(values.SCHEMA_OF["clipping"]) == set(SURROGATES)
-    assert set(values.SCHEMA_OF["advantage"]) == set(advantage.NAMES)
-    for group, table in {
-        "token_sampler": TOKEN_SAMPLERS,
-        "adapter": {"none", *ADAPTERS},
-        "task": TASKS,
-        "rollout": ENGINES,
-        "off_policy": OFF_POLICY,
-    }.items():
-        assert set(values.SCHEMA_OF[group]) == set(table)
-    for group, option in OPTIONS:  # what each yaml declares is what the checks expect
-        if group in values.SCHEMA_OF:
-            part = getattr(composed(f"{group}={option}"), group)
-            assert type(part) is values.SCHEMA_OF[group][part.surrogate if group == "clipping" else part.name]
-    assert set(values.CHOICES["task.answer_format"]) == set(ANSWER_FORMATS)
+def yaml_of(group: str, option: str) -> dict:
+    """The keys of an option with their values, those that it inherits included."""
+    node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    inherited = {}
+    for other in node.pop("defaults", ["_self_"]):
+        if other != "_self_":
+            inherited |= yaml_of(group, other)
+    return inherited | node
 
 
-def test_every_key_is_commented():
+@pytest.mark.parametrize(("group", "option"), COMPONENTS)
+def test_option_of_a_component_group_has_exactly_the_fields_of_its_class(group, option):
+    node = getattr(composed(f"{group}={option}"), group)
+    component = build(group, node, BASES[group])
+    keys = {field.name for field in fields(component)}
+    assert keys == set(node) - {"_target_"} == set(yaml_of(group, option)) - {"_target_"}
+    assert f"{type(component).__module__}.{type(component).__qualname__}" == node["_target_"]
+
+
+def test_component_groups_are_the_fields_of_an_algorithm_and_have_options():
+    assert COMPONENT_GROUPS == set(BASES) == {group for group, _ in COMPONENTS}
+
+
+def test_answer_formats_of_the_key_are_those_of_the_verifier():
+    assert keys_of(Task)["answer_format"].bounds.options == tuple(ANSWER_FORMATS)
+
+
+def test_yaml_key_has_a_comment():
     """Each key of each yaml has a comment, its own or that of the line above; names of options explain themselves."""
     for file in CONF.rglob("*.yaml"):
         text = file.read_text().split("\nhydra:")[0]
         for line in text.splitlines():
             key = re.match(r"\s*([a-z_0-9]+):( |$)", line)
             structural = (
+                "_target_",
                 "defaults",
                 "name",
-                "reward",
                 "experiment",
                 "objective",
                 "algorithm",
-                "surrogate",
                 "eval",
                 "override",
                 "ray",

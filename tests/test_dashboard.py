@@ -1,4 +1,4 @@
-"""The W&B dashboard: built by the real library, read back from the specification that saving sends."""
+"""The W&B dashboard, built by the real library and read back from the specification that saving sends."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from rlsparse.tracking.dashboard import LEFT_OUT, SECTIONS, shown, specification
 from rlsparse.tracking.metrics import METRICS
 from tests.conftest import ROOT, composed
 
-# ends the process where anything looks up a host, connects or starts another program
+# end the process when anything looks up a host, connects or starts another program
 OFFLINE = """
 import sys
 
@@ -55,24 +55,24 @@ def call(
     )
 
 
-def test_every_metric_is_in_a_panel_or_left_out_by_name(spec):
-    """A metric that is added to the table and to neither of the two fails here."""
+def test_every_metric_is_in_a_panel_or_in_the_list_of_those_left_out(spec):
+    """A new metric that is in neither of the two fails here."""
     in_panels = [name for section, name in shown(spec) if section != "Samples"]
     assert len(in_panels) == len(set(in_panels))
     assert set(in_panels).isdisjoint(LEFT_OUT)
     assert set(in_panels) | set(LEFT_OUT) == set(METRICS)
 
 
-def test_what_no_run_logs_is_found_and_named(monkeypatch, capsys):
+def test_panel_of_a_metric_that_no_run_logs_is_refused(monkeypatch, capsys):
     monkeypatch.setitem(SECTIONS, "Tokens", ("tokens/frac_updated", "tokens/nope", "tokens/nope_"))
     assert undocumented(specification(workspace("project"))) == ["tokens/nope", "tokens/nope_"]
     monkeypatch.setattr(sys, "argv", ["dashboard"])
-    with pytest.raises(SystemExit, match=r"show what no run logs .*: tokens/nope, tokens/nope_"):
+    with pytest.raises(SystemExit, match=r"show metrics that no run logs .*: tokens/nope, tokens/nope_"):
         dashboard.main()
     assert not capsys.readouterr().out
 
 
-def test_curves_are_means_with_a_band_over_runs_of_one_algorithm(spec):
+def test_curves_are_means_with_a_band_over_the_runs_of_an_algorithm(spec):
     section = json.loads(spec)["section"]
     assert section["runSets"][0]["grouping"] == [{"section": "config", "name": "algorithm.value"}]
     assert section["settings"]["useRunsTableGroupingInPanels"] is True
@@ -85,16 +85,16 @@ def test_curves_are_means_with_a_band_over_runs_of_one_algorithm(spec):
     assert next(iter(SECTIONS)) == section["panelBankConfig"]["sections"][0]["name"] == "Learning curves"
 
 
-def test_experiments_are_filtered_or_kept_apart(spec):
+def test_runs_are_filtered_by_experiment_or_grouped_by_it(spec):
     (only,) = json.loads(spec)["section"]["runSets"][0]["filters"]["filters"]
     assert (only["key"], only["op"], only["value"]) == ({"section": "run", "name": "group"}, "=", "svamp")
-    everything = json.loads(specification(workspace("project", by=["layer_skip.ratio", "off_policy.name"])))
+    everything = json.loads(specification(workspace("project", by=["layer_skip.ratio", "off_policy.level"])))
     runs = everything["section"]["runSets"][0]
     assert runs["filters"]["filters"] == []
-    assert [key["name"] for key in runs["grouping"]] == ["group", "layer_skip.value.ratio", "off_policy.value.name"]
+    assert [key["name"] for key in runs["grouping"]] == ["group", "layer_skip.value.ratio", "off_policy.value.level"]
 
 
-def test_the_specification_comes_back_as_the_same_workspace(spec):
+def test_specification_read_back_is_the_same_workspace(spec):
     parsed = internal.WorkspaceViewspec.model_validate_json(spec)
     view = internal.View(entity="", project="project", display_name="x", name="", id="", spec=parsed)
     again = Workspace._from_model(view)
@@ -107,8 +107,8 @@ def test_the_specification_comes_back_as_the_same_workspace(spec):
 
 
 @pytest.mark.slow
-def test_a_run_has_what_the_dashboard_goes_by(tmp_path):
-    """Step, group, config key and table of samples, in an offline run as the project logs it, by W&B's own reader."""
+def test_logged_run_has_the_keys_that_the_dashboard_uses(tmp_path):
+    """Step, group, config key and table of samples of an offline run, as the reader of W&B finds them."""
     folder = tmp_path / "runs" / "svamp" / "id"
     folder.mkdir(parents=True)
     config = {"algorithm": "grpo", "experiment": {"name": "svamp"}, "model": {"name": "tiny"}, "task": {"name": "t"}}
@@ -133,46 +133,46 @@ def test_a_run_has_what_the_dashboard_goes_by(tmp_path):
     assert {"step", "eval/accuracy_sampled"} <= set(rows[0])
     tables = [key for key, value in rows[-1].items() if value == "table-file"]
     assert tables == [f"{name}._type" for section, name in shown(json.dumps({"section": spec})) if section == "Samples"]
-    assert composed().algorithm  # a string, so that runs of one algorithm agree in it
+    assert composed().algorithm  # a string, by which the runs are grouped
 
 
 @pytest.mark.slow
-def test_without_save_nothing_is_sent(tmp_path):
-    """Not even with a key: no host is looked up, nothing connects, no process starts."""
+def test_dashboard_without_save_sends_nothing(tmp_path):
+    """Even with an API key no host is looked up, nothing connects and no process starts."""
     done = call("--experiment", "svamp", code=OFFLINE, home=tmp_path, WANDB_API_KEY="a" * 40)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rlsparse svamp: project rlsparse, entity (your default)\n")
+    assert done.stdout.startswith("rlsparse svamp: project rlsparse, entity (default)\n")
     assert "only group = svamp" in done.stdout
     for section in (*SECTIONS, "Samples", "Left out"):
         assert f"\n\n{section}\n" in done.stdout
-    assert "--save saves it to W&B" in done.stdout
+    assert "--save saves the workspace to W&B" in done.stdout
 
 
 @pytest.mark.slow
-def test_saving_without_a_login_is_one_message(tmp_path):
+def test_saving_without_a_login_is_refused_with_one_message(tmp_path):
     done = call("--save", home=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --save: no W&B login here: wandb login, or WANDB_API_KEY")
+    assert done.stderr.startswith("error: --save: no W&B login here: run wandb login, or set WANDB_API_KEY")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiment", "it's"], "error: --experiment it's: no experiment has such a name; use letters"),
+        (["--experiment", "it's"], "error: --experiment it's: no experiment can have this name; use letters"),
         (
             ["--by", "algorithm,nope.x"],
-            "error: --by nope.x: a run's config has no such key; its keys begin with one of s",
+            "error: --by nope.x: the config of a run has no such key; its keys begin with one of s",
         ),
     ],
 )
-def test_bad_input_is_one_message(arguments, message, monkeypatch):
+def test_bad_input_is_refused_with_one_message(arguments, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dashboard", *arguments])
     with pytest.raises(SystemExit, match=re.escape(message)):
         dashboard.main()
 
 
-def test_a_missing_library_is_one_message(monkeypatch):
+def test_missing_library_is_refused_with_one_message(monkeypatch):
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["dashboard"])
     with pytest.raises(
@@ -183,7 +183,10 @@ def test_a_missing_library_is_one_message(monkeypatch):
 
 @pytest.fixture
 def stand_in() -> Iterator[tuple[str, list[dict]]]:
-    """A server that answers W&B's client as far as saving goes, and may refuse; its address and what it was sent."""
+    """Return the address of a server that answers the W&B client for saving, and the list of what it was sent.
+
+    It refuses the project ``not-mine``.
+    """
     sent: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -217,7 +220,7 @@ def stand_in() -> Iterator[tuple[str, list[dict]]]:
 
 
 @pytest.mark.slow
-def test_saving_sends_what_was_checked(stand_in, tmp_path):
+def test_saving_sends_the_specification_that_was_checked(stand_in, tmp_path):
     address, sent = stand_in
     login = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": address, "WANDB_ERROR_REPORTING": "false"}
     done = call("--experiment", "svamp", "--save", home=tmp_path, **login)
@@ -231,5 +234,7 @@ def test_saving_sends_what_was_checked(stand_in, tmp_path):
     assert refused.stderr.startswith("error: --save: ")
     assert "permission denied" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert call("--save", code=OFFLINE, home=tmp_path, **login).returncode == 99  # it can tell
+    assert (
+        call("--save", code=OFFLINE, home=tmp_path, **login).returncode == 99
+    )  # the audit hook notices the connection
     assert [view["projectName"] for view in sent] == ["rlsparse", "not-mine"]

@@ -13,18 +13,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from rlsparse.config.checks import check
-from rlsparse.config.compose import SCHEMAS, config_dir, register_schemas, run_config
-from rlsparse.config.schema import Config
-from rlsparse.results.claims import _matching
+from rlsparse.config.compose import config_dir, register_schemas, run_config
+from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config
+from rlsparse.results.claims import matching_methods
+from rlsparse.results.claims_file import read_claims
 from rlsparse.results.names import method_names, method_overrides
-from rlsparse.results.stated import read_claims
 from rlsparse.sweep.plan import sweep_axes, sweep_jobs, sweep_tuning
 from tests.conftest import ROOT, composed
+from tests.test_config import check
 
 FOLDER = Path(config_dir()) / "experiment"
 EXPERIMENTS = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "default")
-GROUPS = {*SCHEMAS, "algorithm", "experiment"}
+GROUPS = {*SCHEMAS, *COMPONENT_GROUPS, "algorithm", "experiment"}
 STUDIES = ("token_efficiency", "grpo_components", "rank_allocation", "nested_rollouts")
 FEW = 8  # choices of options in a grid: it takes a tenth of a second to compose one
 Job = tuple[str, ...]
@@ -93,7 +93,7 @@ def axes(experiment: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_points_of_a_grid_are_runs(experiment, full):
+def test_points_of_a_grid_are_valid_runs(experiment, full):
     """Each option comes up, with every value of the keys beside it; with --full each choice of options does."""
     jobs, _, configs = grid_of(experiment, everything=full)
     assert len(jobs) > 1
@@ -104,7 +104,7 @@ def test_the_points_of_a_grid_are_runs(experiment, full):
 
 @pytest.mark.parametrize("size", ["", "_svamp", "_paper"])
 @pytest.mark.parametrize("study", STUDIES)
-def test_each_study_has_three_sizes(study, size):
+def test_study_has_three_sizes(study, size):
     assert f"{study}{size}" in EXPERIMENTS
 
 
@@ -125,7 +125,7 @@ def names(jobs: list[list[str]], algorithm: str, axes: Sequence[str] = ()) -> li
         (["kl=off", "advantage=group_zscore", "clipping=on"], 2),
     ],
 )
-def test_a_narrowed_grid_names_its_methods_as_the_whole_one_does(typed, left):
+def test_narrowed_grid_names_its_methods_as_the_whole_grid_does(typed, left):
     whole = names(grid_of("grpo_components", False)[0], "grpo")
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = compose("config", ["experiment=grpo_components", *typed], return_hydra_config=True)
@@ -136,18 +136,18 @@ def test_a_narrowed_grid_names_its_methods_as_the_whole_one_does(typed, left):
 
 @pytest.mark.parametrize("size", ["", "_svamp", "_paper"])
 @pytest.mark.parametrize("study", STUDIES)
-def test_claims_speak_of_methods_that_the_grid_has(study, size, full):
+def test_claims_name_methods_of_the_grid(study, size, full):
     jobs, _, configs = grid_of(f"{study}{size}", everything=full)
     methods = names(jobs, configs[0].algorithm)
     claims = read_claims(ROOT / "experiments" / f"{study}{size}" / "claims.yaml")
     assert claims.baseline in methods
     for claim in claims.claims:
         for patterns in (claim.of, claim.versus):
-            assert patterns is None or _matching(patterns, methods), (patterns, methods)
+            assert patterns is None or matching_methods(patterns, methods), (patterns, methods)
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_published_size_asks_what_the_embedded_one_asks(study):
+def test_published_size_varies_what_the_embedded_size_varies(study):
     paper, embedded = ({key.split(".")[0] for key in axes(name)} for name in (f"{study}_paper", study))
     assert embedded <= paper
     assert len(axes(f"{study}_paper")["seed"]) >= 6
@@ -156,7 +156,7 @@ def test_the_published_size_asks_what_the_embedded_one_asks(study):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_each_line_of_the_published_size_names_its_source(study, full):
+def test_line_of_the_published_size_names_its_source(study, full):
     text = (FOLDER / f"{study}_paper.yaml").read_text()
     for line in text.splitlines():
         setting = re.match(r"\s*(?:- )?(?:override )?/?([\w.]+): +(?!#)\S", line)

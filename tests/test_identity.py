@@ -1,18 +1,21 @@
-"""A run's id: all that can change its numbers, and nothing else."""
+"""The run id: a hash of everything that can change the numbers of a run, and of nothing else."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from rlsparse.config.run_id import identify
-from rlsparse.model.policy import EMBEDDED, local_folder
+from rlsparse.algorithm import Algorithm
+from rlsparse.components.advantage.group import GroupMean, GroupZscore
+from rlsparse.components.component import describe
+from rlsparse.execution.preflight import identity_of
+from rlsparse.model.loading import EMBEDDED
 from tests.conftest import composed
 
 
 def identity(*overrides):
     config = composed(*overrides)
-    return identify(config, local_folder(config.model), "cpu")
+    return identity_of(config, Algorithm.build(config), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -25,9 +28,12 @@ def identity(*overrides):
         "tracker.samples=9",
         "device=cpu",
         "model.lr=0.001",
+        "import_path=[elsewhere]",
+        "sweep.lock=lease",
+        "train.checkpoint_every=1",
     ],
 )
-def test_what_cannot_change_the_numbers_does_not_change_the_id(override):
+def test_key_that_cannot_change_the_numbers_does_not_change_the_id(override):
     assert identity(override) == identity()
 
 
@@ -38,25 +44,35 @@ def test_what_cannot_change_the_numbers_does_not_change_the_id(override):
         "train.lr=0.01",
         "lora_rank=4",
         "algorithm=sgrpo",
-        "task.reward.wrong=-1",
+        "reward.wrong=-1",
+        "reward=offset",
+        "advantage.epsilon=0",
+        "advantage=group_mean",
+        "clipping=self_ratio",
+        "rollout=plain",
         "eval.every=5",
         "dtype=bfloat16",
     ],
 )
-def test_what_can_change_them_does(override):
+def test_key_that_can_change_the_numbers_changes_the_id(override):
     assert identity(override).config_hash != identity().config_hash
 
 
-def test_methods_differ_by_all_but_the_seed():
+def test_method_hash_with_another_seed_is_the_same():
     assert identity("seed=1").method_hash == identity().method_hash
     assert identity("lora_rank=4").method_hash != identity().method_hash
 
 
-def test_the_id_is_readable():
+def test_component_in_the_id_is_its_class_without_module_and_its_values():
+    assert describe(GroupZscore(epsilon=0.5), str) == {"class": "GroupZscore", "epsilon": 0.5}
+    assert describe(GroupMean(), str) == {"class": "GroupMean"}
+
+
+def test_id_begins_with_algorithm_and_seed():
     assert identity("algorithm=sgrpo", "seed=3").id.startswith("sgrpo-s3-")
 
 
-def test_a_moved_model_is_the_same_and_a_changed_one_is_not(tmp_path):
+def test_moved_model_keeps_the_id_and_changed_model_changes_it(tmp_path):
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "a")
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "b")
     a, b = (identity(f"model.path={tmp_path / name}") for name in "ab")
@@ -66,7 +82,7 @@ def test_a_moved_model_is_the_same_and_a_changed_one_is_not(tmp_path):
     assert identity(f"model.path={tmp_path / 'b'}") != a
 
 
-def test_local_data_is_known_by_its_content(tmp_path):
+def test_moved_data_keeps_the_id_and_changed_data_changes_it(tmp_path):
     for name in "ab":
         Path(tmp_path / name).mkdir()
         for split in ("train", "test"):

@@ -1,38 +1,43 @@
-"""L1RA: gates, rank updates and what they must not change; against closed forms, plain LoRA and peft alone."""
+"""L1RA: gates and rank updates, against closed forms, plain LoRA and peft alone."""
 
 import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from rlsparse.components.adapter import L1ra, Lora
-from rlsparse.components.adapter.reallocation import even_ranks, reallocate
+from rlsparse.batch import Problem
+from rlsparse.components.adapter.base import NoAdapter
+from rlsparse.components.adapter.l1ra import GatedMatrices, L1ra
+from rlsparse.components.adapter.reallocation import even_ranks
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import preflight
+from rlsparse.model.loading import EMBEDDED
 from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.policy import EMBEDDED, Policy, token_log_probs
-from rlsparse.rollout import ENGINES
+from rlsparse.model.policy import Policy, encode_prompt, token_log_probs
+from rlsparse.rollout import Request
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream
 from rlsparse.storage.summary import headline
 from rlsparse.training.update import set_learning_rates
-from tests.conftest import composed
-from tests.test_objective import updated
+from tests.conftest import built, composed
+from tests.test_objective import assert_same, gradient, updated
 from tests.test_packed import FAMILIES, family, ragged
+from tests.test_rollout import engine
 from tests.test_run import SHORT, folder_of, rows, without_times
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [11, 3, 12, 4, 13]])
-# draws a third of the gates to 0 within a few steps
+# a third of the gates falls to 0 within a few steps
 FIRES = ("adapter=l1ra", "adapter.gate_lr=0.3", "adapter.l1=1", "adapter.update_every=0.34")
 
 
-def l1ra(policy, *overrides, rank=4, seed=0) -> L1ra:
-    return L1ra(policy, composed("adapter=l1ra", *overrides).adapter, rank, seed)
+def l1ra(policy, *overrides, rank=4, seed=0) -> GatedMatrices:
+    return built("adapter=l1ra", *overrides).adapter.attach(policy, rank, seed)
 
 
 def gates(adapter):
@@ -41,7 +46,7 @@ def gates(adapter):
 
 @torch.no_grad()
 def set_gates(adapter, generator, closed=0.3):
-    """Random gates, a share of them shut, and matrices that are not zero, so that a component does something."""
+    """Set random gates, a share of them closed, and matrices that are not zero, so that a component has an effect."""
     for layer in adapter.layers.values():
         A = layer.lora_A["default"].parametrizations.weight
         c = A[0].c
@@ -65,13 +70,13 @@ def logits(policy):
 # --- the gates ---------------------------------------------------------------------------------------------------
 
 
-def test_the_proximal_step_is_the_closed_form(tiny):
+def test_proximal_step_of_the_gates_is_the_closed_form(tiny):
     adapter = l1ra(tiny, "adapter.l1=0.05", "adapter.gate_lr=0.2")
     optimizer = adapter.optimizer(1e-3, 0.0)
     c = optimizer.param_groups[1]["params"][0]
     with torch.no_grad():
         c.copy_(torch.tensor([1.0, 0.5, 0.009, 1.2]))
-    c.grad = torch.zeros_like(c)  # Adam stands still: all that moves is the L1 term
+    c.grad = torch.zeros_like(c)  # Adam does not move: the L1 term alone does
     optimizer.step()
     # eta x lambda = 0.2 x 0.05 = 0.01; the third is less than that away from 0, the last is clamped
     assert torch.allclose(c, torch.tensor([0.99, 0.49, 0.0, 1.0]))
@@ -81,7 +86,7 @@ def test_the_proximal_step_is_the_closed_form(tiny):
         assert after == pytest.approx(float(grid[((grid - before) ** 2 / 2 + 0.01 * grid).argmin()]), abs=2e-5)
 
 
-def test_the_gates_rate_follows_the_schedule_and_nothing_else_of_the_matrices(tiny):
+def test_gates_follow_the_schedule_with_a_rate_of_their_own_and_no_weight_decay(tiny):
     config = composed("train.lr=1", "train.schedule=linear", "train.steps=4", "train.weight_decay=0.3")
     adapter = l1ra(tiny, "adapter.gate_lr=0.2", "adapter.l1=0.5")
     optimizer = adapter.optimizer(config.train.lr, config.train.weight_decay)
@@ -95,14 +100,13 @@ def test_the_gates_rate_follows_the_schedule_and_nothing_else_of_the_matrices(ti
     assert all(torch.allclose(c, torch.full_like(c, 0.95)) for c in gates(adapter).values())  # 1 - 0.1 x 0.5
 
 
-def test_gates_that_stand_still_make_it_lora(tiny):
-    """No L1 and a vanishing gate rate: three optimizer steps equal plain LoRA's."""
+def test_l1ra_with_gates_that_do_not_move_is_lora(tiny):
+    """Without L1 and with a vanishing gate rate, three optimizer steps equal those of plain LoRA."""
     still = ("adapter=l1ra", "adapter.l1=0", "adapter.gate_lr=1e-30")
     states = []
     for overrides in ((), still):
-        config = composed(*overrides).adapter
         policy = copy.deepcopy(tiny)
-        adapter = (L1ra if overrides else Lora)(policy, config, 4, 3)
+        adapter = built(*overrides).adapter.attach(policy, 4, 3)
         optimizer = adapter.optimizer(1e-2, 0.0)
         for _ in range(3):
             train_step(policy, optimizer)
@@ -112,51 +116,62 @@ def test_gates_that_stand_still_make_it_lora(tiny):
         assert torch.allclose(value, gated[name], atol=1e-6), name
 
 
-def test_the_l2_penalty_spares_the_gates(tiny):
-    """algorithm=tspmo has one; the gates' gradient is the same with and without it, the matrices' is not."""
+def test_l2_penalty_changes_the_gradient_of_the_matrices_and_not_of_the_gates(tiny):
+    """The penalty is a part of algorithm=tspmo."""
     config = ("adapter=l1ra", "objective.l2=0", "algorithm=grpo")
     grads = []
     for l2 in ("0", "0.5"):
-        gradient, _, _ = updated(tiny, *config, f"objective.l2={l2}", lr=0.0)
-        grads.append(gradient)
+        grads.append(updated(tiny, *config, f"objective.l2={l2}", lr=0.0)[0])
     adapter = l1ra(copy.deepcopy(tiny))
     is_gate = torch.cat([torch.full((p.numel(),), p.dim() == 1) for p in adapter.parameters()])
     assert torch.equal(grads[0][is_gate], grads[1][is_gate])
     assert not torch.equal(grads[0][~is_gate], grads[1][~is_gate])
 
 
-# --- who gets the ranks ------------------------------------------------------------------------------------------
+# --- which adapters get the ranks ---------------------------------------------------------------------------------
+
+
+RULES = L1ra(
+    scale=2.0,
+    target_modules="all-linear",
+    layers="all",
+    budget=None,
+    l1=1e-3,
+    gate_lr=0.02,
+    update_every=0.1,
+    threshold=1e-10,
+    reassign=True,
+    exclude_pruned=True,
+    min_rank=1,
+)
 
 
 def moved(gates_, budget, most=(8, 8, 8, 8), **settings):
-    config = SimpleNamespace(
-        **{"threshold": 1e-10, "reassign": True, "exclude_pruned": True, "min_rank": 1, **settings}
-    )
-    changes = reallocate([torch.tensor(g) for g in gates_], most, budget, config)
+    changes = replace(RULES, **settings).reallocate([torch.tensor(g) for g in gates_], most, budget)
     return [(change.kept.tolist(), change.added) for change in changes]
 
 
-def test_freed_ranks_go_one_each_in_turn_largest_smallest_gate_first():
+def test_freed_ranks_go_one_each_in_turn_to_the_adapter_with_the_largest_smallest_gate_first():
     gates_ = [[0.9, 0.0, 0.0], [0.3, 0.8], [0.5, 0.6], [0.4]]
-    # two are free; adapter 2's smallest gate 0.5 is the largest, then adapter 3's 0.4
+    # two are free; the smallest gate of adapter 2, 0.5, is the largest, followed by 0.4 of adapter 3
     assert moved(gates_, budget=8) == [([0], 0), ([0, 1], 0), ([0, 1], 1), ([0], 1)]
     # four free for three takers: one each in the order 2, 3, 1, and the fourth to 2 again
     assert moved(gates_, budget=10) == [([0], 0), ([0, 1], 1), ([0, 1], 2), ([0], 1)]
-    # one that was pruned may take too, as its smallest surviving gate 0.9 says
+    # an adapter that was pruned may take ranks too: its smallest remaining gate is 0.9
     assert moved(gates_, budget=8, exclude_pruned=False) == [([0], 1), ([0, 1], 0), ([0, 1], 1), ([0], 0)]
     assert moved(gates_, budget=8, reassign=False) == [([0], 0), ([0, 1], 0), ([0, 1], 0), ([0], 0)]
 
 
-def test_no_adapter_is_emptied_or_outgrows_its_matrix():
+def test_reallocation_keeps_the_minimum_rank_and_exceeds_no_matrix():
     assert moved([[0.0, 0.0], [0.0]], budget=3, most=(8, 8)) == [([0], 0), ([0], 1)]  # only the first has lost one
     assert moved([[0.0, 0.2, 0.0], [1.0]], budget=4, most=(8, 8), min_rank=2) == [([0, 1], 0), ([0], 1)]
     assert moved([[0.0, 0.0, 0.7], [0.5, 0.5]], budget=5, most=(8, 3)) == [([2], 0), ([0, 1], 1)]  # one stays free
     assert moved([[0.5, 0.04], [0.5]], budget=3, most=(8, 8), threshold=0.05) == [([0], 0), ([0], 1)]
 
 
-def test_the_start_is_even():
+def test_even_ranks_spread_the_budget_as_far_as_each_matrix_allows():
     assert even_ranks(8, [8, 8, 8]) == [3, 3, 2]
-    assert even_ranks(20, [8, 4, 8]) == [8, 4, 8]  # what the second cannot hold goes to the others
+    assert even_ranks(20, [8, 4, 8]) == [8, 4, 8]  # the others get what the second cannot hold
     assert even_ranks(21, [8, 4, 8]) == [8, 4, 8]
 
 
@@ -165,7 +180,7 @@ def test_the_start_is_even():
 
 @pytest.mark.parametrize("name", ["tiny", *FAMILIES])
 @pytest.mark.parametrize("settings", [(), ("adapter.exclude_pruned=false",), ("adapter.min_rank=2",)], ids=str)
-def test_random_sequences_of_rank_updates_keep_the_promises(tiny, name, settings):
+def test_random_rank_updates_keep_function_budget_shapes_and_optimizer_state(tiny, name, settings):
     policy = tiny if name == "tiny" else family(tiny, name)
     adapter = l1ra(policy, *settings)
     optimizer = adapter.optimizer(1e-2, 0.0)
@@ -194,8 +209,8 @@ def test_random_sequences_of_rank_updates_keep_the_promises(tiny, name, settings
     assert len(distributions) > 4  # they did move
 
 
-def test_a_threshold_bounds_what_a_rank_update_may_change(tiny):
-    """Gates at a tenth of the threshold are removed: the logits move by about what those carried, no more."""
+def test_rank_update_changes_the_logits_in_proportion_to_the_gates_it_removes(tiny):
+    """Gates below the threshold are removed: the logits change by what those components contributed."""
     changes = []
     for small in (1e-2, 1e-3):
         policy = copy.deepcopy(tiny)
@@ -213,7 +228,7 @@ def test_a_threshold_bounds_what_a_rank_update_may_change(tiny):
     assert changes[0] / changes[1] == pytest.approx(10, rel=0.1)
 
 
-def test_moments_of_survivors_are_bit_equal_and_new_components_begin_afresh(tiny):
+def test_moments_of_survivors_are_bit_equal_and_new_components_start_without_momentum(tiny):
     adapter = l1ra(tiny)
     optimizer = adapter.optimizer(1e-2, 0.0)
     for _ in range(3):
@@ -237,7 +252,7 @@ def test_moments_of_survivors_are_bit_equal_and_new_components_begin_afresh(tiny
             for key in ("exp_avg", "exp_avg_sq"):
                 survivors = old[key].index_select(dim, torch.tensor(kept))
                 assert torch.equal(new[key].narrow(dim, 0, len(kept)), survivors)
-                if i == taker:  # no momentum, and the survivors' mean second moment
+                if i == taker:  # no momentum, and the mean second moment of the survivors
                     fresh = new[key].select(dim, 4)
                     expected = survivors.mean(dim) if key == "exp_avg_sq" else torch.zeros_like(fresh)
                     assert torch.allclose(fresh, expected)
@@ -247,7 +262,7 @@ def test_moments_of_survivors_are_bit_equal_and_new_components_begin_afresh(tiny
 
 
 class Toy(nn.Module):
-    """y = W_0 x_0 + W_1 x_1: two layers that see different inputs."""
+    """Computes y = W_0 x_0 + W_1 x_1: two layers with different inputs."""
 
     def __init__(self, width):
         super().__init__()
@@ -265,8 +280,8 @@ class Toy(nn.Module):
 
 
 @pytest.mark.parametrize("needy", [0, 1])
-def test_the_budget_moves_to_the_layer_that_needs_it(needy):
-    """The target differs from the start by a rank-6 matrix on one of two layers; both begin with rank 4."""
+def test_budget_during_training_moves_to_the_layer_that_needs_it(needy):
+    """The target differs from the start by a matrix of rank 6 on one of two layers; both start with rank 4."""
     torch.manual_seed(0)
     width, steps = 24, 400
     toy = Toy(width)
@@ -288,14 +303,14 @@ def test_the_budget_moves_to_the_layer_that_needs_it(needy):
     assert max(totals) <= 8
     assert ranks[needy] >= 6
     assert ranks[1 - needy] <= 2
-    learned = list(adapter.layers.values())[needy].get_delta_weight("default")
+    learned = list(adapter.layers.values())[needy].get_delta_weight("default").detach()
     assert float((learned - delta).norm() / delta.norm()) < 0.2
 
 
 # --- saving, loading, exporting ----------------------------------------------------------------------------------
 
 
-def test_state_taken_up_after_rank_updates_goes_on_bit_for_bit(tiny, tmp_path):
+def test_state_saved_after_rank_updates_resumes_bit_for_bit(tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
     def step(policy, adapter, optimizer, number):
@@ -328,13 +343,13 @@ def test_state_taken_up_after_rank_updates_goes_on_bit_for_bit(tiny, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in again.state().items())
 
 
-def test_a_state_of_other_modules_is_refused(tiny):
+def test_load_state_of_other_modules_is_refused(tiny):
     state = l1ra(copy.deepcopy(tiny), "adapter.target_modules=[q_proj]").state()
     with pytest.raises(ValueError, match="belongs to other modules"):
         l1ra(tiny).load_state(state)
 
 
-def test_the_export_is_an_ordinary_lora_that_peft_alone_loads_and_merges(tiny, tmp_path):
+def test_export_is_an_ordinary_lora_that_peft_alone_loads_and_merges(tiny, tmp_path):
     adapter = l1ra(tiny)
     adapter.optimizer(1e-2, 0.0)
     generator = torch.Generator().manual_seed(5)
@@ -365,7 +380,7 @@ for got in (loaded, merged, plain):
     loaded, merged, plain = map(float, done.stdout.split())
     assert loaded < 1e-5
     assert merged < 1e-4  # rounding of W + dW
-    assert plain > 0.1  # and the adapter does something
+    assert plain > 0.1  # and the adapter has an effect
     ranks = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
     assert ranks == {f"^{name}": rank for name, rank in adapter.ranks().items()}
 
@@ -384,7 +399,7 @@ def with_moved_ranks(policy, *overrides):
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3"])
-def test_packed_equals_plain_after_ranks_moved(tiny, name):
+def test_packed_path_after_ranks_moved_equals_the_plain_path(tiny, name):
     policy = family(tiny, name)
     adapter = with_moved_ranks(policy)
     assert can_pack(policy) is None
@@ -395,14 +410,14 @@ def test_packed_equals_plain_after_ranks_moved(tiny, name):
         policy.model.zero_grad()
         log_probs = path(policy, rollout, order, needed, 0.8)
         (log_probs * torch.linspace(-1, 1, log_probs.numel()).view_as(log_probs)).sum().backward()
-        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])))
+        results.append((log_probs.detach(), gradient(adapter)))
     (plain, plain_gradient), (packed, packed_gradient) = results
     assert float((plain - packed).abs().max()) < 1e-5
-    assert float((plain_gradient - packed_gradient).norm() / plain_gradient.norm()) < 1e-5
+    assert_same(packed_gradient, plain_gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merging_adds_the_gated_product_to_the_weights(tiny, dtype):
+def test_merged_weights_are_the_base_weights_plus_the_gated_product(tiny, dtype):
     tiny.model.to(dtype)
     adapter = with_moved_ranks(tiny)
     outside = logits(tiny)
@@ -424,15 +439,12 @@ def test_merging_adds_the_gated_product_to_the_weights(tiny, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_engines_sample_from_the_gated_adapter(tiny, dtype):
-    from rlsparse.batch import Problem
-    from rlsparse.model.policy import encode_prompt
-
     tiny.model.to(dtype)
     prompts = [encode_prompt(tiny, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
-    config = composed("rollout.max_new_tokens=12").rollout
 
     def greedy(name):
-        return ENGINES[name](tiny, prompts, config, 2, stream(0, "r"), greedy=True)
+        request = Request(prompts, 2, greedy=True)
+        return engine(name, "rollout.max_new_tokens=12").generate(tiny, request, stream(0, "r"))
 
     without = greedy("plain")
     with_moved_ranks(tiny)
@@ -441,7 +453,7 @@ def test_both_engines_sample_from_the_gated_adapter(tiny, dtype):
     if dtype == torch.float32:
         assert torch.equal(fast.completion_ids, plain.completion_ids)
         assert torch.allclose(fast.log_probs, plain.log_probs, atol=1e-5)
-    else:  # the first token, before the two could go different ways
+    else:  # the first token alone: after it the two may differ
         moved = (without.log_probs[:, 0] - plain.log_probs[:, 0]).abs()
         assert bool(((fast.log_probs[:, 0] - plain.log_probs[:, 0]).abs() < 0.2 * moved).all())
 
@@ -451,7 +463,7 @@ def test_both_engines_sample_from_the_gated_adapter(tiny, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
-def test_every_algorithm_runs_with_it(algorithm, tmp_path):
+def test_every_algorithm_with_l1ra_runs_and_reports_its_ranks(algorithm, tmp_path):
     config = composed(*SHORT, *FIRES, "train.steps=6", f"algorithm={algorithm}", f"runs_dir={tmp_path}")
     summary = run(config)
     metrics = rows(folder_of(config))
@@ -471,10 +483,10 @@ def test_every_algorithm_runs_with_it(algorithm, tmp_path):
     pruned = sum(row["adapter/pruned"] for row in updates)
     assert summary["adapter"]["pruned"] == pruned > 0
     assert summary["adapter"]["reassigned"] == sum(row["adapter/reassigned"] for row in updates)
-    assert f"{pruned} ranks pruned, {summary['adapter']['reassigned']} handed on (budget 168)" in headline(summary)
+    assert f"{pruned} ranks pruned, {summary['adapter']['reassigned']} reassigned (budget 168)" in headline(summary)
 
 
-def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):
+def test_run_with_rank_updates_repeats_bit_for_bit(tmp_path):
     one, two = (composed(*SHORT, *FIRES, "train.steps=6", f"runs_dir={tmp_path / name}") for name in "ab")
     run(one)
     run(two)
@@ -491,18 +503,25 @@ def test_a_run_repeats_bit_for_bit_across_rank_updates(tmp_path):
     [
         (["adapter.budget=20"], r"adapter.budget=20: the model gets 21 adapters .* must be at least 21"),
         (["adapter.budget=50", "adapter.min_rank=3"], r"adapter.budget=50: .* must be at least 63"),
-        (["lora_rank=2", "adapter.min_rank=3"], r"adapter.min_rank=3: the adapters start with lora_rank=2; lower it"),
-        (["adapter.update_every=1"], r"adapter.update_every=1.0: .* after step 40 of 40, so never"),
-        (["train.steps=1"], r"adapter.update_every=0.1: .* after step 1 of 1, so never"),
+        (["lora_rank=2", "adapter.min_rank=3"], r"adapter.min_rank=3: above the initial rank lora_rank=2; lower it"),
+        (["adapter.update_every=1"], r"adapter.update_every=1.0: .* after step 40 of 40, so there would be none"),
+        (["train.steps=1"], r"adapter.update_every=0.1: .* after step 1 of 1, so there would be none"),
     ],
 )
-def test_what_can_never_work_is_refused_before_loading(overrides, message, tmp_path):
+def test_preflight_of_settings_that_can_never_work_refuses_them(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         preflight([composed(f"runs_dir={tmp_path}", "adapter=l1ra", *overrides)])
 
 
-def test_a_budget_of_its_own_is_spread_evenly(tiny):
+def test_budget_of_a_config_is_spread_evenly(tiny):
     adapter = l1ra(tiny, "adapter.budget=50", rank=8)
     assert adapter.budget == 50
     assert list(adapter.ranks().values()) == [3] * 8 + [2] * 13
     assert {tuple(c.shape) for c in gates(adapter).values()} == {(3,), (2,)}
+
+
+def test_traits_of_adapters_say_whether_ranks_move_and_whether_all_weights_are_trained():
+    options = {name: built(f"adapter={name}").adapter for name in ("lora", "l1ra", "l1ra_short")}
+    options["none"] = NoAdapter()
+    assert [name for name, adapter in options.items() if adapter.moves_ranks] == ["l1ra", "l1ra_short"]
+    assert [name for name, adapter in options.items() if adapter.trains_all_weights] == ["none"]

@@ -1,4 +1,4 @@
-"""What we know of Hydra's launchers, and where their runs go."""
+"""Hydra's launchers: their keys, how many runs they do at a time, and the device of each run."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ from submitit.slurm.slurm import SlurmJob
 
 from rlsparse.config.schema import ConfigError
 from rlsparse.runtime.distributed import ALONE, World
-from rlsparse.runtime.gpus import own_gpu
-from rlsparse.sweep.launchers import ENGINES, engine_of, gpu_count, settings_of
-from rlsparse.sweep.slurm import ask_the_queue
-from rlsparse.training import setup as workplace
+from rlsparse.runtime.gpus import reserve_gpu
+from rlsparse.sweep.launchers import LAUNCHERS, gpu_count, launcher_spec, resolve_settings
+from rlsparse.sweep.slurm import use_squeue
+from rlsparse.training import setup
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf" / "hydra" / "launcher"
@@ -28,17 +28,17 @@ def launcher(name: str, /, **changed):
 
 def settings(name: str, /, **changed):
     fixed = {"joblib": {"n_jobs": 2}, "slurm": {"name": "n", "submitit_folder": "f"}}.get(name, {})
-    return settings_of(launcher(name, **{**fixed, **changed}))
+    return resolve_settings(launcher(name, **{**fixed, **changed}))
 
 
-def test_every_file_is_a_launcher_that_we_know():
+def test_every_config_of_a_launcher_is_a_known_launcher():
     assert sorted(file.stem for file in CONF.glob("*.yaml")) == sorted(NAMES)
-    assert {OmegaConf.load(CONF / f"{name}.yaml")._target_ for name in NAMES} == set(ENGINES)
+    assert {OmegaConf.load(CONF / f"{name}.yaml")._target_ for name in NAMES} == set(LAUNCHERS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_keys_are_those_of_the_plugin(name):
-    assert settings(name)["_target_"] in ENGINES
+def test_unknown_key_of_a_launcher_is_refused(name):
+    assert settings(name)["_target_"] in LAUNCHERS
     if name != "local":
         with pytest.raises(ConfigError, match=r"hydra\.launcher\.partitoin"):
             settings(name, partitoin="gpu")
@@ -54,14 +54,14 @@ def test_its_keys_are_those_of_the_plugin(name):
         ("slurm", "gpus_per_node", "two", r"hydra\.launcher\.gpus_per_node: Value 'two'"),
     ],
 )
-def test_a_bad_value_is_named(name, key, value, message):
+def test_bad_value_of_a_launcher_is_refused_with_key_and_value(name, key, value, message):
     with pytest.raises(ConfigError, match=message):
         settings(name, **{key: value})
 
 
 @pytest.mark.parametrize("name", ["joblib", "slurm", "ray"])
-def test_a_missing_extra_says_which(name, monkeypatch):
-    module = ENGINES[OmegaConf.load(CONF / f"{name}.yaml")._target_].schema.partition(":")[0]
+def test_launcher_that_is_not_installed_names_its_extra(name, monkeypatch):
+    module = LAUNCHERS[OmegaConf.load(CONF / f"{name}.yaml")._target_].schema.partition(":")[0]
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     with pytest.raises(
         ConfigError, match=rf'hydra/launcher={name}: is not installed .*pip install "rlsparse\[{name}\]"'
@@ -69,17 +69,17 @@ def test_a_missing_extra_says_which(name, monkeypatch):
         settings(name)
 
 
-def test_ranks_take_no_other_launcher(monkeypatch):
+def test_launcher_under_torchrun_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert settings("local")
     with pytest.raises(ConfigError, match="hydra/launcher=joblib: under torchrun"):
         settings("joblib")
 
 
-def test_the_device_of_runs_elsewhere_is_what_they_ask_for():
+def test_device_of_remote_runs_follows_from_the_gpus_they_request():
     def device(name, /, **changed):
-        engine = engine_of(launcher(name))
-        return engine.device and engine.device(settings(name, **changed))
+        spec = launcher_spec(launcher(name))
+        return spec.device and spec.device(settings(name, **changed))
 
     assert device("local") is None
     assert device("joblib") is None
@@ -89,9 +89,9 @@ def test_the_device_of_runs_elsewhere_is_what_they_ask_for():
     assert device("ray", ray={"remote": {"num_gpus": 0.5}}) == "cuda"
 
 
-def test_runs_side_by_side():
+def test_number_of_runs_at_a_time_follows_from_the_keys_of_the_launcher():
     def count(name, /, **changed):
-        return engine_of(launcher(name)).at_a_time(settings(name, **changed))
+        return launcher_spec(launcher(name)).max_parallel(settings(name, **changed))
 
     assert count("local") == 1
     assert count("joblib", n_jobs=3) == 3
@@ -101,21 +101,21 @@ def test_runs_side_by_side():
     assert count("ray", ray={"init": {"address": "auto"}}) is None
 
 
-def test_runs_side_by_side_have_different_gpus(tmp_path):
-    with own_gpu(tmp_path, 4, 2) as first, own_gpu(tmp_path, 4, 2) as second:
+def test_parallel_runs_get_different_gpus(tmp_path):
+    with reserve_gpu(tmp_path, 4, 2) as first, reserve_gpu(tmp_path, 4, 2) as second:
         assert (first, second) == ("cuda:0", "cuda:1")
-        with own_gpu(tmp_path, 4, 2) as third:  # a third run at a time goes where the first is
+        with reserve_gpu(tmp_path, 4, 2) as third:  # a third run shares the GPU of the first
             assert third == "cuda:0"
-    with own_gpu(tmp_path, 4, 2) as again:  # whoever is done leaves its place
+    with reserve_gpu(tmp_path, 4, 2) as again:  # the places of finished runs are free
         assert again == "cuda:0"
 
 
-def test_a_place_is_never_given_twice_at_a_time(tmp_path):
+def test_gpu_place_is_never_given_to_two_runs_at_a_time(tmp_path):
     held, most, lock = [], [], threading.Lock()
 
     def work():
         for _ in range(20):
-            with own_gpu(tmp_path, 3, 3) as device:
+            with reserve_gpu(tmp_path, 3, 3) as device:
                 with lock:
                     held.append(device)
                     most.append(max(map(held.count, held)))
@@ -131,20 +131,20 @@ def test_a_place_is_never_given_twice_at_a_time(tmp_path):
     assert max(most) == 1
 
 
-def test_a_gpu_is_a_certain_one(monkeypatch):
-    """torch.cuda.set_device wants its number; ranks of a machine take one each."""
-    monkeypatch.setattr(workplace, "resolve_device", torch.device)
+def test_device_of_a_rank_has_a_gpu_number(monkeypatch):
+    """torch.cuda.set_device needs the number; the ranks of a machine get one GPU each."""
+    monkeypatch.setattr(setup, "resolve_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
-    def named(device, ranks=ALONE):
-        return str(workplace.device_of(composed(f"device={device}"), ranks))
+    def named(device, world=ALONE):
+        return str(setup.device_of(composed(f"device={device}"), world))
 
     assert [named("cpu"), named("cuda"), named("cuda:1")] == ["cpu", "cuda:0", "cuda:1"]
-    assert [named("cuda", World(local, 3, local)) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [named("cuda", World(rank, 3, rank)) for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-def test_a_job_in_the_queue_is_not_done_whatever_its_state_is_called():
-    ask_the_queue()
+def test_job_in_the_queue_counts_as_running_in_any_state():
+    use_squeue()
     watcher = SlurmJob.watcher
     watcher._registered = {"7_0", "7_1", "8"}
     found = watcher.read_info("7_0|CONFIGURING\n8|PENDING\n9|RUNNING\n")
@@ -155,13 +155,13 @@ def test_a_job_in_the_queue_is_not_done_whatever_its_state_is_called():
     }
 
 
-def test_gpus_are_counted_without_a_driver_too():
+def test_gpu_count_without_a_driver_is_a_number():
     assert gpu_count() >= 0
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hydra_takes_our_files_without_a_word(name):
-    """Wherever its plugins come from: here ours are found first."""
+def test_hydra_reads_the_config_of_a_launcher_without_a_warning(name):
+    """The plugin of this package must work when it is found before those of the launchers."""
     done = subprocess.run(
         [sys.executable, "-m", "rlsparse.run", "--cfg", "hydra", "-p", "hydra.launcher", f"hydra/launcher={name}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

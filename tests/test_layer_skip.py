@@ -1,4 +1,4 @@
-"""Rollouts from a part of the model: what is left out, what it costs, and that training and evaluation see the whole."""
+"""Rollouts that skip layers: which ones, what they cost, and that training and evaluation use the whole model."""
 
 import copy
 import dataclasses
@@ -12,55 +12,61 @@ import torch
 
 from rlsparse.batch import NonFiniteError, Problem, ScoredBatch
 from rlsparse.config.schema import ConfigError
-from rlsparse.execution.preflight import preflight
-from rlsparse.model.policy import EMBEDDED, encode_prompt, token_log_probs
+from rlsparse.execution.preflight import idle_off_policy, preflight
+from rlsparse.model.loading import EMBEDDED
+from rlsparse.model.policy import encode_prompt, token_log_probs
 from rlsparse.results.collect import collect
 from rlsparse.results.figures.speed import speed_figure
 from rlsparse.results.figures.style import save
 from rlsparse.results.table import markdown
 from rlsparse.results.tables import cost_table
-from rlsparse.rollout import ENGINES
+from rlsparse.rollout import Request
 from rlsparse.rollout.cache import GroupCache
-from rlsparse.rollout.layer_skip import choose_layers, count_skipped, without_layers
+from rlsparse.rollout.layer_skip import SkipLayers, without_layers
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream
-from rlsparse.sweep.callbacks import idle_off_policy
-from rlsparse.training.microbatch import FitMicrobatches
-from rlsparse.training.update import update
-from tests.conftest import composed
-from tests.test_objective import assert_same
+from tests.conftest import built, composed
+from tests.test_objective import assert_same, gradient, updater
 from tests.test_packed import FAMILIES, family, with_adapter
+from tests.test_rollout import engine
 from tests.test_run import SHORT, folder_of, rows, without_times
 
 MIDDLE = ("layer_skip.choice=fixed", "layer_skip.layers=[1]")  # of the embedded model's three
 
 
-def skip(*overrides):
-    return composed(*overrides).layer_skip
+OFF = SkipLayers(ratio=0.0, choice="random", layers=None)
+QUARTER = SkipLayers(ratio=0.25, choice="random", layers=None)
 
 
-def test_the_share_of_layers_is_rounded_and_the_first_and_the_last_stay():
-    assert choose_layers(skip("layer_skip=off"), 1, stream(0, "layer_skip")) == []  # a model of one layer trains
-    assert [count_skipped(skip(f"layer_skip=r{n}"), 30) for n in ("05", "10", "15", "25")] == [2, 3, 4, 8]
-    assert count_skipped(skip("layer_skip=off"), 30) == 0
+def test_share_of_layers_is_rounded_and_leaves_the_first_and_the_last():
+    assert OFF.choose(1, stream(0, "layer_skip")) == []  # a model of one layer can train
+    assert [built(f"layer_skip=r{n}").layer_skip.count(30) for n in ("05", "10", "15", "25")] == [2, 3, 4, 8]
+    assert OFF.count(30) == 0
     generator = stream(0, "layer_skip")
-    quarter = skip("layer_skip=r25")
-    drawn = [choose_layers(quarter, 12, generator) for _ in range(300)]
+    drawn = [QUARTER.choose(12, generator) for _ in range(300)]
     assert all(len(set(layers)) == 3 and layers == sorted(layers) for layers in drawn)
     assert {layer for layers in drawn for layer in layers} == set(range(1, 11))  # each inner one, never 0 or 11
-    assert choose_layers(skip("layer_skip=r25", "layer_skip.choice=last"), 12, generator) == [8, 9, 10]
-    assert choose_layers(skip("layer_skip.choice=fixed", "layer_skip.layers=[7,2]"), 12, generator) == [2, 7]
+    assert SkipLayers(ratio=0.25, choice="last", layers=None).choose(12, generator) == [8, 9, 10]
+    assert SkipLayers(ratio=0.0, choice="fixed", layers=[7, 2]).choose(12, generator) == [2, 7]
 
 
-def test_off_draws_nothing():
+def test_layer_skip_is_active_where_a_layer_is_skipped():
+    assert built().layer_skip == OFF
+    assert built("layer_skip=r25").layer_skip == QUARTER
+    assert not OFF.active
+    assert QUARTER.active
+    assert SkipLayers(ratio=0.0, choice="fixed", layers=[1]).active
+
+
+def test_layer_skip_off_draws_nothing():
     generator = stream(0, "layer_skip")
     before = generator.get_state()
-    assert choose_layers(skip(), 12, generator) == []
+    assert OFF.choose(12, generator) == []
     assert torch.equal(generator.get_state(), before)
 
 
 def shallower(policy, layers):
-    """An independent model that never had these layers."""
+    """Return an independent model that never had these layers."""
     copied = copy.deepcopy(policy)
     decoder = copied.model.get_decoder()
     decoder.layers = torch.nn.ModuleList(layer for i, layer in enumerate(decoder.layers) if i not in layers)
@@ -70,24 +76,24 @@ def shallower(policy, layers):
     return copied
 
 
-@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("engine_name", ["fast", "plain"])
 @pytest.mark.parametrize("name", ["tiny", *FAMILIES])
-def test_the_rollout_is_that_of_the_remaining_layers(tiny, name, engine):
-    """Tokens and log-probs equal those of a model without the layers; the log-probs also a plain forward of it."""
+def test_rollout_without_layers_is_that_of_a_model_that_never_had_them(tiny, name, engine_name):
+    """Tokens and log-probabilities equal those of the other model; these also equal a plain forward of it."""
     policy = tiny if name == "tiny" else family(tiny, name, num_hidden_layers=6)
     left_out = [1] if name == "tiny" else [1, 3, 4]
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
-    config = composed("rollout.max_new_tokens=8").rollout
+    short, request = "rollout.max_new_tokens=8", Request(prompts, 3)
     with without_layers(policy, left_out):
-        rollout = ENGINES[engine](policy, prompts, config, 3, stream(0, "r"))
+        rollout = engine(engine_name, short).generate(policy, request, stream(0, "r"))
     reference = shallower(policy, left_out)
-    expected = ENGINES["plain"](reference, prompts, config, 3, stream(0, "r"))
+    expected = engine("plain", short).generate(reference, request, stream(0, "r"))
     assert torch.equal(rollout.completion_ids, expected.completion_ids)
     with torch.no_grad():
         plain = token_log_probs(reference, rollout, torch.arange(6), rollout.mask, 1.0)
         whole = token_log_probs(policy, rollout, torch.arange(6), rollout.mask, 1.0)
     assert float((rollout.log_probs - plain).abs().max()) < 1e-5
-    assert float((rollout.log_probs - whole).abs().max()) > 1e-3  # and the whole model says something else
+    assert float((rollout.log_probs - whole).abs().max()) > 1e-3  # the whole model gives others
 
 
 def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
@@ -99,19 +105,20 @@ def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
     original = GroupCache.__init__
     monkeypatch.setattr(GroupCache, "__init__", lambda self, *a: (original(self, *a), caches.append(self))[0])
     prompts = [encode_prompt(policy, Problem("57*4=", "", ""), "57*4=")]
+    fast, request = engine("fast", "rollout.max_new_tokens=4"), Request(prompts, 2)
     with without_layers(policy, [2, 3]):
-        ENGINES["fast"](policy, prompts, composed("rollout.max_new_tokens=4").rollout, 2, stream(0, "r"))
+        fast.generate(policy, request, stream(0, "r"))
     assert [calls[i] > 0 for i in range(6)] == [True, True, False, False, True, True]
     assert set(caches[0]._layers) == {0, 1, 4, 5}
-    ENGINES["fast"](policy, prompts, composed("rollout.max_new_tokens=4").rollout, 2, stream(0, "r"))
+    fast.generate(policy, request, stream(0, "r"))
     assert all(calls.values())  # the model is whole again
 
 
-def scored(policy, config, left_out, tokens=99):
-    """A batch that the remaining layers wrote, with random advantages; the first tokens alone are in the loss."""
+def scored(policy, overrides, left_out, tokens=99):
+    """Return a batch sampled without some layers, with random advantages; the first tokens alone are in the loss."""
     prompts = [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
     with without_layers(policy, left_out):
-        rollout = ENGINES["fast"](policy, prompts, config.rollout, 3, stream(0, "r"))
+        rollout = engine("fast", *overrides).generate(policy, Request(prompts, 3), stream(0, "r"))
     mask = rollout.mask.float()
     advantages = torch.randn(rollout.mask.shape, generator=stream(0, "a")) * mask
     chosen = mask * (torch.arange(mask.shape[1]) < tokens)
@@ -133,15 +140,14 @@ def scored(policy, config, left_out, tokens=99):
 @pytest.mark.parametrize("microbatch", [6, 1])
 @pytest.mark.parametrize("tokens", [1024, 12])  # 12: whole completions go through in pieces
 @pytest.mark.parametrize("in_loss", [99, 3])  # 3: a weight of the whole completion sees more than the loss
-def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch, tokens, in_loss):
-    """Against the loss written out: -sum of scale x weight x A x log pi, weights from the whole model and mu."""
+def test_gradient_of_an_off_policy_batch_is_that_of_the_weighted_terms(tiny, off_policy, microbatch, tokens, in_loss):
+    """The loss written out is -sum of scale x weight x A x log pi, with weights from the whole model and mu."""
     setting = ["clipping=off", "train.max_grad_norm=0", "rollout.max_new_tokens=10", f"train.microbatch={microbatch}"]
-    config = composed(*setting, f"train.max_tokens_per_microbatch={tokens}", *off_policy)
+    overrides = [*setting, f"train.max_tokens_per_microbatch={tokens}", *off_policy]
     adapter = with_adapter(tiny)
-    batch = scored(tiny, config, [1], in_loss)
-    optimizer = adapter.optimizer(0.0, 0.0)
-    metrics = update(tiny, token_log_probs, optimizer, batch, config, FitMicrobatches(config.train))
-    got = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+    batch = scored(tiny, overrides, [1], in_loss)
+    metrics = updater(tiny, adapter, *overrides)(batch)
+    got = gradient(adapter)
 
     tiny.model.zero_grad()
     mask = batch.rollout.mask
@@ -156,8 +162,7 @@ def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch
         "off_policy=retrace": 0.7 * ratio.clamp(max=1.0),
     }[off_policy[0]]
     (-batch.scales * weight * batch.advantages * log_probs).sum().backward()
-    expected = torch.cat([p.grad.flatten() for p in adapter.parameters()])
-    assert_same(got, expected)
+    assert_same(got, gradient(adapter))
     assert metrics.mismatch.tokens == int((batch.scales != 0).sum())
     assert metrics.mismatch.kl > 0
 
@@ -167,7 +172,7 @@ def test_the_gradient_is_that_of_the_weighted_terms(tiny, off_policy, microbatch
     [["importance"], ["truncated"], ["retrace"]]
     + [[f"{n}", "off_policy.level=sequence"] for n in ("importance", "truncated")],
 )
-def test_with_no_layer_skipped_all_corrections_are_the_on_policy_run(off_policy, tmp_path):
+def test_run_with_a_correction_and_no_layer_skipped_is_the_on_policy_run(off_policy, tmp_path):
     plain, corrected = (
         composed(*SHORT, "train.updates_per_rollout=2", f"off_policy={name}", *more, f"runs_dir={tmp_path / name}")
         for name, *more in (["none"], off_policy)
@@ -176,9 +181,9 @@ def test_with_no_layer_skipped_all_corrections_are_the_on_policy_run(off_policy,
     assert [without_times(r) for r in rows(folder_of(plain))] == [without_times(r) for r in rows(folder_of(corrected))]
 
 
-def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
+def test_run_with_layers_skipped_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
     skipping = composed(
-        *SHORT, *MIDDLE, "off_policy=truncated", f"runs_dir={tmp_path}", "advantage=raw_reward", "task.reward.wrong=-1"
+        *SHORT, *MIDDLE, "off_policy=truncated", f"runs_dir={tmp_path}", "advantage=raw_reward", "reward.wrong=-1"
     )
     whole = composed(*SHORT, f"runs_dir={tmp_path}")
     summary, other = run(skipping), run(whole)
@@ -206,47 +211,40 @@ def test_a_run_logs_the_mismatch_and_evaluates_the_whole_model(tmp_path):
         (["off_policy=truncated", "off_policy.cap=nan"], "off_policy.cap=nan: must be a finite number"),
         (["off_policy=retrace", "layer_skip=r25", "rollout.top_p=0.9"], "off_policy=retrace: its ratios need"),
         (["layer_skip.choice=last"], "layer_skip.choice=last: skips nothing with layer_skip.ratio=0"),
-        (["off_policy=importance", "off_policy.level=word"], "off_policy.level=word: choose one of token, sequence"),
-        (["off_policy=importance", "algorithm=tspmo"], "off_policy=importance: T-SPMO's term"),
+        (["off_policy=importance", "off_policy.level=word"], "off_policy.level=word: must be one of token, sequence"),
+        (["off_policy=importance", "algorithm=tspmo"], r"off_policy=importance: the term of a transition \(T-SPMO\)"),
     ],
 )
-def test_bad_input_is_refused_before_loading(overrides, message, tmp_path):
+def test_preflight_of_bad_input_refuses_it(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         preflight([composed(f"runs_dir={tmp_path}", *overrides)])
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("shift", [200.0, -200.0])
-def test_truncated_weights_beyond_float32_end_no_run(tiny, level, shift):
-    """A ratio that underflows takes its tokens out of the loss; one that overflows is held down."""
-    config = composed("clipping=off", "rollout.max_new_tokens=10", "off_policy=truncated", f"off_policy.level={level}")
+def test_truncated_weights_beyond_float32_leave_the_loss_finite(tiny, level, shift):
+    """A ratio that underflows takes its tokens out of the loss; one that overflows is truncated."""
+    overrides = ["clipping=off", "rollout.max_new_tokens=10", "off_policy=truncated", f"off_policy.level={level}"]
     adapter = with_adapter(tiny)
-    batch = scored(tiny, config, [1])
+    batch = scored(tiny, overrides, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs + shift * batch.rollout.mask)
     batch = dataclasses.replace(batch, rollout=shifted)
-    metrics = update(tiny, token_log_probs, adapter.optimizer(0.0, 0.0), batch, config, FitMicrobatches(config.train))
+    metrics = updater(tiny, adapter, *overrides)(batch)
     assert math.isfinite(metrics.loss)
     assert metrics.mismatch.largest == pytest.approx(2.0 if shift < 0 else 0.0, abs=1e-6)
 
 
 def test_importance_weights_that_overflow_are_reported_as_a_broken_loss(tiny):
-    config = composed("clipping=off", "rollout.max_new_tokens=10", "off_policy=importance")
+    overrides = ["clipping=off", "rollout.max_new_tokens=10", "off_policy=importance"]
     adapter = with_adapter(tiny)
-    batch = scored(tiny, config, [1])
+    batch = scored(tiny, overrides, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs - 200 * batch.rollout.mask)
     with pytest.raises(NonFiniteError):
-        update(
-            tiny,
-            token_log_probs,
-            adapter.optimizer(0.0, 0.0),
-            dataclasses.replace(batch, rollout=shifted),
-            config,
-            FitMicrobatches(config.train),
-        )
+        updater(tiny, adapter, *overrides)(dataclasses.replace(batch, rollout=shifted))
 
 
-def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path):
-    """transformers picks a layer's mask by its place in the list, so the ones after a gap would get another's."""
+def test_layer_skip_in_a_model_of_unlike_layers_is_refused(tmp_path):
+    """transformers picks the mask of a layer by its place, so layers after a gap would get the mask of another."""
     folder = shutil.copytree(EMBEDDED["tiny"], tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     mixed = ["full_attention", "sliding_attention", "full_attention"]
@@ -257,14 +255,22 @@ def test_a_model_whose_layers_are_not_alike_is_refused(tmp_path):
         preflight([composed(*overrides, "layer_skip=r25")])
 
 
-def test_a_correction_with_nothing_to_correct_is_warned_of():
-    (line,) = idle_off_policy([composed("off_policy=retrace"), composed("off_policy=importance", "layer_skip=r25")])
+def test_correction_with_nothing_to_correct_gives_a_warning():
+    def points(*runs):
+        return [(composed(*overrides), built(*overrides)) for overrides in runs]
+
+    (line,) = idle_off_policy(points(["off_policy=retrace"], ["off_policy=importance", "layer_skip=r25"]))
     assert "off_policy=retrace corrects nothing where layer_skip=off" in line
-    assert not idle_off_policy([composed(), composed("off_policy=importance", *MIDDLE)])
+    assert not idle_off_policy(points([], ["off_policy=importance", *MIDDLE]))
 
 
-def test_what_a_run_says_of_its_rollouts(tmp_path):
-    config = composed(*SHORT, *MIDDLE, f"runs_dir={tmp_path}", "advantage=raw_reward", "task.reward.wrong=-1")
+def test_preflight_of_an_idle_correction_returns_the_warning(tmp_path):
+    (line,) = preflight([composed("off_policy=retrace", f"runs_dir={tmp_path}")]).warnings
+    assert "off_policy=retrace corrects nothing" in line
+
+
+def test_summary_and_tables_of_a_run_with_layers_skipped_say_so(tmp_path):
+    config = composed(*SHORT, *MIDDLE, f"runs_dir={tmp_path}", "advantage=raw_reward", "reward.wrong=-1")
     summary = run(config)
     logged = [row for row in rows(folder_of(config)) if row["kind"] == "train"]
     assert summary["layers_skipped"] == 1
@@ -275,7 +281,7 @@ def test_what_a_run_says_of_its_rollouts(tmp_path):
     found = collect(tmp_path / "default").runs
     table = markdown(cost_table(found, pd.DataFrame()))
     assert "off-policy KL, nats" in table
-    assert "tokens replayed" not in table  # nothing was
+    assert "tokens replayed" not in table  # there were none
     for file in ("a", "b"):
         save(speed_figure(found), tmp_path / file)
     figure = (tmp_path / "a.svg").read_text()

@@ -1,4 +1,4 @@
-"""Corrections for tokens that another model wrote: by hand, on an enumerable policy, and through the optimizer step."""
+"""Off-policy corrections: by hand, on an enumerable policy, and what the docs say of their bias."""
 
 import itertools
 import math
@@ -7,9 +7,12 @@ from functools import cache
 import pytest
 import torch
 
-from rlsparse.components.objective import token_loss
-from rlsparse.components.off_policy import OFF_POLICY, Mismatch, correction_ratio
-from rlsparse.config.schema import ClippingConfig, KLConfig
+from rlsparse.components.component import build
+from rlsparse.components.objective import TokenObjective
+from rlsparse.components.objective.kl import K3
+from rlsparse.components.objective.surrogate import LogProb
+from rlsparse.components.off_policy import Mismatch, OffPolicyWeight
+from rlsparse.components.off_policy.weights import Importance, NoCorrection, Retrace, Truncated
 from tests.conftest import ROOT, composed
 
 LEVELS = {
@@ -23,47 +26,69 @@ LEVELS = {
 
 
 @cache
-def off_policy(name, level=None, **more):
-    keys = [f"off_policy.{key}={value}" for key, value in {"level": level, **more}.items() if value is not None]
-    return composed(f"off_policy={name}", *keys).off_policy
+def shipped(name, level=None):
+    """Return the correction of an option with its default values."""
+    keys = [] if level is None else [f"off_policy.level={level}"]
+    return build("off_policy", composed(f"off_policy={name}", *keys).off_policy, OffPolicyWeight)
 
 
-def weights(old, behaviour, mask, config):
-    return OFF_POLICY[config.name](correction_ratio(old, behaviour, mask, config), config)
+def weights(old, behaviour, mask, correction):
+    return correction(correction.ratio(old, behaviour, mask))
 
 
-def test_weights_by_hand():
+@pytest.mark.parametrize(
+    ("correction", "expected"),
+    [
+        (NoCorrection(), [[1, 1], [1, 1]]),
+        (Importance(level="token"), [[2, 0.25], [3, 1]]),
+        (Importance(level="sequence"), [[0.5, 0.5], [3, 3]]),  # 2 x 1/4
+        (Truncated(level="token", cap=2.5), [[2, 0.25], [2.5, 1]]),
+        (Truncated(level="sequence", cap=2.5), [[0.5, 0.5], [2.5, 2.5]]),
+        (Retrace(trace=0.8), [[0.8, 0.2], [0.8, 0.8]]),  # 0.8 x min(1, ratio)
+    ],
+    ids=repr,
+)
+def test_weights_match_values_computed_by_hand(correction, expected):
     # ratios pi_old / mu: 2 and 1/4 in the first completion, 3 in the second, whose second token is padding
     old = torch.log(torch.tensor([[0.6, 0.1], [0.9, 1.0]]))
     behaviour = torch.log(torch.tensor([[0.3, 0.4], [0.3, 1.0]]))
     mask = torch.tensor([[True, True], [True, False]])
-    expected = {
-        ("none", None): [[1, 1], [1, 1]],
-        ("importance", "token"): [[2, 0.25], [3, 1]],
-        ("importance", "sequence"): [[0.5, 0.5], [3, 3]],  # 2 x 1/4
-        ("truncated", "token"): [[2, 0.25], [2.5, 1]],
-        ("truncated", "sequence"): [[0.5, 0.5], [2.5, 2.5]],
-        ("retrace", None): [[0.8, 0.2], [0.8, 0.8]],  # 0.8 x min(1, ratio)
-    }
-    for (name, level), want in expected.items():
-        more = {"truncated": {"cap": 2.5}, "retrace": {"trace": 0.8}}.get(name, {})
-        got = weights(old, behaviour, mask, off_policy(name, level, **more))
-        assert torch.allclose(got, torch.tensor(want, dtype=torch.float32)), (name, level)
+    got = weights(old, behaviour, mask, correction)
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float32))
+    # the trait: whether weights differ from 1
+    assert correction.corrects == bool((got != 1).any())
 
 
-def test_weights_carry_no_gradient():
+def test_weights_of_old_log_probs_with_gradient_have_none():
     old = torch.zeros(1, 2, requires_grad=True)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    assert not weights(old, torch.ones(1, 2), mask, off_policy("importance", "sequence")).requires_grad
+    assert not weights(old, torch.ones(1, 2), mask, Importance(level="sequence")).requires_grad
 
 
-def test_the_measures_of_mismatch_by_hand():
+def test_corrections_of_level_sequence_need_whole_rows():
+    of_sequences = [Importance(level="sequence"), Truncated(level="sequence", cap=2.0)]
+    of_tokens = [NoCorrection(), Importance(level="token"), Truncated(level="token", cap=2.0), Retrace(trace=1.0)]
+    assert all(one.needs_whole_rows for one in of_sequences)
+    assert not any(one.needs_whole_rows for one in of_tokens)
+
+
+def test_ceiling_is_the_ratio_from_which_weights_no_longer_grow():
+    ratio = torch.linspace(0.01, 9, 900)
+    for correction in (Importance(level="token"), Truncated(level="token", cap=2.0), Retrace(trace=0.7)):
+        got, ceiling = correction(ratio), correction.ceiling
+        assert bool((got.diff()[ratio[1:] < ceiling] > 0).all())
+        assert bool((got[ratio > ceiling] == got.max()).all())
+    assert (Importance(level="token").ceiling, NoCorrection().ceiling) == (math.inf, math.inf)
+    assert (Truncated(level="token", cap=2.0).ceiling, Retrace(trace=0.7).ceiling) == (2.0, 1.0)
+
+
+def test_measures_of_mismatch_match_values_computed_by_hand():
     ratio = torch.tensor([2.0, 0.5, 4.0])
-    config = off_policy("truncated", "token", cap=3)
+    correction = Truncated(level="token", cap=3.0)
     mismatch = Mismatch()
     for piece in (slice(0, 2), slice(2, 3), slice(3, 3)):
         part = ratio[piece]
-        mismatch.add(part.log(), part, OFF_POLICY["truncated"](part, config), config)
+        mismatch.add(part.log(), part, correction(part), correction.ceiling)
     got = mismatch.metrics()
     # (2 - 1 - log 2) + (0.5 - 1 - log 0.5) + (4 - 1 - log 4), over 3
     assert got["off_policy/kl"] == pytest.approx((1 - math.log(2) - 0.5 + math.log(2) + 3 - math.log(4)) / 3)
@@ -87,7 +112,7 @@ class Enumerated:
         self.advantages = torch.randn(len(self.completions), 1, generator=generator, dtype=torch.float64)
 
     def log_probs(self, logits):
-        """(27, 3): of each token of each completion."""
+        """Return the log-probability of each token of each completion, (27, 3)."""
         table = logits.log_softmax(dim=1)
         columns = []
         prefix = torch.zeros(len(self.completions), dtype=torch.long)  # its number among those of its length
@@ -98,53 +123,48 @@ class Enumerated:
             prefix, first = prefix * 3 + token, first + 3**t
         return torch.stack(columns, dim=1)
 
-    def gradient(self, sampler, config, beta=0.0):
-        """The exact expectation, over completions that ``sampler`` writes, of our loss's gradient with these weights."""
+    def gradient(self, sampler, correction, beta=0.0):
+        """Return the exact expectation of the gradient of the loss over completions of a sampler."""
         logits = self.policy.clone().requires_grad_()
-        log_probs, wrote = self.log_probs(logits), self.log_probs(sampler)
-        chance = wrote.sum(dim=1, keepdim=True).exp()
+        log_probs, behaviour = self.log_probs(logits), self.log_probs(sampler)
+        chance = behaviour.sum(dim=1, keepdim=True).exp()
         assert float(chance.sum()) == pytest.approx(1)
-        mask = torch.ones_like(wrote, dtype=torch.bool)
-        scales = chance * weights(log_probs, wrote, mask, config)
-        token_loss(
-            log_probs,
-            log_probs.detach(),
-            self.log_probs(self.reference),
-            self.advantages.expand_as(wrote),
-            scales,
-            ClippingConfig("log_prob"),
-            KLConfig(beta),
-        ).loss.backward()
+        mask = torch.ones_like(behaviour, dtype=torch.bool)
+        scales = chance * weights(log_probs, behaviour, mask, correction)
+        objective = TokenObjective(LogProb(), K3(beta))
+        advantages = self.advantages.expand_as(behaviour)
+        reference = self.log_probs(self.reference)
+        objective(log_probs, log_probs.detach(), reference, advantages, scales).loss.backward()
         return logits.grad
 
 
 @cache
 def biases(seed=0):
-    """Relative distance of the expected gradient from the on-policy one, by correction."""
+    """Return the relative distance of the expected gradient from the on-policy one, by correction."""
     model = Enumerated(seed)
-    true = model.gradient(model.policy, off_policy("none"))
+    true = model.gradient(model.policy, NoCorrection())
     return {
-        label: float((model.gradient(model.behaviour, off_policy(*setting)) - true).norm() / true.norm())
+        label: float((model.gradient(model.behaviour, shipped(*setting)) - true).norm() / true.norm())
         for label, setting in LEVELS.items()
     }
 
 
-def test_only_the_ratio_of_the_whole_completion_is_unbiased():
+def test_gradient_with_the_ratio_of_the_whole_completion_alone_is_unbiased():
     found = dict(biases())
     assert found.pop("importance, sequence") < 1e-6
     assert all(bias > 0.01 for bias in found.values()), found
 
 
-def test_the_ratio_of_the_whole_completion_corrects_the_penalty_too():
+def test_kl_term_with_the_ratio_of_the_whole_completion_is_unbiased():
     model = Enumerated()
-    true = model.gradient(model.policy, off_policy("none"), beta=0.5)
-    without = model.gradient(model.policy, off_policy("none"))
-    got = model.gradient(model.behaviour, off_policy("importance", "sequence"), beta=0.5)
+    true = model.gradient(model.policy, NoCorrection(), beta=0.5)
+    without = model.gradient(model.policy, NoCorrection())
+    got = model.gradient(model.behaviour, Importance(level="sequence"), beta=0.5)
     assert float((got - true).norm() / true.norm()) < 1e-6
     assert float((without - true).norm() / true.norm()) > 0.1
 
 
-def test_the_docs_say_how_biased_the_others_are():
+def test_docs_state_the_bias_of_each_correction():
     text = (ROOT / "docs" / "methods" / "nested_reft.md").read_text()
     many = [biases(seed) for seed in range(100)]
     for label, (name, level) in LEVELS.items():
@@ -153,8 +173,8 @@ def test_the_docs_say_how_biased_the_others_are():
         assert f"| {setting} | {100 * bias:.0f} % |" in text, (label, bias)
 
 
-def test_without_mismatch_nothing_is_biased():
+def test_corrections_without_mismatch_are_unbiased():
     model = Enumerated(spread=0.0)
-    true = model.gradient(model.policy, off_policy("none"))
+    true = model.gradient(model.policy, NoCorrection())
     for setting in LEVELS.values():
-        assert torch.allclose(model.gradient(model.behaviour, off_policy(*setting)), true, atol=1e-12)
+        assert torch.allclose(model.gradient(model.behaviour, shipped(*setting)), true, atol=1e-12)

@@ -7,15 +7,15 @@ import torch
 import transformers
 
 from rlsparse.batch import Problem, Prompt, ScoredBatch
-from rlsparse.components.adapter import ADAPTERS
+from rlsparse.model.loading import wrap_policy
 from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.packing.layout import stretches
-from rlsparse.model.policy import encode_prompt, token_log_probs, wrap_policy
-from rlsparse.rollout import ENGINES
+from rlsparse.model.packing.layout import pack
+from rlsparse.model.policy import encode_prompt, token_log_probs
+from rlsparse.rollout import Request
 from rlsparse.runtime.rng import stream
 from rlsparse.training.microbatch import microbatches
-from tests.conftest import composed, make_rollout
-from tests.test_objective import batch_for, updated
+from tests.conftest import built, composed, make_rollout
+from tests.test_objective import assert_same, batch_for, gradient, updated
 
 SIZE = {
     "hidden_size": 32,
@@ -39,7 +39,7 @@ FAMILIES = {
 
 
 def family(policy, name, **more):
-    """A random model of another family, float32, with the embedded tokenizer."""
+    """Return a random model of another family, in float32, with the embedded tokenizer."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**SIZE, **FAMILIES.get(name, {}), **more})
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
@@ -47,8 +47,8 @@ def family(policy, name, **more):
 
 
 def with_adapter(policy, *overrides):
-    config = composed(*overrides).adapter
-    adapter = ADAPTERS[config.name](policy, config, 4, 0)
+    """Put an adapter of rank 4 with random matrices into the model of a policy and return it."""
+    adapter = built(*overrides).adapter.attach(policy, 4, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in adapter.parameters():
@@ -57,7 +57,7 @@ def with_adapter(policy, *overrides):
 
 
 def ragged():
-    """Three prompts of 5, 2 and 7 tokens, four completions each of 1 to 9 tokens."""
+    """Return three prompts of 5, 2 and 7 tokens with four completions each of 1 to 9 tokens."""
     generator = torch.Generator().manual_seed(2)
     completions = [
         torch.randint(1, 300, (n,), generator=generator).tolist() for n in (3, 9, 1, 5, 2, 2, 7, 4, 9, 9, 1, 6)
@@ -68,7 +68,7 @@ def ragged():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_log_probs_and_gradients_equal_the_plain_path(tiny, name):
+def test_packed_log_probs_and_gradient_equal_those_of_the_plain_path(tiny, name):
     policy = family(tiny, name)
     adapter = with_adapter(policy)
     assert can_pack(policy) is None
@@ -82,35 +82,35 @@ def test_log_probs_and_gradients_equal_the_plain_path(tiny, name):
         policy.model.zero_grad()
         log_probs = path(policy, rollout, rows, needed, 0.7)
         (log_probs * weights).sum().backward()
-        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])))
-    (plain, gradient), (packed, packed_gradient) = results
+        results.append((log_probs.detach(), gradient(adapter)))
+    (plain, plain_gradient), (packed, packed_gradient) = results
     assert int(needed.sum()) > 20
     assert (plain[needed] < 0).all()
     torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
-    assert float((packed_gradient - gradient).norm() / gradient.norm()) < 1e-5
+    assert_same(packed_gradient, plain_gradient)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
 @pytest.mark.parametrize("kl", ["off", "on"])
-@pytest.mark.parametrize("layers", ["all", "last_third"])  # of the latter, the trunk's output comes from the rollout
-def test_every_algorithms_gradient_equals_the_plain_paths(tiny, algorithm, kl, layers):
+@pytest.mark.parametrize("layers", ["all", "last_third"])  # with the latter, states of frozen layers are reused
+def test_packed_gradient_of_every_algorithm_equals_that_of_the_plain_path(tiny, algorithm, kl, layers):
     setting = (f"algorithm={algorithm}", f"kl={kl}", f"adapter.layers={layers}")
     packed = updated(tiny, *setting, path=packed_log_probs)
     plain = updated(tiny, *setting, path=token_log_probs)
-    assert float((packed[0] - plain[0]).norm() / plain[0].norm()) < 1e-5
+    assert_same(packed[0], plain[0])
     cut = ("train.microbatch=3", "train.max_tokens_per_microbatch=40")
     split = updated(tiny, *setting, *cut, path=packed_log_probs)
-    assert float((split[0] - plain[0]).norm() / plain[0].norm()) < 1e-5
+    assert_same(split[0], plain[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_trunk_gave_the_rollout_replaces_it_in_training(tiny, name):
-    """Adapters on layer 2 of 0, 1, 2: the first two layers do not run again, in any family."""
+def test_frozen_layers_whose_states_were_kept_do_not_run_again_in_training(tiny, name):
+    """Adapters are on layer 2 of 0, 1, 2: the first two layers do not run again, in any family."""
     policy = family(tiny, name)
     adapter = with_adapter(policy, "adapter.layers=[2]")
-    config = composed("rollout.max_new_tokens=12").rollout
+    engine = built("rollout.max_new_tokens=12").rollout
     prompts = [Prompt(Problem("", "", ""), tuple(range(5, 5 + n))) for n in (3, 7, 4)]
-    rollout = ENGINES["fast"](policy, prompts, config, 4, stream(0, "x"), keep_states=True)
+    rollout = engine.generate(policy, Request(prompts, 4, keep_states=True), stream(0, "x"))
     assert rollout.frozen_states is not None
     rows, weights = torch.arange(12), torch.randn(12, 12, generator=torch.Generator().manual_seed(4))
     needed = rollout.mask & (weights[:, : rollout.mask.shape[1]] > -0.5)
@@ -121,20 +121,20 @@ def test_what_the_trunk_gave_the_rollout_replaces_it_in_training(tiny, name):
         policy.model.zero_grad()
         log_probs = path(policy, rollout, rows, needed, 1.0)
         (log_probs * weights[:, : needed.shape[1]]).sum().backward()
-        results.append((log_probs.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])))
+        results.append((log_probs.detach(), gradient(adapter)))
     for handle in handles:
         handle.remove()
-    assert len(runs) == 2  # the plain path's two
+    assert len(runs) == 2  # those of the plain path
     assert len(decoder_layers(policy)) == 3
     torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
-    assert float((results[1][1] - results[0][1]).norm() / results[0][1].norm()) < 1e-5
+    assert_same(results[1][1], results[0][1])
 
 
 def decoder_layers(policy):
     return policy.causal_lm.get_decoder().layers
 
 
-def test_nothing_below_the_first_adapted_layer_keeps_a_graph(tiny):
+def test_layers_below_the_first_adapted_one_keep_no_graph(tiny):
     policy = family(tiny, "Llama")
     with_adapter(policy, "adapter.layers=[2]")
     outputs = []
@@ -145,30 +145,30 @@ def test_nothing_below_the_first_adapted_layer_keeps_a_graph(tiny):
     assert outputs == [False, False, True]
 
 
-def test_a_tree_is_packed_where_completions_share_their_beginnings():
-    """Worked example: a b c, a b d, a e with the second token of each and the third of the first two needed."""
+def test_completions_that_share_their_beginnings_are_packed_as_a_tree():
+    """Completions a b c, a b d, a e c; of the first the second and third token are needed, then d and e."""
     a, b, c, d, e = range(10, 15)
     rollout = make_rollout([[a, b, c], [a, b, d], [a, e, c]], prompt=(1, 2))
     needed = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 0]]).bool()
-    packed = stretches(rollout, torch.arange(3), needed, torch.float32)
+    packed = pack(rollout, torch.arange(3), needed, torch.float32)
     # b|a, e|a, c|ab, d|ab are predicted at a and at ab: two nodes, against nine tokens side by side
     assert packed.gather(rollout.prompt_ids, rollout.completion_ids).tolist() == [[1, 2, a, b]]
     assert packed.positions(rollout).tolist() == [[0, 1, 2, 3]]
     assert packed.predictors.tolist() == [2, 3, 3, 2]
     inf = float("inf")
-    assert packed.layout.own_bias.flatten(0, 3)[0].tolist() == [[0, 0, 0, -inf], [0, 0, 0, 0]]
+    assert packed.layout.completion_bias.flatten(0, 3)[0].tolist() == [[0, 0, 0, -inf], [0, 0, 0, 0]]
     # with everything needed a tree saves too little: side by side
-    full = stretches(rollout, torch.arange(3), torch.ones(3, 3).bool(), torch.float32)
+    full = pack(rollout, torch.arange(3), torch.ones(3, 3).bool(), torch.float32)
     assert full.gather(rollout.prompt_ids, rollout.completion_ids).shape == (1, 11)
 
 
-def test_tspmo_forwards_the_tree_alone(tiny):
-    """One forward token per node above the deepest branch, no more; counted by hand from the completions."""
-    config = composed("algorithm=tspmo", "rollout.max_new_tokens=16")
-    batch = batch_for(copy.deepcopy(tiny), config)
+def test_tspmo_forwards_the_nodes_of_the_tree_alone(tiny):
+    """One token is forwarded for each node above the deepest branch; they are counted in the completions."""
+    overrides = ("algorithm=tspmo", "rollout.max_new_tokens=16")
+    batch = batch_for(copy.deepcopy(tiny), built(*overrides))
     forwarded = side_by_side = 0
-    for piece in microbatches(batch, config.train):
-        packed = stretches(batch.rollout, piece.rows, piece.needed, torch.float32)
+    for piece in microbatches(batch, composed(*overrides).train):
+        packed = pack(batch.rollout, piece.rows, piece.needed, torch.float32)
         nodes = {int(p): set() for p in packed.prompts}
         for row, needed in zip(piece.rows.tolist(), piece.needed.tolist(), strict=True):
             ids = batch.rollout.completion_ids[row].tolist()
@@ -180,27 +180,28 @@ def test_tspmo_forwards_the_tree_alone(tiny):
     assert 0 < forwarded < 0.5 * side_by_side
 
 
-def test_in_bfloat16_the_adapter_is_multiplied_in_it_and_the_gradient_stays_near_float32s(tiny):
-    """Two correct bfloat16 paths differ by some percent; the adapter's parameters and gradients stay float32."""
+def test_adapter_in_a_bfloat16_model_is_multiplied_in_bfloat16_with_a_gradient_near_that_in_float32(tiny):
+    """Two correct bfloat16 paths differ by some percent; parameters and gradients of the adapter stay float32."""
     adapter = with_adapter(tiny)
-    rollout = ENGINES["plain"](tiny, encoded(tiny), composed("rollout.max_new_tokens=16").rollout, 4, stream(0, "x"))
+    engine = built("rollout=plain", "rollout.max_new_tokens=16").rollout
+    rollout = engine.generate(tiny, Request(encoded(tiny), 4), stream(0, "x"))
     rows = torch.arange(8)
 
-    def gradient(path):
+    def gradient_by(path):
         tiny.model.zero_grad()
         path(tiny, rollout, rows, rollout.mask[rows], 1.0).sum().backward()
         assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapter.parameters())
-        return torch.cat([p.grad.flatten() for p in adapter.parameters()])
+        return gradient(adapter)
 
-    exact = gradient(token_log_probs)
+    exact = gradient_by(token_log_probs)
     for p in tiny.model.parameters():
         p.data = p.data if p.requires_grad else p.data.bfloat16()
     inputs = []
     layer = decoder_layers(tiny)[1].mlp.up_proj.lora_A["default"]
     layer.register_forward_hook(lambda _, args, out: inputs.append((args[0].dtype, out.dtype)))
-    packed = gradient(packed_log_probs)
+    packed = gradient_by(packed_log_probs)
     assert inputs == [(torch.bfloat16, torch.bfloat16)]
-    errors = [float((g - exact).norm() / exact.norm()) for g in (packed, gradient(token_log_probs))]
+    errors = [float((g - exact).norm() / exact.norm()) for g in (packed, gradient_by(token_log_probs))]
     assert 1e-4 < errors[0] < 0.1
     assert errors[0] < 2 * errors[1]
 
@@ -209,7 +210,7 @@ def encoded(policy):
     return [encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]
 
 
-def test_the_models_own_attention_is_back_afterwards(tiny):
+def test_attention_of_the_model_after_packing_is_its_own_again(tiny):
     before = tiny.model.config._attn_implementation
     rollout = ragged()
     rows = torch.arange(4)
@@ -221,7 +222,7 @@ def test_the_models_own_attention_is_back_afterwards(tiny):
     assert tiny.model.config._attn_implementation == before
 
 
-def test_models_it_cannot_pack_are_named(tiny):
+def test_can_pack_of_a_model_that_cannot_be_packed_says_why(tiny):
     assert can_pack(family(tiny, "Qwen2")) is None
     windows = ["sliding_attention", "full_attention", "full_attention"]
     assert "do not attend to all earlier tokens" in can_pack(family(tiny, "Qwen2", layer_types=windows))
@@ -236,7 +237,7 @@ def scored(table, rollout):
     return ScoredBatch(rollout, table, table)
 
 
-def test_microbatches_hold_the_rows_that_teach_and_the_tokens_they_need():
+def test_microbatches_hold_the_rows_with_a_scale_and_the_tokens_they_need():
     rollout = ragged()  # prompts of 5, 2, 7 tokens
     table = torch.zeros(12, 9)
     table[1, 6] = table[3, 4] = table[4, 0] = table[9, 8] = table[11, 2] = 1
@@ -250,8 +251,8 @@ def test_microbatches_hold_the_rows_that_teach_and_the_tokens_they_need():
     assert microbatches(scored(torch.zeros(12, 9), rollout), train) == []
 
 
-def test_pieces_of_a_prompt_never_meet_in_a_microbatch():
-    """Long rows force single rows; the short ones of two prompts would else interleave: rows 0, 4, 1 together."""
+def test_microbatch_holds_the_rows_of_a_prompt_side_by_side():
+    """Long rows go alone; the short ones of two prompts could otherwise interleave as rows 0, 4, 1."""
     widths = [1, 3, 100, 100, 2, 100, 100, 100]
     rollout = make_rollout([[7] * w for w in widths], prompts=2, prompt=(1, 2, 3, 4, 5))
     table = torch.zeros(8, 100)
@@ -260,11 +261,11 @@ def test_pieces_of_a_prompt_never_meet_in_a_microbatch():
     assert [p.rows.tolist() for p in pieces][:2] == [[0, 4], [1]]
     for piece in pieces:
         assert len((piece.rows // 4).unique()) == len((piece.rows // 4).unique_consecutive())
-        packed = stretches(rollout, piece.rows, piece.needed, torch.float32)
+        packed = pack(rollout, piece.rows, piece.needed, torch.float32)
         assert packed.tokens() <= 106
 
 
-def test_microbatches_stay_within_their_bounds_and_lose_nothing():
+def test_microbatches_stay_within_their_bounds_and_hold_every_row():
     rollout = ragged()
     table = rollout.mask.float()
     for rows, tokens in ((64, 8192), (3, 8192), (64, 40), (64, 20), (2, 12), (1, 1)):

@@ -12,8 +12,8 @@ from PIL import Image
 from rlsparse.results.figures.costs import pareto
 from rlsparse.results.figures.forest import forest_figure
 from rlsparse.results.figures.style import save
-from rlsparse.results.statistics import against
-from rlsparse.results.study import FORMS, TABLES
+from rlsparse.results.statistics import permutation_test
+from rlsparse.results.study import FORMATS, TABLES
 from tests.conftest import ROOT
 from tests.test_results import call, curve, moved_ranks, put
 
@@ -100,7 +100,7 @@ def report(folder):
     return (folder / "out" / "report.html").read_text()
 
 
-def test_the_report_is_one_file_and_the_same_twice(experiment):
+def test_report_made_twice_is_the_same_single_file(experiment):
     page = report(experiment)
     assert page == report(experiment)
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing to fetch
@@ -116,13 +116,13 @@ def test_the_report_is_one_file_and_the_same_twice(experiment):
     ):
         assert text in page
     written = {file.name for file in (experiment / "runs" / "study").iterdir()}
-    assert {f"{name}.{form}" for name in TABLES for form in FORMS} <= written
+    assert {f"{name}.{form}" for name in TABLES for form in FORMATS} <= written
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_in_chromium(experiment, width):
+def test_report_in_chromium_shows_all_images_and_fetches_nothing(experiment, width):
     page = json.dumps(report(experiment)).replace("</", "<\\/")
     (experiment / "harness.html").write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", page))
     profile = f"--user-data-dir={experiment / 'profile'}"
@@ -151,7 +151,7 @@ def test_the_report_in_chromium(experiment, width):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here: apt-get install texlive-latex-recommended")
-def test_every_latex_table_compiles(experiment):
+def test_latex_tables_compile_without_overfull_boxes(experiment):
     report(experiment)
     tables = [*(experiment / "runs" / "study").glob("*.tex"), *sorted(ROOT.glob("experiments/*/*.tex"))]
     assert {table.stem for table in tables} == set(TABLES)
@@ -169,8 +169,11 @@ def test_every_latex_table_compiles(experiment):
     assert (experiment / "paper.pdf").stat().st_size > 10_000
 
 
-def test_figures_are_grey_where_they_say_and_the_same_twice(tmp_path):
-    rows = [("a", against(pd.Series([1.0, 2, 3, 2, 1, 2]), 0)), ("b", against(pd.Series([-1.0, 2]), 0))]
+def test_forest_figure_made_twice_is_grey_and_has_the_same_bytes(tmp_path):
+    rows = [
+        ("a", permutation_test(pd.Series([1.0, 2, 3, 2, 1, 2]), 0)),
+        ("b", permutation_test(pd.Series([-1.0, 2]), 0)),
+    ]
     for name in ("one", "two"):
         save(forest_figure(rows, "points"), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
@@ -179,7 +182,7 @@ def test_figures_are_grey_where_they_say_and_the_same_twice(tmp_path):
     assert all(red == green == blue for _, (red, green, blue) in pixels)
 
 
-def test_the_pareto_front_by_hand():
+def test_pareto_front_equals_hand_computed_points():
     # (2, 0.4) costs more than (1, 0.5) and gains less; (3, 0.5) gains no more; of the two at cost 4 the better stays
     points = [(4, 0.8), (1, 0.5), (2, 0.4), (3, 0.5), (4, 0.9), (6, 0.7)]
     assert pareto(points) == [(1, 0.5), (4, 0.9)]

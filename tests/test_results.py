@@ -11,7 +11,7 @@ import pytest
 
 from rlsparse.results.collect import collect
 from rlsparse.results.figures.ranks import rank_figure
-from rlsparse.results.figures.style import MOST, save
+from rlsparse.results.figures.style import MAX_METHODS, save
 from rlsparse.results.ranks import collect_ranks, rank_table
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
@@ -64,7 +64,7 @@ def rows_of(table):
     return {row["method"]: row for row in table.cells.to_dict("records")}
 
 
-def test_only_finished_and_diverged_runs_are_kept_and_the_rest_is_named(folder):
+def test_collected_runs_are_finished_or_diverged_and_the_rest_is_named(folder):
     found = collect(folder)
     assert found.runs[["method", "seed", "final_sampled"]].values.tolist() == [
         ["grpo", 0, 0.5],
@@ -82,7 +82,7 @@ def test_only_finished_and_diverged_runs_are_kept_and_the_rest_is_named(folder):
     ]
 
 
-def test_outcomes_by_hand(folder):
+def test_outcome_table_equals_hand_computed_values(folder):
     found = collect(folder)
     table = outcome_table(found.runs, "grpo", found.not_counted)
     rows = rows_of(table)
@@ -101,7 +101,7 @@ def test_outcomes_by_hand(folder):
     assert "tspmo-s1: diverged (boom line two)" in text
 
 
-def test_seeds_say_better_and_worse(tmp_path):
+def test_difference_that_all_seeds_share_is_better_or_worse(tmp_path):
     # six seeds, each 10 points above, each 5 below: p = 2 / 2^6 = 0.031; and one above, five below
     for seed in range(6):
         put(tmp_path, f"grpo-s{seed}", "grpo", seed, 0.5)
@@ -117,7 +117,7 @@ def test_seeds_say_better_and_worse(tmp_path):
     assert said["tspmo"][1:] == ("1.000", "inconclusive")
 
 
-def test_latex_has_booktabs_rules_and_escapes(folder):
+def test_latex_table_has_booktabs_rules_and_escapes(folder):
     put(folder, "sgrpo-s0", "sgrpo", 0, 0.1, overrides=["token_sampler.budget=8"], method="8")
     put(folder, "sgrpo-s1", "sgrpo", 0, 0.2, overrides=["token_sampler.budget=9"], method="9")
     text = latex(outcome_table(collect(folder).runs, "grpo", ["a_b: 5 % −1"]))
@@ -133,7 +133,7 @@ def test_latex_has_booktabs_rules_and_escapes(folder):
         assert word in text
 
 
-def test_csv_has_unrounded_numbers(folder):
+def test_csv_table_has_unrounded_numbers(folder):
     (folder.parent / "t.csv").write_text(csv(outcome_table(collect(folder).runs, "grpo", [])))
     table = pd.read_csv(folder.parent / "t.csv").set_index("method")
     assert table.loc["grpo", "final, % low"] == pytest.approx(50)
@@ -152,7 +152,7 @@ def curve(folder, run_id, accuracies, updated, seconds):
     (folder / run_id / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{half")
 
 
-def test_equal_cost_by_hand(tmp_path):
+def test_accuracy_at_equal_cost_equals_hand_computed_values(tmp_path):
     put(tmp_path, "grpo-s0", "grpo", 0, 0.9)
     put(tmp_path, "tspmo-s0", "tspmo", 0, 0.6)
     curve(tmp_path, "grpo-s0", [0.2, 0.6, 0.9], updated=100, seconds=2)
@@ -172,7 +172,7 @@ def test_equal_cost_by_hand(tmp_path):
     assert [again[name]["% at equal tokens updated"] for name in ("grpo", "tspmo")] == ["28.0 †", "60.0"]
 
 
-def test_collapse_is_losing_half_of_the_best(tmp_path):
+def test_run_that_loses_half_of_its_best_accuracy_has_collapsed(tmp_path):
     for seed, accuracies in enumerate([[0.2, 0.8, 0.39], [0.2, 0.8, 0.4], [0.2, 0.1, 0.09], [0.0, 0.0, 0.0]]):
         put(tmp_path, f"s{seed}", "grpo", seed, accuracies[-1])
         curve(tmp_path, f"s{seed}", accuracies, updated=1, seconds=1)
@@ -182,7 +182,7 @@ def test_collapse_is_losing_half_of_the_best(tmp_path):
     assert rows_of(outcome_table(found, None, []))["grpo"]["collapsed"] == "3 of 5"
 
 
-def test_trials_are_kept_apart_and_the_chosen_rate_is_marked(tmp_path):
+def test_trials_of_tuning_are_separate_and_the_chosen_rate_is_bold(tmp_path):
     points = {}
     for rate, mean in ((0.1, 0.3), (0.2, 0.5)):
         for seed in (100, 101):
@@ -200,11 +200,11 @@ def test_trials_are_kept_apart_and_the_chosen_rate_is_marked(tmp_path):
     table = tuning_table(found.trials, found.runs)
     assert rows_of(table)["grpo"] == {"method": "grpo", "lr 0.1": "30.0", "lr 0.2": "50.0"}
     assert table.bold == {(0, "lr 0.2")}
-    assert table.notes[-1] == "At the end of the range, so that a rate beyond it may be better: grpo."
+    assert table.notes[-1] == "The chosen rate is at the end of the range, and a rate beyond it may be better: grpo."
     assert rows_of(outcome_table(found.runs, None, []))["grpo"]["lr"] == "0.2"
 
 
-def test_methods_are_told_apart_by_what_differs(tmp_path):
+def test_methods_are_named_by_the_overrides_that_differ(tmp_path):
     folder = tmp_path / "runs" / "grid"
     for rank in (4, 8):
         for clip in ("on", "off"):
@@ -228,7 +228,7 @@ def call(*arguments, cwd):
     )
 
 
-def test_the_command_writes_the_same_bytes_twice_and_publishes(folder, tmp_path):
+def test_command_run_twice_writes_the_same_bytes_and_publishes_them(folder, tmp_path):
     names = ("results.csv", "table.md", "table.tex", "table.csv", "costs.md", "run_config.yaml", "not_counted.txt")
     assert call(cwd=tmp_path).returncode == 0
     first = {name: (folder / name).read_bytes() for name in names}
@@ -244,7 +244,7 @@ def test_the_command_writes_the_same_bytes_twice_and_publishes(folder, tmp_path)
     assert (published / "table.md").read_bytes() == first["table.md"]
 
 
-def test_an_unknown_experiment_is_one_message(tmp_path):
+def test_unknown_experiment_is_refused_with_one_message(tmp_path):
     assert call(cwd=tmp_path).stderr.startswith("error: --runs runs: there is no such folder")
     (tmp_path / "runs").mkdir()
     done = call("--experiment", "nope", cwd=tmp_path)
@@ -252,7 +252,7 @@ def test_an_unknown_experiment_is_one_message(tmp_path):
     assert done.stderr.startswith("error: --experiment nope: there is no")
 
 
-def test_paths_that_cannot_be_right_are_one_message(folder, tmp_path):
+def test_path_that_cannot_be_right_is_refused_with_one_message(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for words, said in (
         (("--studies", "nowhere"), "--studies nowhere: there is no such folder"),
@@ -264,7 +264,7 @@ def test_paths_that_cannot_be_right_are_one_message(folder, tmp_path):
         assert (done.returncode, done.stderr.startswith(f"error: {said}")) == (1, True), done.stderr
 
 
-def test_nothing_is_published_over_runs_that_it_lacks(folder, tmp_path):
+def test_publishing_without_runs_of_the_target_is_refused(folder, tmp_path):
     publish = ("--experiment", "study", "--out", "experiments/study")
     assert call(*publish, cwd=tmp_path).returncode == 0
     published = tmp_path / "experiments" / "study" / "results.csv"
@@ -273,7 +273,7 @@ def test_nothing_is_published_over_runs_that_it_lacks(folder, tmp_path):
     shutil.rmtree(folder / "tspmo-s0")
     done = call(*publish, cwd=tmp_path)
     assert done.returncode == 1
-    assert "of the 5 runs in its results.csv the experiment lacks 1 (tspmo-s0, ...)" in done.stderr
+    assert "the experiment lacks 1 of the 5 runs in its results.csv (the first is tspmo-s0)" in done.stderr
     assert published.read_bytes() == before
     published.write_text("")
     assert "its results.csv cannot be read; delete it" in call(*publish, cwd=tmp_path).stderr
@@ -281,7 +281,7 @@ def test_nothing_is_published_over_runs_that_it_lacks(folder, tmp_path):
     assert call(*publish, cwd=tmp_path).returncode == 0
 
 
-def test_nothing_is_written_where_the_claims_are_no_good(folder, tmp_path):
+def test_publishing_with_a_bad_claims_file_writes_nothing(folder, tmp_path):
     claims = tmp_path / "experiments" / "study" / "claims.yaml"
     claims.parent.mkdir(parents=True)
     claims.write_text("claims: 3")
@@ -290,7 +290,7 @@ def test_nothing_is_written_where_the_claims_are_no_good(folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_baseline_that_no_method_is_named_like_is_told_of(folder, tmp_path):
+def test_baseline_that_no_method_has_is_named_in_the_table(folder, tmp_path):
     claims = tmp_path / "experiments" / "study" / "claims.yaml"
     claims.parent.mkdir(parents=True)
     claims.write_text("baseline: grpoo\nclaims: []\n")
@@ -298,7 +298,7 @@ def test_a_baseline_that_no_method_is_named_like_is_told_of(folder, tmp_path):
     assert "No differences: no method is named grpoo, the baseline of claims.yaml." in (folder / "table.md").read_text()
 
 
-def test_a_wide_table_goes_on_below_and_long_names_are_numbered():
+def test_wide_latex_table_continues_below_and_long_names_are_numbered():
     cells = pd.DataFrame({"method": ["grpo", "x" * 30], **{f"n{i}": ["1" * 20, "2"] for i in range(5)}})
     text = latex(Table(cells, cells, ["a note"]))
     # 78 characters: 6 + 1.7 for the names' numbers, 20 + 1.7 for each column: three of them, then two
@@ -307,14 +307,14 @@ def test_a_wide_table_goes_on_below_and_long_names_are_numbered():
     assert text.index("2: x") > text.rindex(r"\end{tabular}")
 
 
-def test_an_experiment_with_no_finished_run(tmp_path):
+def test_experiment_without_finished_run_has_a_table_that_says_so(tmp_path):
     folder = tmp_path / "runs" / "empty"
     put(folder, "x", "grpo", 0, 0.5, status="failed")
     assert call(cwd=tmp_path).returncode == 0
     assert "No finished run." in (folder / "table.md").read_text()
 
 
-def test_committed_tables_are_what_their_csv_gives(tmp_path):
+def test_committed_tables_equal_those_made_from_their_csv(tmp_path):
     from tests.conftest import ROOT
 
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
@@ -347,7 +347,7 @@ def with_ranks(tmp_path):
     return folder
 
 
-def test_where_the_rank_went_by_hand(with_ranks):
+def test_rank_table_equals_hand_computed_values(with_ranks):
     ranks = collect_ranks(with_ranks, collect(with_ranks).runs)
     assert ranks.final.values.tolist() == [
         ["grpo adapter=l1ra", seed, module, layer, rank]
@@ -363,7 +363,7 @@ def test_where_the_rank_went_by_hand(with_ranks):
     assert row == ["grpo adapter=l1ra", "3.0 [2.0, 4.0]", "5.0 [4.0, 6.0]", "16", "2"]
 
 
-def test_the_figure_of_ranks_has_the_same_bytes_twice_and_goes_with_its_runs(with_ranks, tmp_path):
+def test_rank_figure_made_twice_has_the_same_bytes(with_ranks, tmp_path):
     names = ("ranks_final.csv", "ranks_history.csv", "ranks.md", "ranks.svg", "ranks.png", "costs.svg")
     assert call("--experiment", "moving", "--out", "experiments/moving", "--figures", cwd=tmp_path).returncode == 0
     first = {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
@@ -376,7 +376,7 @@ def test_the_figure_of_ranks_has_the_same_bytes_twice_and_goes_with_its_runs(wit
     assert first == {name: (tmp_path / "experiments/moving" / name).read_bytes() for name in names}
 
 
-def test_methods_stand_in_natural_order(tmp_path):
+def test_methods_with_numbers_are_in_natural_order(tmp_path):
     for rank in (16, 4, 8):
         put(tmp_path, f"r{rank}", "grpo", 0, 0.5, overrides=[f"lora_rank={rank}"], method=str(rank))
     put(tmp_path, "t", "tspmo", 0, 0.5)
@@ -388,7 +388,7 @@ def test_methods_stand_in_natural_order(tmp_path):
     ]
 
 
-def test_a_measure_that_no_run_has_is_no_column(with_ranks):
+def test_measure_that_no_run_has_is_no_column(with_ranks):
     runs = collect(with_ranks).runs
     assert "loss" not in markdown(outcome_table(runs, None, []))
     runs["final_loss"] = [0.5, 0.4, 0.7, 0.6]
@@ -397,21 +397,23 @@ def test_a_measure_that_no_run_has_is_no_column(with_ranks):
     assert "**0.450 [0.400, 0.500]**" in table  # the lower is best
 
 
-def test_step_time_is_what_training_took(tmp_path):
+def test_step_time_is_the_time_without_evaluation_by_steps(tmp_path):
     time = {"total": 30.0, "rollout": 4.0, "reward": 1.0, "train": 5.0, "eval": 20.0}
     put(tmp_path, "a", "grpo", 0, 0.5, time=time, steps=5)
     assert collect(tmp_path).runs["time_step"].tolist() == [2.0]  # (4 + 1 + 5) / 5
 
 
-def test_a_figure_of_very_many_methods_says_that_it_has_not_all(tmp_path):
-    methods = [f"m{i}" for i in range(MOST + 2)]
+def test_figure_of_too_many_methods_says_that_some_are_missing(tmp_path):
+    methods = [f"m{i}" for i in range(MAX_METHODS + 2)]
     final = pd.DataFrame([(m, 0, "q_proj", layer, 4) for m in methods for layer in (0, 1)])
     history = pd.DataFrame([(m, 0, step, "q_proj", 4.0) for m in methods for step in (0, 5)])
     final.columns = ["method", "seed", "module", "layer", "rank"]
     history.columns = ["method", "seed", "step", "module", "rank"]
-    for count, said in ((MOST, 0), (MOST + 2, 1)):
+    for count, said in ((MAX_METHODS, 0), (MAX_METHODS + 2, 1)):
         among = methods[:count]
         save(
             rank_figure(final[final["method"].isin(among)], history[history["method"].isin(among)]), tmp_path / "ranks"
         )
-        assert (tmp_path / "ranks.svg").read_text().count(f"the first {MOST} of {MOST + 2} methods") == said
+        assert (tmp_path / "ranks.svg").read_text().count(
+            f"the first {MAX_METHODS} of {MAX_METHODS + 2} methods"
+        ) == said

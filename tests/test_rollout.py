@@ -1,4 +1,6 @@
-"""The engines against generate, against a plain forward and each other, and their sampling against the softmax."""
+"""Rollout engines against generate, a plain forward and each other; their sampling against the softmax."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,15 +9,20 @@ from scipy import stats
 from rlsparse.batch import Problem
 from rlsparse.model.packing import can_pack, packed_log_probs
 from rlsparse.model.policy import decode, encode_prompt, token_log_probs
-from rlsparse.rollout import ENGINES
-from rlsparse.rollout import engine as engine_for
+from rlsparse.rollout import Request
+from rlsparse.rollout.fast import Fast
+from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.sampling import draw, sample, truncate
 from rlsparse.runtime.rng import stream
-from tests.conftest import composed
+from tests.conftest import built
 from tests.test_packed import FAMILIES, family, with_adapter
 
-engines = pytest.mark.parametrize("engine", list(ENGINES))
+engines = pytest.mark.parametrize("name", ["plain", "fast"])
 QUESTIONS = ["57*4=", "12*3=", "98*7=", "30*2="]
+
+
+def engine(name, *overrides):
+    return built(f"rollout={name}", *overrides).rollout
 
 
 def prompts(policy, questions=QUESTIONS):
@@ -23,9 +30,9 @@ def prompts(policy, questions=QUESTIONS):
 
 
 @engines
-def test_greedy_equals_generate_token_for_token(tiny, engine):
-    config = composed(f"rollout={engine}", "rollout.max_new_tokens=24").rollout
-    rollout = ENGINES[engine](tiny, prompts(tiny), config, 1, stream(0, "x"), greedy=True)
+def test_greedy_rollout_equals_generate_token_for_token(tiny, name):
+    request = Request(prompts(tiny), 1, greedy=True)
+    rollout = engine(name, "rollout.max_new_tokens=24").generate(tiny, request, stream(0, "x"))
     for row, prompt in enumerate(prompts(tiny)):
         expected = tiny.model.generate(
             torch.tensor([prompt.ids]), max_new_tokens=24, do_sample=False, pad_token_id=tiny.pad_id
@@ -35,11 +42,11 @@ def test_greedy_equals_generate_token_for_token(tiny, engine):
 
 
 @engines
-def test_behaviour_log_probs_equal_a_plain_forward(tiny, engine):
-    """Uneven prompts, uneven completions, some cut off, EOS = PAD, a temperature."""
+def test_log_probs_and_entropy_of_a_rollout_equal_those_of_a_plain_forward(tiny, name):
+    """Prompts and completions are of uneven length, some cut off; EOS = PAD; the temperature is not 1."""
     assert tiny.pad_id in tiny.eos_ids
-    config = composed(f"rollout={engine}", "rollout.max_new_tokens=16", "rollout.temperature=0.7").rollout
-    rollout = ENGINES[engine](tiny, prompts(tiny), config, 6, stream(3, "x"))
+    tempered = engine(name, "rollout.max_new_tokens=16", "rollout.temperature=0.7")
+    rollout = tempered.generate(tiny, Request(prompts(tiny), 6), stream(3, "x"))
     assert len(set(rollout.lengths.tolist())) > 3
     assert rollout.ended.any()
     assert not rollout.ended.all()
@@ -58,9 +65,8 @@ def test_behaviour_log_probs_equal_a_plain_forward(tiny, engine):
 
 
 @engines
-def test_training_log_probs_equal_the_rollouts(tiny, engine):
-    config = composed(f"rollout={engine}", "rollout.max_new_tokens=20").rollout
-    rollout = ENGINES[engine](tiny, prompts(tiny), config, 4, stream(5, "x"))
+def test_log_probs_in_training_equal_those_of_the_rollout(tiny, name):
+    rollout = engine(name, "rollout.max_new_tokens=20").generate(tiny, Request(prompts(tiny), 4), stream(5, "x"))
     rows = torch.tensor([0, 3, 7, 12, 19])
     mask = rollout.mask[rows]
     with torch.no_grad():
@@ -69,9 +75,8 @@ def test_training_log_probs_equal_the_rollouts(tiny, engine):
 
 
 @engines
-def test_a_completion_ends_with_eos_or_at_the_limit(tiny, engine):
-    config = composed(f"rollout={engine}", "rollout.max_new_tokens=15").rollout
-    rollout = ENGINES[engine](tiny, prompts(tiny), config, 8, stream(1, "x"))
+def test_completion_ends_with_eos_or_at_the_limit(tiny, name):
+    rollout = engine(name, "rollout.max_new_tokens=15").generate(tiny, Request(prompts(tiny), 8), stream(1, "x"))
     for row in range(40):
         ids = rollout.completion_ids[row, : int(rollout.lengths[row])].tolist()
         is_eos = [i in tiny.eos_ids for i in ids]
@@ -83,10 +88,9 @@ def test_a_completion_ends_with_eos_or_at_the_limit(tiny, engine):
 
 
 @engines
-def test_a_row_does_not_depend_on_the_others(tiny, engine):
-    """Rows that finish early leave the batch; the rest must not notice."""
-    config = composed(f"rollout={engine}", "rollout.max_new_tokens=20").rollout
-    together = ENGINES[engine](tiny, prompts(tiny), config, 1, stream(2, "x"))
+def test_row_of_a_batch_does_not_depend_on_the_others(tiny, name):
+    """Rows that finish early leave the batch; the rest must stay the same."""
+    together = engine(name, "rollout.max_new_tokens=20").generate(tiny, Request(prompts(tiny), 1), stream(2, "x"))
     uniforms = torch.rand(5, 20, generator=stream(2, "x"))
     for row, prompt in enumerate(prompts(tiny)):
         ids = list(prompt.ids)
@@ -104,15 +108,15 @@ def test_a_row_does_not_depend_on_the_others(tiny, engine):
 def test_draws_follow_the_softmax(temperature):
     n = 40_000
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5]).expand(n, 5)
-    config = composed(f"rollout.temperature={temperature}").rollout
-    tokens, log_probs, _ = sample(logits, torch.rand(n, generator=stream(0, "x")), config, greedy=False)
+    settings = engine("fast", f"rollout.temperature={temperature}")
+    tokens, log_probs, _ = sample(logits, torch.rand(n, generator=stream(0, "x")), settings, greedy=False)
     expected = (logits[0] / temperature).softmax(dim=0)
     observed = torch.bincount(tokens, minlength=5)
     assert stats.chisquare(observed.numpy(), (expected.double() / expected.double().sum() * n).numpy()).pvalue > 1e-4
     torch.testing.assert_close(log_probs, expected.log()[tokens])
 
 
-def test_top_k_and_top_p_by_hand():
+def test_top_k_and_top_p_match_values_computed_by_hand():
     probs = torch.tensor([[0.4, 0.1, 0.3, 0.2]])
     assert truncate(probs, 2, 1.0).tolist() == [pytest.approx([0.4, 0, 0.3, 0])]
     assert truncate(probs, 0, 0.5).tolist() == [pytest.approx([0.4, 0, 0.3, 0])]  # 0.4 < 0.5 <= 0.4 + 0.3
@@ -121,22 +125,22 @@ def test_top_k_and_top_p_by_hand():
     assert truncate(probs, 2, 0.55).tolist() == [pytest.approx([0.4, 0, 0, 0])]
 
 
-def test_the_inverse_cdf_never_draws_a_token_of_probability_zero():
+def test_inverse_cdf_draws_no_token_of_probability_zero():
     probs = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).repeat(3, 1)
     uniform = torch.tensor([0.0, 0.3, 1.0 - 2**-24])
     assert draw(probs, uniform).tolist() == [1, 3, 3]
 
 
-def test_rounding_between_blocks_draws_no_token_of_probability_zero():
-    """Block sums w = 1 and a = 1 + 3·2⁻²³: their float32 sum is rounded up, and a target of a leaves −2⁻²³ in block 2."""
+def test_inverse_cdf_with_rounding_between_blocks_draws_no_token_of_probability_zero():
+    """The block sums are a = 1 + 3·2⁻²³ and 1: their float32 sum is rounded up, and a target of a leaves −2⁻²³ in block 2."""
     probs = torch.zeros(1, 512)
     probs[0, 100], probs[0, 300] = 1 + 3 * 2**-23, 1.0
     for uniform in torch.linspace(0.4999, 0.5001, 400):
         assert int(draw(probs, uniform[None])) in (100, 300)
 
 
-def test_the_inverse_cdf_of_a_large_vocabulary_is_the_plain_one():
-    """Blocks of 256, of 8 and of 1 token against one running sum in float64."""
+def test_inverse_cdf_of_a_large_vocabulary_equals_one_running_sum():
+    """Blocks of 256, of 8 and of 1 token are compared with one running sum in float64."""
     generator = torch.Generator().manual_seed(0)
     for V in (1024, 1000, 999):
         probs = torch.rand(200, V, generator=generator) ** 8
@@ -147,29 +151,30 @@ def test_the_inverse_cdf_of_a_large_vocabulary_is_the_plain_one():
         assert torch.equal(draw(probs, uniform), expected)
 
 
-def test_trunk_states_find_their_rows_in_parts_and_as_rows_end(tiny):
-    """Adapter on the last layer, groups cut in parts, rows that end early: training from the states equals plain rows."""
+def test_states_of_frozen_layers_in_parts_and_as_rows_end_belong_to_their_rows(tiny):
+    """The adapter is on the last layer, groups are cut in parts, rows end early: training from the states stays exact."""
     with_adapter(tiny, "adapter.layers=[2]")
     rows = torch.arange(30)
+    request = Request(prompts(tiny), 6, keep_states=True)
     for max_rows in (512, 7, 4):
-        config = composed("rollout.max_new_tokens=20", f"rollout.max_rows={max_rows}").rollout
-        rollout = ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x"), keep_states=True)
+        fast = engine("fast", "rollout.max_new_tokens=20", f"rollout.max_rows={max_rows}")
+        rollout = fast.generate(tiny, request, stream(4, "x"))
         assert len(set(rollout.lengths.tolist())) > 3
         assert rollout.frozen_states is not None
         with torch.no_grad():
             packed = packed_log_probs(tiny, rollout, rows, rollout.mask, 1.0)
             plain = token_log_probs(tiny, rollout, rows, rollout.mask, 1.0)
         torch.testing.assert_close(packed, plain, atol=2e-5, rtol=1e-5)
-    assert ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x")).trunk is None
+    without = replace(request, keep_states=False)
+    assert fast.generate(tiny, without, stream(4, "x")).frozen_states is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_equals_generate_in_every_family(tiny, name):
+def test_greedy_rollout_of_every_family_equals_generate(tiny, name):
     policy = family(tiny, name)
     with_adapter(policy)
-    rollout = ENGINES["fast"](
-        policy, prompts(tiny), composed("rollout.max_new_tokens=20").rollout, 1, stream(0, "x"), True
-    )
+    request = Request(prompts(tiny), 1, greedy=True)
+    rollout = engine("fast", "rollout.max_new_tokens=20").generate(policy, request, stream(0, "x"))
     for row, prompt in enumerate(prompts(tiny)):
         ids = torch.tensor([prompt.ids])
         expected = policy.model.generate(
@@ -180,33 +185,30 @@ def test_greedy_equals_generate_in_every_family(tiny, name):
         )
 
 
-def test_a_large_batch_in_parts_is_the_same_rollout(tiny):
-    whole = ENGINES["fast"](tiny, prompts(tiny), composed("rollout.max_new_tokens=20").rollout, 6, stream(4, "x"))
+def test_large_batch_in_parts_is_the_same_rollout(tiny):
+    fast, request = engine("fast", "rollout.max_new_tokens=20"), Request(prompts(tiny), 6)
+    whole = fast.generate(tiny, request, stream(4, "x"))
     for max_rows in (13, 6, 4, 1):  # two groups, one, a group in parts of 4 and 2, single rows
-        config = composed("rollout.max_new_tokens=20", f"rollout.max_rows={max_rows}").rollout
-        parts = ENGINES["fast"](tiny, prompts(tiny), config, 6, stream(4, "x"))
+        parts = replace(fast, max_rows=max_rows).generate(tiny, request, stream(4, "x"))
         assert torch.equal(parts.completion_ids, whole.completion_ids)
         assert torch.equal(parts.lengths, whole.lengths)
         torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_both_engines_draw_the_same_in_every_family(tiny, name):
-    """Same random numbers, top-k and top-p on, adapter merged in one and beside the weights in the other."""
+def test_engines_with_the_same_random_numbers_draw_the_same_in_every_family(tiny, name):
+    """Top-k and top-p are on; the adapter is merged in one engine and beside the weights in the other."""
     policy = family(tiny, name)
     with_adapter(policy)
-    rollouts = []
-    for engine in ("plain", "fast"):
-        setting = ("rollout.max_new_tokens=40", "rollout.top_k=200", "rollout.top_p=0.95", "rollout.temperature=1.2")
-        config = composed(f"rollout={engine}", *setting).rollout
-        rollouts.append(ENGINES[engine](policy, prompts(tiny), config, 3, stream(6, "x")))
-    plain, fast = rollouts
+    setting = ("rollout.max_new_tokens=40", "rollout.top_k=200", "rollout.top_p=0.95", "rollout.temperature=1.2")
+    request = Request(prompts(tiny), 3)
+    plain, fast = (engine(one, *setting).generate(policy, request, stream(6, "x")) for one in ("plain", "fast"))
     assert torch.equal(plain.completion_ids, fast.completion_ids)
     torch.testing.assert_close(fast.log_probs, plain.log_probs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast.entropy, plain.entropy, atol=1e-4, rtol=1e-4)
 
 
-def test_merging_is_undone_bit_for_bit(tiny):
+def test_merged_weights_afterwards_are_restored_bit_for_bit(tiny):
     tiny.model.bfloat16()
     weight = tiny.model.model.layers[0].mlp.up_proj.weight  # becomes the base weight inside the peft layer
     before, storage = weight.detach().clone(), weight.data_ptr()
@@ -226,23 +228,23 @@ def test_merging_is_undone_bit_for_bit(tiny):
         assert torch.equal(tiny.model(ids).logits, beside)
 
 
-def test_a_model_with_other_attention_gets_the_plain_engine_and_a_line(tiny):
-    said = []
-    config = composed().rollout
-    assert engine_for(family(tiny, "Qwen2"), config, said.append) is ENGINES["fast"]
-    assert said == []
+def test_model_with_other_attention_gets_the_plain_engine_and_a_message(tiny, logged):
+    fast = engine("fast", "rollout.max_rows=7", "rollout.top_k=3")
+    assert fast.fitting(family(tiny, "Qwen2")) is fast
+    assert logged == []
     windows = family(tiny, "Mistral", sliding_window=4)
-    assert engine_for(windows, config, said.append) is ENGINES["plain"]
-    assert said == ["rollout: plain for this model: it has layers that do not attend to all earlier tokens"]
-    assert engine_for(windows, composed("rollout=plain").rollout, said.append) is ENGINES["plain"]
-    assert len(said) == 1
+    plain = engine("plain", "rollout.max_rows=7", "rollout.top_k=3")
+    assert fast.fitting(windows) == plain  # with the same settings
+    assert logged == ["rollout: plain for this model: it has layers that do not attend to all earlier tokens"]
+    assert plain.fitting(windows) is plain
+    assert len(logged) == 1
 
 
 def refusal(name, keyword):
     return f"{name}_attention() missing 1 required keyword-only argument: '{keyword}'"
 
 
-UNKNOWN = {  # families that are not promised: what must not happen is a wrong number
+UNKNOWN = {  # families without a promise of support: only a wrong number must not happen
     "GPTNeoX": {},
     "Phi": {},
     "Olmo2": {},
@@ -253,14 +255,12 @@ UNKNOWN = {  # families that are not promised: what must not happen is a wrong n
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_family_is_right_on_the_fast_paths_or_not_on_them(tiny, name):
+def test_unknown_family_is_right_on_the_fast_paths_or_kept_off_them(tiny, name, logged):
     policy = family(tiny, name, **UNKNOWN[name])
     for p in policy.model.parameters():
         p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(p.numel()))
-    said = []
-    generate = engine_for(policy, composed("rollout.max_new_tokens=9").rollout, said.append)
-    config = composed("rollout.max_new_tokens=9").rollout
-    rollout = generate(policy, prompts(tiny), config, 2, stream(0, "x"))
+    fitting = engine("fast", "rollout.max_new_tokens=9").fitting(policy)
+    rollout = fitting.generate(policy, Request(prompts(tiny), 2), stream(0, "x"))
     rows = torch.arange(10)
     with torch.no_grad():
         expected = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
@@ -269,7 +269,8 @@ def test_an_unknown_family_is_right_on_the_fast_paths_or_not_on_them(tiny, name)
         if obstacle is None:
             packed = packed_log_probs(policy, rollout, rows, rollout.mask, 1.0)
             torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
-    assert (said, obstacle) == {
+    assert isinstance(fitting, Plain if logged else Fast)
+    assert (logged, obstacle) == {
         "Falcon": (["rollout: plain for this model: with our cache, it gives other log-probabilities"],
                    "packed, it gives other log-probabilities"),
         "StableLm": (["rollout: plain for this model: with our cache, it raises TypeError: " + refusal("cached", "cache")], "packed, it raises TypeError: " + refusal("packed", "layout")),

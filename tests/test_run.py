@@ -33,13 +33,13 @@ def without_times(row):
 
 
 def folder_of(config):
-    (identity,) = preflight([config])
+    (identity,) = preflight([config]).identities
     return Path(config.runs_dir) / config.experiment.name / identity.id
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
-def test_every_algorithm_learns_on_tiny(algorithm, tmp_path):
+def test_algorithm_on_tiny_learns(algorithm, tmp_path):
     summary = run(composed(f"algorithm={algorithm}", "tracker=none", "eval.every=30", f"runs_dir={tmp_path}"))
     base, final = summary["base"]["accuracy_sampled"], summary["final"]["accuracy_sampled"]
     assert base < 0.3
@@ -49,7 +49,7 @@ def test_every_algorithm_learns_on_tiny(algorithm, tmp_path):
     assert low <= share <= high
 
 
-def test_what_a_run_leaves(tmp_path):
+def test_finished_run_leaves_its_summary_metrics_and_samples(tmp_path):
     config = composed(*SHORT, f"runs_dir={tmp_path}", "algorithm=sgrpo")
     summary = run(config)
     folder = folder_of(config)
@@ -96,11 +96,11 @@ def test_what_a_run_leaves(tmp_path):
     assert {"step", "question", "completion", "gold", "reward", "correct"} == set(samples[0])
 
 
-def test_the_adapter_loads_with_peft_alone(tmp_path, loaded_tiny):
+def test_exported_adapter_loads_with_peft_alone(tmp_path, loaded_tiny):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlsparse.model.policy import EMBEDDED
+    from rlsparse.model.loading import EMBEDDED
 
     config = composed(*SHORT, f"runs_dir={tmp_path}", "train.lr=0.01")
     run(config)
@@ -111,7 +111,7 @@ def test_the_adapter_loads_with_peft_alone(tmp_path, loaded_tiny):
     assert float((adapted(ids).logits - before).abs().max()) > 1e-3
 
 
-def test_the_same_run_twice_gives_the_same_numbers(tmp_path):
+def test_config_run_twice_gives_the_same_numbers(tmp_path):
     one, two = (composed(*SHORT, f"runs_dir={tmp_path / name}", "algorithm=sgrpo", "kl=on") for name in "ab")
     run(one)
     run(two)
@@ -120,7 +120,7 @@ def test_the_same_run_twice_gives_the_same_numbers(tmp_path):
     assert adapters[0] == adapters[1]
 
 
-def test_every_algorithm_sees_the_same_prompts(tmp_path):
+def test_algorithms_with_the_same_seed_see_the_same_prompts(tmp_path):
     asked = []
     for algorithm in ("grpo", "tspmo", "sgrpo"):
         config = composed(*SHORT, f"runs_dir={tmp_path}", f"algorithm={algorithm}", "tracker.samples=16")
@@ -129,7 +129,7 @@ def test_every_algorithm_sees_the_same_prompts(tmp_path):
     assert asked[0] == asked[1] == asked[2]
 
 
-def test_a_finished_run_is_skipped_and_a_broken_one_is_kept_aside(tmp_path, capsys):
+def test_finished_run_is_skipped_and_one_without_summary_is_set_aside(tmp_path, capsys):
     config = composed(*SHORT, f"runs_dir={tmp_path}")
     first = run(config)
     assert run(config) == first
@@ -141,7 +141,7 @@ def test_a_finished_run_is_skipped_and_a_broken_one_is_kept_aside(tmp_path, caps
     assert (folder / "attempts" / "1" / "metrics.jsonl").is_file()
 
 
-def test_a_diverged_run_says_so_and_keeps_its_data(tmp_path):
+def test_diverged_run_ends_with_that_status_and_keeps_its_data(tmp_path):
     summary = run(composed(*SHORT, f"runs_dir={tmp_path}", "train.lr=1e30", "train.steps=40", "algorithm=reinforce"))
     assert summary["status"] == "diverged"
     assert "finite" in summary["error"] or "nan" in summary["error"]
@@ -149,8 +149,10 @@ def test_a_diverged_run_says_so_and_keeps_its_data(tmp_path):
     assert summary["steps"] < 40
 
 
-def test_a_failed_run_is_recorded_and_raises(tmp_path):
-    with pytest.raises(ConfigError, match=r"rollout.max_new_tokens=255: no train prompt .* context of 256 tokens"):
+def test_failed_run_writes_its_summary_and_raises(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"rollout.max_new_tokens=255: no train prompt .* context of the model, 256 tokens"
+    ):
         run(composed(*SHORT, f"runs_dir={tmp_path}", "rollout.max_new_tokens=255"))
     (failed,) = [json.loads(f.read_text()) for f in tmp_path.glob("default/*/summary.json")]
     assert failed["status"] == "failed"
@@ -159,7 +161,7 @@ def test_a_failed_run_is_recorded_and_raises(tmp_path):
     assert "Traceback" in trace.read_text()
 
 
-def test_a_prompt_longer_than_the_context_is_counted_and_skipped(tmp_path):
+def test_prompt_longer_than_the_context_is_counted_and_skipped(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     long = {"question_concat": "12*3=" * 100, "Equation": "1", "Answer": "36"}
@@ -179,9 +181,9 @@ def test_a_prompt_longer_than_the_context_is_counted_and_skipped(tmp_path):
     assert summary["prompts_skipped"] == {"train": 2, "test": 1}
 
 
-def test_a_step_in_which_every_group_is_degenerate_updates_nothing(tmp_path):
+def test_step_with_equal_rewards_in_every_group_updates_nothing(tmp_path):
     # no completion of one token is right or wrong differently: all rewards are equal
-    config = composed(*SHORT, f"runs_dir={tmp_path}", "task.reward.correct=0", "algorithm=grpo")
+    config = composed(*SHORT, f"runs_dir={tmp_path}", "reward.correct=0", "algorithm=grpo")
     run(config)
     steps = [row for row in rows(folder_of(config)) if row["kind"] == "train"]
     assert all(row["train/updates"] == 0 and row["tokens/frac_forward"] == 0 for row in steps)
@@ -190,7 +192,7 @@ def test_a_step_in_which_every_group_is_degenerate_updates_nothing(tmp_path):
     assert len(set(evaluations)) == 1
 
 
-def test_degenerate_groups_cost_no_forward(tmp_path):
+def test_group_of_equal_rewards_costs_no_forward_pass(tmp_path):
     config = composed(*SHORT, f"runs_dir={tmp_path}", "algorithm=grpo", "kl=on")
     run(config)
     for row in rows(folder_of(config)):
@@ -200,7 +202,7 @@ def test_degenerate_groups_cost_no_forward(tmp_path):
             assert math.isfinite(row["objective/loss"])
 
 
-def test_positive_only_and_updates_per_rollout(tmp_path):
+def test_run_without_negative_feedback_updates_on_a_part_of_the_tokens(tmp_path):
     config = composed(*SHORT, f"runs_dir={tmp_path}", "negative_feedback=off", "train.updates_per_rollout=3")
     run(config)
     steps = [row for row in rows(folder_of(config)) if row["kind"] == "train" and row["train/updates"]]
@@ -218,27 +220,27 @@ def test_positive_only_and_updates_per_rollout(tmp_path):
         (["model=scratch"], "model=scratch: has random weights"),
         (["model.name=rlsparse-no/such-model"], "model.name=rlsparse-no/such-model: cannot be loaded"),
         (["rollout.max_new_tokens=256"], "rollout.max_new_tokens=256: the model's context is 256 tokens"),
-        (["lora_rank=129"], "lora_rank=129: no module that this model adapts has matrices of a rank above 128"),
-        (["device=meta"], "device=meta: holds shapes without numbers"),
+        (["lora_rank=129"], "lora_rank=129: the adapted modules of this model allow at most rank 128"),
+        (["device=meta"], "device=meta: this device holds no numbers"),
         (["device=hpu"], "device=hpu: torch has no such device here"),
         (["device=cuda:99"], "device=cuda:99: torch has no such device here"),
     ],
 )
-def test_bad_models_and_targets_are_refused_before_loading(overrides, message, tmp_path):
+def test_bad_model_or_target_is_refused_before_loading(overrides, message, tmp_path):
     with pytest.raises(ConfigError) as error:
         preflight([composed(f"runs_dir={tmp_path}", *overrides)])
     assert message in str(error.value)
 
 
-def test_a_model_folder_without_safetensors_is_refused(tmp_path):
-    from rlsparse.model.policy import EMBEDDED
+def test_model_folder_without_safetensors_is_refused(tmp_path):
+    from rlsparse.model.loading import EMBEDDED
 
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ConfigError, match=r"no \*.safetensors in it"):
         preflight([composed(f"runs_dir={tmp_path}", f"model.path={tmp_path / 'model'}")])
 
 
-def test_adapters_on_chosen_layers_and_modules(tmp_path):
+def test_adapter_on_chosen_layers_and_modules_is_on_these_alone(tmp_path):
     summary = run(
         composed(
             *SHORT,
@@ -251,7 +253,7 @@ def test_adapters_on_chosen_layers_and_modules(tmp_path):
     assert summary["adapter"]["rank"] == {f"model.layers.2.self_attn.{name}_proj": 2 for name in "qv"}
 
 
-def test_bfloat16_runs_with_a_float32_adapter(tmp_path):
+def test_bfloat16_model_trains_a_float32_adapter(tmp_path):
     config = composed(*SHORT, f"runs_dir={tmp_path}", "dtype=bfloat16")
     assert run(config)["status"] == "finished"
     from safetensors.torch import load_file

@@ -1,19 +1,22 @@
-"""Reading answers and judging them, hostile ones included."""
+"""Reading and judging answers, hostile ones included."""
 
 import time
 from fractions import Fraction
 
 import pytest
 
+from rlsparse.batch import Problem
+from rlsparse.components.reward import Completion, Score, Verifier
 from rlsparse.components.reward.answer import ANSWER_FORMATS, after_hash, answer_is, boxed, last_number, plain_number
-from rlsparse.components.reward.verifier import Score, Verifier
-from rlsparse.config.schema import RewardConfig
-from tests.conftest import composed
+from rlsparse.components.reward.correctness import Correctness
+from tests.conftest import built
+
+LIMIT = 2.0  # seconds, the default of every task
 
 
 @pytest.fixture(scope="module")
 def boxes():
-    with Verifier(composed("task.answer_format=boxed", "task.verifier_time_limit=20").task) as verifier:
+    with Verifier("boxed", time_limit=20) as verifier:
         yield verifier
 
 
@@ -39,7 +42,7 @@ def boxes():
         ("**45**", 45),
     ],
 )
-def test_plain_numbers_are_settled_exactly(text, value):
+def test_plain_number_is_read_exactly(text, value):
     assert plain_number(text) == value
 
 
@@ -64,11 +67,11 @@ def test_plain_numbers_are_settled_exactly(text, value):
         "$",
     ],
 )
-def test_anything_else_is_not_a_plain_number(text):
+def test_plain_number_of_any_other_text_is_none(text):
     assert plain_number(text) is None
 
 
-def test_each_format_reads_its_own_answer():
+def test_answer_format_reads_its_answer():
     assert after_hash("so 1\n#### 4\nbut #### 5 apples\nmore") == "5 apples"
     assert after_hash("####") is None
     assert boxed(r"\boxed{1} and \boxed{\frac{3}{4}}") == r"\frac{3}{4}"
@@ -82,15 +85,29 @@ def test_each_format_reads_its_own_answer():
     assert last_number("none") is None
 
 
-def test_rewards_are_config():
-    values = RewardConfig(correct=2.0, wrong=-1.0, format=0.5)
-    assert Score(correct=True, answered=True).reward(values) == 2.5
-    assert Score(correct=False, answered=True).reward(values) == -0.5
-    assert Score(correct=False, answered=False).reward(values) == -1.0
+def completion(correct, answered):
+    score = Score(correct=correct, answered=answered)
+    return Completion(text="", tokens=1, ended=True, problem=Problem("", "", ""), score=score)
 
 
-def test_math_verify_judges_what_numbers_cannot():
-    with Verifier(composed("task.answer_format=boxed").task) as verifier:
+def test_correctness_matches_values_computed_by_hand():
+    reward = Correctness(correct=2.0, wrong=-1.0, format=0.5)
+    assert reward(completion(correct=True, answered=True)) == 2.5
+    assert reward(completion(correct=False, answered=True)) == -0.5
+    assert reward(completion(correct=False, answered=False)) == -1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "right", "wrong"), [("correctness", 1.0, 0.0), ("offset", 2.0, 1.0), ("signed", 1.0, -1.0)]
+)
+def test_reward_options_give_their_values(option, right, wrong):
+    reward = built(f"reward={option}").reward
+    assert reward(completion(correct=True, answered=True)) == right
+    assert reward(completion(correct=False, answered=True)) == reward(completion(False, False)) == wrong
+
+
+def test_answer_that_is_no_plain_number_is_judged_by_math_verify():
+    with Verifier("boxed", LIMIT) as verifier:
         assert verifier.score(r"\boxed{\frac{3}{4}}", "0.75") == Score(True, True)
         assert verifier.score(r"\boxed{x+1}", "1+x") == Score(True, True)
         assert verifier.score(r"\boxed{42\text{ cm}}", "42") == Score(True, True)
@@ -142,47 +159,47 @@ def test_math_verify_judges_what_numbers_cannot():
     ],
     ids=ascii,
 )
-def test_what_math_verify_would_take_for_its_last_number_is_wrong(text, boxes):
+def test_answer_of_more_than_a_number_is_wrong(text, boxes):
     assert boxes.score(rf"\boxed{{{text}}}", "42") == Score(False, True)
 
 
 @pytest.mark.parametrize("text", ["{" * 7 + "9" + "}" * 7, "[" * 163, "5" + "(" * 500, r"\frac{" * 200], ids=len)
-def test_deep_brackets_are_wrong_without_asking(text):
-    with Verifier(composed("task.answer_format=hash").task) as verifier:
+def test_answer_of_deep_brackets_is_wrong_without_math_verify(text):
+    with Verifier("hash", LIMIT) as verifier:
         assert verifier.score(f"#### {text}", r"\frac{3}{4}") == Score(False, True)
         assert verifier._worker is None
 
 
-def test_answers_as_deep_as_people_write_are_judged(boxes):
+def test_answer_of_a_few_brackets_is_judged_by_math_verify(boxes):
     text = r"\frac{1}{1+\frac{1}{1+\frac{1}{(1+\frac{1}{2})}}}"
     assert boxes.score(rf"\boxed{{{text}}}", r"\frac{5}{8}") == Score(True, True)
 
 
-def test_no_run_of_characters_takes_a_pattern_long():
+def test_long_runs_of_one_character_are_scored_in_linear_time():
     for text in (" " * 1_000_000, "5" + " " * 1_000_000 + "!", "5" + "\x1c" * 1_000_000 + "a!"):
         start = time.monotonic()
         for answer_format in ANSWER_FORMATS:
-            with Verifier(composed(f"task.answer_format={answer_format}").task) as verifier:
+            with Verifier(answer_format, LIMIT) as verifier:
                 verifier.score(rf"the answer is {text}x #### 5{text}x \boxed{{5{text}x}}", "42")
         assert time.monotonic() - start < 60  # the square of a million takes an hour
 
 
-def test_no_output_can_hang_crash_or_zero_a_run():
+def test_hostile_completion_is_wrong_in_bounded_time_and_the_next_is_judged():
     hostile = ["10000000!", "10**10**10", "{" * 900, "}{" * 400, "\\frac{" * 100, "\x00\ud7ff", "9" * 900, "1/" * 300]
-    with Verifier(composed("task.answer_format=hash", "task.verifier_time_limit=1").task) as verifier:
+    with Verifier("hash", time_limit=1) as verifier:
         verifier.score("#### x", "y")  # starts the worker
         for text in hostile:
             start = time.monotonic()
             assert not verifier.score(f"#### {text}", "42").correct
             assert time.monotonic() - start < 60
-            # the next answer is judged as ever
+            # the next answer is judged as before
             assert verifier.score(r"#### \frac{84}{2}", "42") == Score(True, True)
         slow = verifier.score("#### 10000000!", "42")
         assert slow == Score(correct=False, answered=True, timed_out=True)
 
 
-def test_a_worker_that_dies_is_replaced():
-    with Verifier(composed("task.answer_format=hash").task) as verifier:
+def test_worker_that_dies_is_replaced():
+    with Verifier("hash", LIMIT) as verifier:
         assert verifier.score("#### x+1", "1+x").correct
         verifier._worker.kill()
         verifier._worker.wait()

@@ -11,18 +11,15 @@ import torch
 from peft import PeftModel
 
 from rlsparse.batch import Problem
-from rlsparse.components.adapter import L1ra
-from rlsparse.components.task import load_task
-from rlsparse.config.run_id import folder_digest, identify
-from rlsparse.config.schema import ConfigError
-from rlsparse.config.schema import NoiseConfig
-from rlsparse.model.policy import load_policy
+from rlsparse.config.run_id import folder_digest
+from rlsparse.config.schema import ConfigError, NoiseConfig
+from rlsparse.model.loading import load_policy
 from rlsparse.results.collect import collect
 from rlsparse.run import run
 from rlsparse.tracking.metrics import is_documented
 from rlsparse.training.data import encode_task
-from rlsparse.warm_start.noise import spoil
-from rlsparse.warm_start.run import warm_start
+from rlsparse.warm_start.noise import corrupt
+from rlsparse.warm_start.run import Parts, preflight, warm_start
 from rlsparse.warm_start.supervised import IGNORED, Example, collate, fit, held_out_loss
 from tests.conftest import composed, composed_warm_start
 
@@ -30,7 +27,7 @@ PROBLEM = Problem("57*4=", "228", "50*4+7*4=200+28=228")
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_model_that_rl_takes(tmp_path):
+def test_model_trained_from_nothing_is_taken_by_rl(tmp_path):
     out = tmp_path / "model"
     report = warm_start(
         composed_warm_start(
@@ -63,7 +60,7 @@ def test_from_nothing_to_a_model_that_rl_takes(tmp_path):
         warm_start(composed_warm_start(f"out={out}", "model=scratch", "task=multiplication"))
 
 
-def test_labels_cover_the_solution_and_eos_only(tiny):
+def test_labels_of_padded_rows_cover_the_solution_and_eos_alone(tiny):
     noise = composed_warm_start("out=x", "model=scratch").warm_start.noise
     prompt = tuple(tiny.tokenizer("57*4=")["input_ids"])
     short = Problem("1", "2", "2")
@@ -77,15 +74,15 @@ def test_labels_cover_the_solution_and_eos_only(tiny):
     assert (labels[1, 3:] == IGNORED).all()
 
 
-def test_noise_comes_in_the_shares_asked_for():
+def test_noise_of_given_shares_spoils_these_shares():
     rng = random.Random(0)
-    drawn = [spoil(PROBLEM, NoiseConfig(direct=0.6, direct_wrong=0.8, slip=0.5), rng) for _ in range(4000)]
+    drawn = [corrupt(PROBLEM, NoiseConfig(direct=0.6, direct_wrong=0.8, slip=0.5), rng) for _ in range(4000)]
     direct = [text for text in drawn if "=" not in text]
     worked = [text for text in drawn if "=" in text]
     assert len(direct) / 4000 == pytest.approx(0.6, abs=0.03)
     assert sum(text != "228" for text in direct) / len(direct) == pytest.approx(0.8, abs=0.03)
     assert sum(text != PROBLEM.solution for text in worked) / len(worked) == pytest.approx(0.5, abs=0.05)
-    assert spoil(PROBLEM, NoiseConfig(0, 0, 0), rng) == PROBLEM.solution
+    assert corrupt(PROBLEM, NoiseConfig(0, 0, 0), rng) == PROBLEM.solution
 
 
 SHORT = ("model=tiny", "task=multiplication", "task.train_rows=64", "warm_start.batch_size=8", "warm_start.epochs=2")
@@ -99,7 +96,7 @@ def rows(out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [("adapter=lora",), FIRES], ids=["lora", "l1ra"])
-def test_an_adapter_is_trained_merged_and_exported(adapter, tmp_path):
+def test_adapter_is_trained_merged_and_exported(adapter, tmp_path):
     out = tmp_path / "model"
     summary = warm_start(composed_warm_start(f"out={out}", *SHORT, *SMALL, *adapter), ["adapter=x"])
     assert json.loads((out / "summary.json").read_text()) == summary
@@ -131,7 +128,7 @@ def test_an_adapter_is_trained_merged_and_exported(adapter, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora", "l1ra"])
-def test_what_is_evaluated_is_what_is_written(adapter, tmp_path, tiny):
+def test_bfloat16_model_is_evaluated_as_it_is_written(adapter, tmp_path, tiny):
     """A bfloat16 checkpoint: trained in more bits, cast, and the last evaluation is of the folder as it loads."""
     tiny.model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
     tiny.tokenizer.save_pretrained(tmp_path / "bf16")
@@ -140,14 +137,15 @@ def test_what_is_evaluated_is_what_is_written(adapter, tmp_path, tiny):
     summary = warm_start(config)
     policy = load_policy(replace(config.model, path=str(tmp_path / "m")), torch.device("cpu"), "auto")
     assert policy.model.dtype == torch.bfloat16
-    data = encode_task(policy, load_task(config.task), config.task, config.rollout, replace(config.eval, max_rows=16))
+    parts = Parts.build(config)
+    data = encode_task(policy, parts.task, parts.rollout.max_new_tokens, 16)
     examples = [Example(prompt.ids, prompt.problem) for prompt in data.test]
     assert held_out_loss(policy, examples, config.warm_start.batch_size, "bfloat16") == summary["final"]["loss"]
 
 
-def test_gradients_of_new_components_are_clipped_too(tiny, monkeypatch):
+def test_gradients_after_a_rank_update_are_clipped_with_those_of_new_components(tiny, monkeypatch):
     config = composed_warm_start("out=x", *SHORT, *SMALL, *FIRES)
-    adapter = L1ra(tiny, config.adapter, 8, 0)
+    adapter = Parts.build(config).adapter.attach(tiny, 8, 0)
     examples = [Example(tuple(tiny.tokenizer("57*4=")["input_ids"]), PROBLEM)] * 64
     clip, calls = torch.nn.utils.clip_grad_norm_, []
 
@@ -156,12 +154,12 @@ def test_gradients_of_new_components_are_clipped_too(tiny, monkeypatch):
         return clip(parameters, *arguments)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
-    fit(tiny, examples, config.warm_start, "float32", 0, adapter, lambda step, metrics: None)
+    fit(tiny, examples, config, adapter, lambda step, metrics: None)
     assert len(set(adapter.ranks().values())) > 1
     assert calls == [True] * 16
 
 
-def test_the_same_warm_start_twice_is_the_same_model_to_a_run(tmp_path):
+def test_warm_start_done_twice_writes_the_same_model(tmp_path):
     setting = (*SHORT, *SMALL, "warm_start.max_rows=8")
     for name in "ab":
         warm_start(composed_warm_start(f"out={tmp_path / name}", *setting))
@@ -169,7 +167,7 @@ def test_the_same_warm_start_twice_is_the_same_model_to_a_run(tmp_path):
     assert folder_digest(str(tmp_path / "a")) == folder_digest(str(tmp_path / "b"))
 
 
-def test_one_that_was_cut_off_while_it_saved_goes_again(tmp_path, monkeypatch):
+def test_warm_start_cut_off_while_it_saved_starts_again(tmp_path, monkeypatch):
     setting = (f"out={tmp_path / 'm'}", *SHORT, *SMALL, "warm_start.max_rows=8")
     with monkeypatch.context() as patched:
         patched.setattr("rlsparse.warm_start.run.write_summary", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -182,7 +180,7 @@ def test_one_that_was_cut_off_while_it_saved_goes_again(tmp_path, monkeypatch):
     assert len([row for row in rows(tmp_path / "m") if row["kind"] == "train"]) == summary["steps"] == 2
 
 
-def test_a_finished_one_is_skipped_and_another_is_refused(tmp_path, capsys):
+def test_finished_warm_start_is_skipped_and_another_into_its_folder_is_refused(tmp_path, capsys):
     setting = (f"out={tmp_path / 'm'}", *SHORT, *SMALL, "warm_start.max_rows=8")
     first = warm_start(composed_warm_start(*setting))
     assert first["steps"] == 2  # 2 epochs of one batch of 8
@@ -192,7 +190,7 @@ def test_a_finished_one_is_skipped_and_another_is_refused(tmp_path, capsys):
         warm_start(composed_warm_start(*setting, "seed=1"))
 
 
-def test_the_held_out_loss_is_the_models_own(tiny):
+def test_held_out_loss_in_unequal_batches_equals_that_of_the_model(tiny):
     examples = [
         Example(tuple(tiny.tokenizer(question)["input_ids"]), Problem(question, "", solution))
         for question, solution in (("57*4=", "50*4+7*4=200+28=228"), ("3*4=", "12"), ("12*3=", "10*3+2*3=36"))
@@ -208,14 +206,17 @@ def test_the_held_out_loss_is_the_models_own(tiny):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("adapter=l1ra adapter.update_every=1", r"adapter.update_every=1.0: .* after step 16 of 16, so never"),
+        (
+            "adapter=l1ra adapter.update_every=1",
+            r"adapter.update_every=1.0: .* after step 16 of 16, so there would be none",
+        ),
         ("adapter=l1ra adapter.budget=20", "adapter.budget=20: the model gets 21 adapters"),
         ("adapter=lora adapter.layers=[9]", "this model has layers 0 to 2"),
         ("adapter=l1ra model=scratch", "adapter=l1ra: model=scratch has random weights"),
-        ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be 0 or more"),
+        ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be at least 0"),
     ],
 )
-def test_an_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
+def test_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         warm_start(composed_warm_start(f"out={tmp_path / 'o'}", *SHORT, *overrides.split()))
     assert not (tmp_path / "o").exists()
@@ -229,9 +230,10 @@ def test_an_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
         ("model.path=/nowhere", "model.path=/nowhere: there is no such folder"),
     ],
 )
-def test_bad_input(override, message, tmp_path):
+def test_bad_value_is_refused_and_leaves_no_folder(override, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         warm_start(composed_warm_start(f"out={tmp_path / 'o'}", "task=multiplication", override))
+    assert not (tmp_path / "o").exists()
 
 
 def sweep(*overrides, cwd):
@@ -242,11 +244,15 @@ def sweep(*overrides, cwd):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("adapter=l1ra,l1ra_short", "out=m/${adapter.name}"), "error: out=m/l1ra: 2 points of the sweep would write"),
-        (("adapter=l1ra", "adapter.l1=0.1,-1", "out=m/${adapter.l1}"), "error: adapter.l1=-1.0: must be 0 or more"),
+        (
+            ("adapter=l1ra,l1ra_short", "out=m/${adapter.scale}"),
+            "error: out=m/2.0: 2 points of the sweep would write to this folder; put the swept keys into its name, such "
+            "as 'out=models/rank${lora_rank}-seed${seed}' (in quotes)",
+        ),
+        (("adapter=l1ra", "adapter.l1=0.1,-1", "out=m/${adapter.l1}"), "error: adapter.l1=-1.0: must be at least 0"),
     ],
 )
-def test_a_sweep_is_checked_before_its_first_point(overrides, message, tmp_path):
+def test_sweep_with_a_bad_point_is_refused_before_its_first_point(overrides, message, tmp_path):
     done = sweep(*overrides, cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith(message)
@@ -254,15 +260,16 @@ def test_a_sweep_is_checked_before_its_first_point(overrides, message, tmp_path)
 
 
 @pytest.mark.slow
-def test_each_point_of_a_sweep_has_its_own_folder(tmp_path):
-    done = sweep("adapter=none,lora", "out=m/${adapter.name}-s${seed}", cwd=tmp_path)
+def test_point_of_a_sweep_has_a_folder_of_its_own(tmp_path):
+    done = sweep("adapter=none,lora", "out=m/${hydra:runtime.choices.adapter}-s${seed}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {folder.name for folder in (tmp_path / "m").iterdir()} == {"none-s0", "lora-s0"}
     assert collect(tmp_path / "m").runs["method"].tolist() == ["supervised adapter=lora", "supervised adapter=none"]
 
 
-def test_the_rank_of_no_adapter_is_no_method_of_its_own():
-    one, two = (composed_warm_start("out=x", "lora_rank=8"), composed_warm_start("out=x", "lora_rank=4"))
-    assert identify(one, None, "cpu") == identify(two, None, "cpu")
-    one, two = (composed_warm_start("out=x", "adapter=lora", f"lora_rank={rank}") for rank in (8, 4))
-    assert identify(one, None, "cpu") != identify(two, None, "cpu")
+def test_lora_rank_without_adapter_does_not_change_the_identity():
+    def identity(*overrides):
+        return preflight(composed_warm_start("out=x", *SHORT, *overrides), "cpu").identity
+
+    assert identity("lora_rank=8") == identity("lora_rank=4")
+    assert identity("adapter=lora", "lora_rank=8") != identity("adapter=lora", "lora_rank=4")

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.test_extending import write_page
+
+SMALL = ("eval.max_rows=4", "tracker=none")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def unpacked(tmp_path_factory) -> Path:
     return work / "site"
 
 
-def test_the_wheel_is_small_and_carries_config_and_model(unpacked):
+def test_wheel_is_small_and_contains_config_and_model(unpacked):
     package = unpacked / "rlsparse"
     names = {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()}
     expected = {str(file.relative_to(ROOT)) for file in ROOT.glob("conf/**/*.yaml")}
@@ -36,7 +39,7 @@ def test_the_wheel_is_small_and_carries_config_and_model(unpacked):
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_from_the_wheel(unpacked, tmp_path):
+def test_sweep_from_the_wheel_finishes(unpacked, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
     where = subprocess.run(
         [sys.executable, "-c", "import rlsparse; print(rlsparse.__file__)"],
@@ -55,8 +58,7 @@ def test_a_sweep_runs_from_the_wheel(unpacked, tmp_path):
             "-m",
             "algorithm=grpo,tspmo",
             "train.steps=1",
-            "eval.max_rows=4",
-            "tracker=none",
+            *SMALL,
         ],
         cwd=tmp_path,
         env=environment,
@@ -66,3 +68,18 @@ def test_a_sweep_runs_from_the_wheel(unpacked, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("runs/default/*/summary.json"))) == 2
+
+
+@pytest.mark.slow
+def test_own_component_with_the_wheel_finishes(unpacked, tmp_path):
+    write_page(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "rlsparse.run", "--config-dir", "mine", "reward=brief", "train.steps=1", *SMALL],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(unpacked)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/default/*/summary.json"))) == 1

@@ -1,9 +1,11 @@
-"""The two sides: our training loop and TRL's GRPOTrainer, each in a process of its own, a step at a time."""
+"""The two sides: our training loop and TRL's GRPOTrainer, each in its own process, one step at a time."""
 
-import dataclasses
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -11,54 +13,56 @@ from typing import Any
 import torch
 from workload import LEARNING_RATE, LORA_RANK, LORA_SCALE, TARGETS, Gate, Work, questions, rewards
 
-from rlsparse.components.reward.verifier import Score
+from rlsparse.components.reward import Score
+from rlsparse.config.schema import ModelConfig
+from rlsparse.model.cache import ModelCache
+from rlsparse.model.policy import Policy
 from rlsparse.tracking.profiling import Clock, free_memory, peak_memory, reuse_freed_memory
+from rlsparse.tracking.tracker import NullTracker
 
 
 def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
-    """Our loop, ``train.train``, with rewards from the seed in the verifier's place."""
-    from rlsparse.components.adapter import ADAPTERS
-    from rlsparse.components.task import load_task
-    from rlsparse.config.compose import compose_config
-    from rlsparse.model.policy import load_policy, resolve_device
+    """Run our training loop, with rewards from a seed in the context of the verifier."""
+    from rlsparse.algorithm import Algorithm
+    from rlsparse.config.compose import compose
+    from rlsparse.runtime.devices import resolve_device
+    from rlsparse.runtime.distributed import ALONE
     from rlsparse.runtime.signals import StopRequest
     from rlsparse.train import train
-    from rlsparse.training.checkpointing import Keeper
-    from rlsparse.training.data import encode_task
-    from rlsparse.training.setup import Workplace
+    from rlsparse.training.setup import RunContext, training
 
     torch.set_num_threads(work.threads)
-    reuse_freed_memory()  # as run.py does
-    config = compose_config(our_overrides(work) + overrides)
+    reuse_freed_memory()  # as in a run
+    logging.getLogger("rlsparse").addHandler(_Refuse())
+    config = compose(our_overrides(work) + overrides)
     device = resolve_device(work.device)
-    policy = dataclasses.replace(load_policy(config.model, device, config.dtype), eos_ids=())  # none ends early
-    task = load_task(config.task)
-    task = dataclasses.replace(task, train=task.train[: work.prompts])
-    data = encode_task(policy, task, config.task, config.rollout, config.eval)
-    adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
-    free_memory(device)
     drawn: Any = _DrawnRewards(rewards(work))
-    tracker: Any = _StepTracker(Gate(pipe), drawn)
-    clock = Clock(device)
-    # no checkpoints: the other side writes none either
-    keeper = Keeper(None, 1, tracker, clock, StopRequest(), None)
-    train(config, Workplace(policy, adapter, data, drawn), tracker, clock, keeper)
+    tracker = _StepTracker(Gate(pipe), drawn)
+    # without a folder there are no checkpoints: the other side writes none either
+    context = RunContext(device, ALONE, None, None, tracker, Clock(device), StopRequest(), _WithoutEos())
+    with training(config, Algorithm.build(config), context) as run:
+        free_memory(device)
+        collect, evaluate = replace(run.collect, verifier=drawn), replace(run.evaluate, verifier=drawn)
+        train(replace(run, collect=collect, evaluate=evaluate))
     pipe.send({"peak": peak_memory(device)})
 
 
 def model_overrides(work: Work) -> list[str]:
-    """The model as our config names it: a folder or a hub id."""
+    """Return the overrides that select the model, a folder or a hub id."""
     where = "path" if Path(work.model).is_dir() else "name"
     return ["model=smollm2", f"model.{where}={work.model}"]
 
 
 def our_overrides(work: Work) -> list[str]:
+    """Return the overrides of a run that does the work."""
     return [
         f"algorithm={work.algorithm}",
         f"adapter.layers={work.layers}",
         *model_overrides(work),
         f"device={work.device}",
+        f"threads={work.threads}",
         "task=word_problems",
+        f"task.train_rows={work.prompts}",
         f"lora_rank={LORA_RANK}",
         f"adapter.scale={LORA_SCALE}",
         f"adapter.target_modules=[{','.join(TARGETS)}]",
@@ -75,7 +79,7 @@ def our_overrides(work: Work) -> list[str]:
 
 
 class _DrawnRewards:
-    """Stands where the verifier does and says what was drawn."""
+    """Takes the context of the verifier: its verdicts are drawn from a seed."""
 
     def __init__(self, steps: Iterator[list[float]]) -> None:
         self._steps = steps
@@ -85,13 +89,23 @@ class _DrawnRewards:
         self._pending = iter(next(self._steps))
 
     def score(self, completion: str, gold: str) -> Score:
-        return Score(correct=next(self._pending, 0.0) == 1.0, answered=True)  # an evaluation finds nothing pending
+        return Score(correct=next(self._pending, 0.0) == 1.0, answered=True)  # in an evaluation nothing is pending
 
 
-class _StepTracker:
-    """Stands where the tracker does: the end of a step's metrics is the end of the step."""
+class _WithoutEos(ModelCache):
+    """Lends a policy without end-of-sequence tokens, so that no completion ends early."""
+
+    @contextmanager
+    def lend(self, config: ModelConfig, device: torch.device, dtype: str) -> Iterator[Policy]:
+        with super().lend(config, device, dtype) as policy:
+            yield replace(policy, eos_ids=())
+
+
+class _StepTracker(NullTracker):
+    """Takes the context of the tracker: a step ends when its metrics are recorded."""
 
     def __init__(self, gate: Gate, drawn: _DrawnRewards) -> None:
+        super().__init__()
         self._gate, self._drawn = gate, drawn
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -102,23 +116,23 @@ class _StepTracker:
         self._gate.report(**{key: metrics[key] for key in ("time/rollout", "time/train")})
         self._next()
 
-    def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
-        """Nobody asks here."""
-
-    def say(self, line: str) -> None:
-        """What it says is that the model fell back to a plain path: its figures would not be those of ours."""
-        sys.exit(line)
-
     def _next(self) -> None:
         self._gate.wait()
         self._drawn.next_step()
 
 
+class _Refuse(logging.Handler):
+    """Ends the process on any message: it says that the model uses a plain path, whose figures would not be ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.exit(record.getMessage())
+
+
 def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
-    """TRL's GRPOTrainer on the same work.
+    """Run TRL's GRPOTrainer on the same work.
 
     Args:
-        options: of GRPOConfig, over those that define the work.
+        options: arguments of GRPOConfig, besides those that define the work.
     """
     from datasets import Dataset
     from peft import LoraConfig
@@ -157,7 +171,7 @@ def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
             "per_device_train_batch_size": rows,
             "num_generations": work.group_size,
             "max_completion_length": work.new_tokens,
-            "generation_kwargs": {"eos_token_id": [-1]},  # none ends early
+            "generation_kwargs": {"eos_token_id": [-1]},  # no completion ends early
             "temperature": 1.0,
             "beta": 0.0,
             "shuffle_dataset": False,
@@ -176,7 +190,7 @@ def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:
             ),
             callbacks=[OneStep()],
         )
-        trainer.eos_token_ids = [-1]  # it would also cut what was generated at an end-of-sequence token
+        trainer.eos_token_ids = [-1]  # the trainer would also cut completions at an end-of-sequence token
         free_memory(trainer.model.device)
         trainer.train()
     pipe.send({"peak": peak_memory(trainer.model.device)})

@@ -1,10 +1,11 @@
-"""The fast paths and the plain ones in float32 against the plain path in float64, on a real model: exactness.json.
+"""Compare the fast and the plain paths in float32 with the plain path in float64 on a real model: exactness.json.
 
 python experiments/benchmarks/exactness.py --model DIR
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,20 @@ from contenders import model_overrides
 from tabulate import tabulate
 from workload import Work, rewards
 
+from rlsparse.algorithm import Algorithm
 from rlsparse.batch import ScoredBatch
-from rlsparse.components.adapter import ADAPTERS
-from rlsparse.components.advantage import token_advantages
-from rlsparse.components.objective.aggregation import token_scales
-from rlsparse.components.task import load_task
-from rlsparse.components.token_sampler import TOKEN_SAMPLERS
-from rlsparse.config.compose import compose_config
-from rlsparse.config.schema import Config
+from rlsparse.config.compose import compose
+from rlsparse.config.schema import TrainConfig
+from rlsparse.model.loading import load_policy
 from rlsparse.model.packing import packed_log_probs
-from rlsparse.model.policy import LogProbs, Policy, load_policy, token_log_probs
-from rlsparse.rollout import ENGINES
+from rlsparse.model.policy import LogProbs, Policy, token_log_probs
+from rlsparse.rollout import Request
+from rlsparse.runtime.distributed import ALONE
+from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
 from rlsparse.training.data import encode_task
 from rlsparse.training.microbatch import FitMicrobatches
-from rlsparse.training.update import update
+from rlsparse.training.update import Updater
 
 ALGORITHMS = ("grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo")
 PROMPTS, GROUP = 3, 4
@@ -48,27 +48,30 @@ def main() -> None:
 def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
     work = Work(model, algorithm, prompts=PROMPTS, group_size=GROUP)
     overrides = ["task=word_problems", "lora_rank=8", "rollout.max_new_tokens=24", "dtype=float32"]
-    config = compose_config([f"algorithm={algorithm}", f"adapter.layers={layers}", *model_overrides(work), *overrides])
+    overrides += [f"algorithm={algorithm}", f"adapter.layers={layers}", *model_overrides(work)]
+    config, plain_config = compose(overrides), compose([*overrides, "rollout=plain"])
+    built = Algorithm.build(config)
     policy = load_policy(config.model, torch.device("cpu"), config.dtype)
-    prompts = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval).train[:PROMPTS]
-    adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
-    with torch.no_grad():  # an adapter that has left its zero start
+    data = encode_task(policy, built.task, built.rollout.max_new_tokens, config.eval.max_rows)
+    adapter = built.adapter.attach(policy, config.lora_rank, 0)
+    with torch.no_grad():  # an adapter that is not zero any more
         for p in adapter.parameters():
             p.add_(0.01 * torch.randn(p.shape, generator=stream(p.numel(), "adapter")))
-    fast, plain = (
-        ENGINES[engine](policy, prompts, config.rollout, GROUP, stream(0, "rollout")) for engine in ("fast", "plain")
-    )
+    request = Request(data.train[:PROMPTS], GROUP)
+    engines = (built.rollout, Algorithm.build(plain_config).rollout)
+    fast, plain = (engine.generate(policy, request, stream(0, "rollout")) for engine in engines)
     drawn = torch.tensor(next(rewards(work))).reshape(PROMPTS, GROUP)
-    advantages = token_advantages(drawn, fast, config.advantage, config.negative_feedback)
-    selection = TOKEN_SAMPLERS[config.token_sampler.name](advantages, fast, config.token_sampler, stream(0, "t"))
-    scales = token_scales(
-        selection, advantages, config.objective, range(PROMPTS), config.rollout.max_new_tokens, config.kl
-    )
-    batch = ScoredBatch(fast, advantages, scales)
-    packed = _gradient(policy, batch, config, adapter.parameters(), packed_log_probs)
-    rows = _gradient(policy, batch, config, adapter.parameters(), token_log_probs)
+    advantages = built.token_advantages(drawn, fast)
+    selection = built.token_sampler(advantages, fast, stream(0, "t"))
+    batch = ScoredBatch(fast, advantages, built.token_scales(selection, advantages, range(PROMPTS)))
+
+    def gradient(path: LogProbs, of: ScoredBatch) -> torch.Tensor:
+        return _gradient(policy, path, adapter.parameters(), built, config.train, of)
+
+    packed, rows = gradient(packed_log_probs, batch), gradient(token_log_probs, batch)
     policy.model.double()
-    exact = _gradient(policy, batch, config, adapter.parameters(), token_log_probs)
+    in_double = replace(batch, advantages=advantages.double(), scales=batch.scales.double())
+    exact = gradient(token_log_probs, in_double)
     return {
         "same completions": bool(torch.equal(fast.completion_ids, plain.completion_ids)),
         "rollout log-probs, fast - plain": float((fast.log_probs - plain.log_probs).abs().max()),
@@ -78,15 +81,21 @@ def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
 
 
 def _gradient(
-    policy: Policy, batch: ScoredBatch, config: Config, parameters: list[torch.nn.Parameter], path: LogProbs
+    policy: Policy,
+    path: LogProbs,
+    parameters: list[torch.nn.Parameter],
+    algorithm: Algorithm,
+    train: TrainConfig,
+    batch: ScoredBatch,
 ) -> torch.Tensor:
     optimizer = torch.optim.SGD(parameters, lr=0.0)
-    update(policy, path, optimizer, batch, config, FitMicrobatches(config.train))
+    fit = FitMicrobatches(train, MemoryLimits.of(algorithm.rollout.max_rows, train))
+    Updater(policy, path, optimizer, algorithm, train, fit, ALONE)(batch)
     return torch.cat([p.grad.flatten().double() for p in parameters if p.grad is not None])
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     columns = list(next(iter(report.values())))
     rows = [[case, *(_text(one[column]) for column in columns)] for case, one in report.items()]
     return tabulate(rows, ["", *columns], tablefmt="pipe", disable_numparse=True)

@@ -1,4 +1,4 @@
-"""The floor of a training step: its matrix work at the speed of the machine's best matrix product."""
+"""The shortest possible time of a training step: its matrix products at the highest speed that the machine reaches."""
 
 from time import perf_counter
 
@@ -8,7 +8,7 @@ from workload import Work
 
 
 def matrix_peak(device: str, threads: int) -> float:
-    """Floating-point operations a second of a large bfloat16 product: the best of twenty."""
+    """Return the floating-point operations per second of a large bfloat16 product, the best of twenty."""
     torch.set_num_threads(threads)
     n = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -24,10 +24,12 @@ def matrix_peak(device: str, threads: int) -> float:
 
 
 def step_operations(model: nn.Module, work: Work, prompt_tokens: int) -> float:
-    """Multiply-adds ·2 of the weights' products in one full-token GRPO step, attention's and the adapter's left out.
+    """Return the floating-point operations of the products with the weights in one GRPO step on all tokens.
+
+    Those of attention and of the adapter are left out.
 
     Rollout: every prompt token and every completion token once. Training: forward, and backward to the activations
-    alone (the weights are frozen), of each completion token, and of each prompt once a group.
+    alone (the weights are frozen), of each completion token, and of each prompt once per group.
     """
     head = model.get_output_embeddings().weight.numel()
     layers = sum(m.weight.numel() for m in model.get_decoder().layers.modules() if isinstance(m, nn.Linear))

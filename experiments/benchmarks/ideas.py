@@ -1,4 +1,4 @@
-"""What each idea brings: a rollout or an update with one idea switched off, in turns with all of them on: ideas.json.
+"""Measure each idea: a rollout or an update with one idea switched off, in turns with all of them on: ideas.json.
 
 python experiments/benchmarks/ideas.py --model DIR
 """
@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,29 +20,28 @@ from torch import Tensor
 from vs_trl import CASES
 from workload import Work, rewards
 
-from rlsparse.batch import ScoredBatch
-from rlsparse.components.adapter import ADAPTERS
-from rlsparse.components.advantage import token_advantages
-from rlsparse.components.objective.aggregation import token_scales
-from rlsparse.components.task import load_task
-from rlsparse.components.token_sampler import TOKEN_SAMPLERS
-from rlsparse.config.compose import compose_config
-from rlsparse.model import packing as packed
+from rlsparse.algorithm import Algorithm
+from rlsparse.batch import Rollout, ScoredBatch
+from rlsparse.config.compose import compose
+from rlsparse.model import packing
+from rlsparse.model.loading import load_policy
 from rlsparse.model.packing import layout, packed_log_probs
-from rlsparse.model.policy import load_policy, token_log_probs
-from rlsparse.rollout import ENGINES, fast
+from rlsparse.model.policy import token_log_probs
+from rlsparse.rollout import Request, RolloutEngine
+from rlsparse.runtime.distributed import ALONE
+from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
 from rlsparse.tracking.profiling import reuse_freed_memory
 from rlsparse.training.data import encode_task
 from rlsparse.training.microbatch import FitMicrobatches
-from rlsparse.training.update import update
+from rlsparse.training.update import Updater
 
 Switch = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
 def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
-    """Inside, ``owner.name`` is another."""
+    """Within the context, ``owner.name`` is another object."""
     kept = getattr(owner, name)
     setattr(owner, name, other)
     try:
@@ -52,7 +51,7 @@ def swapped(owner: Any, name: str, other: Any) -> Iterator[None]:
 
 
 def whole_logits(hidden: Tensor, head: Any, targets: Tensor, temperature: float) -> Tensor:
-    """The same log-probs with all logits at once, kept for autograd."""
+    """Return the log-probabilities from all logits at once, which autograd keeps."""
     return (head(hidden).float() / temperature).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
 
 
@@ -72,28 +71,29 @@ def main() -> None:
 
 
 def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
-    config = compose_config(our_overrides(work) + overrides)
+    overrides = our_overrides(work) + overrides
+    config, plain_config = compose(overrides), compose([*overrides, "rollout=plain"])
+    built = Algorithm.build(config)
+    fast: Any = built.rollout
     policy = dataclasses.replace(load_policy(config.model, torch.device("cpu"), config.dtype), eos_ids=())
-    data = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval)
-    prompts = data.train[: work.prompts]
-    adapter = ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
+    data = encode_task(policy, built.task, work.new_tokens, config.eval.max_rows)
+    request = Request(data.train[: work.prompts], work.group_size, keep_states=True)
+    adapter = built.adapter.attach(policy, config.lora_rank, 0)
     optimizer = adapter.optimizer(0.0, weight_decay=0.0)
+    limits = MemoryLimits.of(fast.max_rows, config.train)
 
-    def sampled(engine: str) -> Any:
-        sampling = dataclasses.replace(config.rollout, name=engine)
-        return ENGINES[engine](policy, prompts, sampling, work.group_size, stream(0, "ideas"), keep_states=True)
+    def sampled(engine: RolloutEngine) -> Rollout:
+        return engine.generate(policy, request, stream(0, "ideas"))
 
-    rollout = sampled("fast")
+    rollout = sampled(fast)
     drawn = torch.tensor(next(rewards(work))).reshape(work.prompts, work.group_size)
-    advantages = token_advantages(drawn, rollout, config.advantage, config.negative_feedback)
-    select = TOKEN_SAMPLERS[config.token_sampler.name]
-    selection = select(advantages, rollout, config.token_sampler, stream(0, "t"))
-    scales = token_scales(selection, advantages, config.objective, range(work.prompts), work.new_tokens, config.kl)
-    batch = ScoredBatch(rollout, advantages, scales)
-    trunkless = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, trunk=None))
+    advantages = built.token_advantages(drawn, rollout)
+    selection = built.token_sampler(advantages, rollout, stream(0, "t"))
+    batch = ScoredBatch(rollout, advantages, built.token_scales(selection, advantages, range(work.prompts)))
+    without_states = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, frozen_states=None))
 
     def trained(path: Any = packed_log_probs, on: ScoredBatch = batch) -> None:
-        update(policy, path, optimizer, on, config, FitMicrobatches(config.train))
+        Updater(policy, path, optimizer, built, config.train, FitMicrobatches(config.train, limits), ALONE)(on)
 
     def during(switch: Switch, run: Callable[[], Any]) -> Callable[[], Any]:
         def inside() -> None:
@@ -103,21 +103,21 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
         return inside
 
     rollouts = {
-        "all on": lambda: sampled("fast"),
-        "plain engine": lambda: sampled("plain"),
-        "adapter not merged": during(lambda: swapped(policy, "merged", nullcontext), lambda: sampled("fast")),
-        "weights not laid out": during(lambda: swapped(fast, "prepacked", nullcontext), lambda: sampled("fast")),
+        "all on": lambda: sampled(fast),
+        "plain engine": lambda: sampled(Algorithm.build(plain_config).rollout),
+        "adapter not merged": lambda: sampled(dataclasses.replace(fast, merge_adapter=False)),
+        "weights not laid out": lambda: sampled(dataclasses.replace(fast, prepack_weights=False)),
     }
     updates = {
         "all on": trained,
         "plain rows": lambda: trained(token_log_probs),
-        "logits kept": during(lambda: swapped(packed, "chosen_log_probs", whole_logits), trained),
-        "attention kept": during(lambda: swapped(packed, "checkpoint", _kept), trained),
+        "logits kept": during(lambda: swapped(packing, "chosen_log_probs", whole_logits), trained),
+        "attention kept": during(lambda: swapped(packing, "checkpoint", _kept), trained),
     }
     if work.algorithm == "tspmo":
-        updates["no prefix tree"] = during(lambda: swapped(packed, "stretches", layout._by_group), trained)
+        updates["no prefix tree"] = during(lambda: swapped(packing, "pack", layout._by_group), trained)
     if policy.first_adapted > 0:
-        updates["trunk computed again"] = lambda: trained(on=trunkless)
+        updates["trunk computed again"] = lambda: trained(on=without_states)
     return {"rollout": _in_turns(rollouts), "update": _in_turns(updates)}
 
 
@@ -126,7 +126,7 @@ def _kept(function: Callable[..., Any], *inputs: Any, **_: Any) -> Any:
 
 
 def _in_turns(sides: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str, float]:
-    """Seconds of all on, and how many times longer each of the others takes; the first round is not counted."""
+    """Return the seconds of "all on" and how many times longer the others take, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(rounds):
         for name, run in sides.items():
@@ -140,7 +140,7 @@ def _in_turns(sides: dict[str, Callable[[], Any]], rounds: int = 3) -> dict[str,
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown: a row for each idea, a column for each case."""
+    """Return the report as Markdown: a row for each idea, a column for each case."""
     cases = list(report)
     rows = []
     for part in ("rollout", "update"):

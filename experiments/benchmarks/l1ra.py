@@ -1,4 +1,4 @@
-"""A step with L1RA against the same step with LoRA of the same budget, in turns: l1ra.json and the table in README.md.
+"""Compare a step with L1RA with the same step with LoRA of the same rank budget, in turns: l1ra.json.
 
 python experiments/benchmarks/l1ra.py --model DIR
 """
@@ -16,7 +16,7 @@ from workload import Work
 
 RANKS = (4, 8, 16)
 EVERYWHERE = "adapter.target_modules=all-linear"
-# a rank update after every fourth step: more often than in a run, where it is every tenth of the steps
+# a rank update after each quarter of the steps, more often than in a run
 SIDES = {"lora": ["adapter=lora"], "l1ra": ["adapter=l1ra_short", "adapter.update_every=0.25"]}
 ALGORITHMS = ("grpo", "tspmo")
 
@@ -24,8 +24,8 @@ ALGORITHMS = ("grpo", "tspmo")
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub id")
-    arguments.add_argument("--steps", type=int, default=16, help="steps of each, the first one not counted")
-    arguments.add_argument("--new-tokens", type=int, default=32, help="few: the adapter costs its largest share")
+    arguments.add_argument("--steps", type=int, default=16, help="steps of each side; the first one is not counted")
+    arguments.add_argument("--new-tokens", type=int, default=32, help="few, so that the share of the adapter is large")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     report: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def _compared(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     rows = [
         [
             case,

@@ -1,4 +1,4 @@
-"""Tokens a second of rollouts with decoder layers skipped and without, in turns: layer_skip.json, README's table.
+"""Measure the speed of rollouts with and without skipped decoder layers, in turns: layer_skip.json.
 
 python experiments/benchmarks/layer_skip.py --model DIR
 """
@@ -15,9 +15,8 @@ from rollouts import sampler
 from tabulate import tabulate
 from workload import Work
 
-from rlsparse.config.schema import LayerSkipConfig
-from rlsparse.rollout import ENGINES
-from rlsparse.rollout.layer_skip import choose_layers, without_layers
+from rlsparse.rollout import Request
+from rlsparse.rollout.layer_skip import SkipLayers, without_layers
 from rlsparse.runtime.rng import stream
 
 RATIOS = (0.0, 0.05, 0.10, 0.15, 0.25)
@@ -26,7 +25,7 @@ RATIOS = (0.0, 0.05, 0.10, 0.15, 0.25)
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub id")
-    arguments.add_argument("--rounds", type=int, default=9, help="rollouts of each ratio, the first one not counted")
+    arguments.add_argument("--rounds", type=int, default=9, help="rollouts of each ratio; the first one is not counted")
     arguments.add_argument("--new-tokens", type=int, default=128)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--device", default="cpu")
@@ -38,18 +37,19 @@ def main() -> None:
 
 
 def measure(work: Work, rounds: int) -> dict[str, Any]:
-    """For each ratio: layers skipped, tokens/s, and the gains over the whole model's rollout of the same round."""
-    config, policy, prompts = sampler(work)
+    """Return for each ratio the layers skipped, tokens/s, and the gains over the whole model in the same round."""
+    engine, policy, prompts = sampler(work)
+    request = Request(prompts, work.group_size)
     drawing = stream(0, "layer_skip")
     seconds: dict[float, list[float]] = {ratio: [] for ratio in RATIOS}
     skipped = dict.fromkeys(RATIOS, 0)
     for round_ in range(rounds):
         for ratio in RATIOS:
-            left_out = choose_layers(LayerSkipConfig(ratio, "random", None), policy.depth, drawing)
+            left_out = SkipLayers(ratio, "random", None).choose(policy.depth, drawing)
             skipped[ratio] = len(left_out)
             start = perf_counter()
             with without_layers(policy, left_out):
-                ENGINES["fast"](policy, prompts, config.rollout, work.group_size, stream(round_, "bench"))
+                engine.generate(policy, request, stream(round_, "bench"))
             if policy.device.type == "cuda":
                 torch.cuda.synchronize()
             if round_:
@@ -68,7 +68,7 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     rows = []
     for ratio, one in report.items():
         ideal, gain = 1 / (1 - one["skipped"] / one["layers"]), median(one["gains"])

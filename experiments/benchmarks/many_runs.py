@@ -1,4 +1,4 @@
-"""How long a results folder of 1,000 runs takes: status, and the tables, of two short runs' copies: many_runs.json.
+"""Measure status and tables on a results folder of 1,000 runs, copies of two short runs: many_runs.json.
 
 python experiments/benchmarks/many_runs.py
 """
@@ -20,7 +20,7 @@ from tabulate import tabulate
 METHODS, SEEDS, REPETITIONS = 100, 10, 5
 SMALL = ["train.steps=40", "train.prompts_per_step=2", "train.group_size=4", "eval.max_rows=8", "tracker=none"]
 COMMANDS = {"status": "rlsparse.sweep.status", "tables": "rlsparse.results.__main__"}
-# what the runs of a folder are: adapter, and whether they are finished; else they were cut off at their last step
+# folder -> adapter of its runs, and whether they are finished; the others were interrupted after their last step
 FOLDERS = {
     "finished": ("lora", True),
     "cut off": ("lora", False),
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def copies(run: Path, experiment: Path, is_finished: bool) -> None:
-    """Copies of a run as if its learning rate and its seed had been swept, and their plan."""
+    """Copy a run as if its learning rate and its seed had been swept, and write the plan of that sweep."""
     draw = random.Random(0)
     summary = json.loads((run / "summary.json").read_text())
     config = (run / "config.yaml").read_text()
@@ -74,7 +74,7 @@ def _hash(what: object) -> str:
 
 
 def _times(command: list[str]) -> list[float]:
-    """Median, least and most seconds of a command."""
+    """Return the median, the minimum and the maximum of the seconds that a command takes."""
     times = []
     for _ in range(REPETITIONS):
         start = perf_counter()
@@ -84,7 +84,7 @@ def _times(command: list[str]) -> list[float]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     rows = [
         [name, *("{:.2f} ({:.2f} to {:.2f})".format(*report[command][name]) for command in report)]
         for name in ("import alone", *FOLDERS)

@@ -1,4 +1,4 @@
-"""Peak memory of a step against completion length and group size, a fresh process for each point: memory.csv and plot.
+"""Measure the peak memory of a step by completion length and group size, each in a new process: memory.csv and .svg.
 
 python experiments/benchmarks/memory.py --model DIR
 """
@@ -36,14 +36,14 @@ def main() -> None:
 
 
 def _budget(case: str, new_tokens: int) -> list[str]:
-    """S-GRPO: 40 % of the tokens at any length."""
+    """Return overrides with which S-GRPO takes 40 % of the tokens at any length."""
     if case != "sgrpo_last_third":
         return []
     return [f"token_sampler.always_first={new_tokens // 10}", f"token_sampler.budget={4 * new_tokens // 10}"]
 
 
 def plot(rows: list[list[object]]) -> None:
-    """memory.svg: two panels, one line a case."""
+    """Draw memory.svg: two panels with one line for each case."""
     import matplotlib
 
     matplotlib.use("Agg")

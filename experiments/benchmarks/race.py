@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, a step each in turn, so that a noisy machine is noisy for all of them."""
+"""Run contenders in separate processes, one step each in turn, so that noise of the machine affects all of them."""
 
 import multiprocessing
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from workload import Work
 
 @dataclass(frozen=True)
 class Contender:
-    """What runs: ``side(pipe, work, settings)`` from contenders.py."""
+    """One side of a race: ``side(pipe, work, settings)`` from contenders.py."""
 
     side: Callable[..., None]
     work: Work
@@ -20,7 +20,7 @@ class Contender:
 
 @dataclass
 class Measured:
-    """A contender's steps, the first ones left out, and its peak memory in bytes."""
+    """The steps of a contender after the warm-up, and its peak memory, bytes."""
 
     steps: list[dict[str, float]] = field(default_factory=list)
     peak: int = 0
@@ -30,10 +30,10 @@ class Measured:
 
 
 def race(contenders: Mapping[str, Contender], warmup: int) -> dict[str, Measured]:
-    """Run all contenders' steps in turns: A B C A B C …
+    """Run the steps of all contenders in turns (A B C A B C) and return what was measured.
 
     Args:
-        warmup: steps that are run and not counted.
+        warmup: number of first steps that are not counted.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
@@ -41,7 +41,7 @@ def race(contenders: Mapping[str, Contender], warmup: int) -> dict[str, Measured
         ours, theirs = context.Pipe()
         process = context.Process(target=one.side, args=(theirs, one.work, one.settings), name=name)
         process.start()
-        theirs.close()  # so that a dead contender is an EOFError here
+        theirs.close()  # so that the death of a contender raises EOFError here
         pipes[name] = ours
         processes.append(process)
     measured = {name: Measured() for name in contenders}
@@ -61,5 +61,5 @@ def race(contenders: Mapping[str, Contender], warmup: int) -> dict[str, Measured
 
 
 def ratios(theirs: Measured, ours: Measured, key: str) -> list[float]:
-    """Theirs over ours, of the steps that followed each other; ascending."""
+    """Return theirs over ours for each pair of consecutive steps, ascending."""
     return sorted(t[key] / o[key] for t, o in zip(theirs.steps, ours.steps, strict=True))

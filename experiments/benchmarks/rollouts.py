@@ -1,4 +1,4 @@
-"""Tokens a second of our engines against generate, in turns in one process."""
+"""Compare the tokens per second of our engines with those of generate, in turns in one process."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,34 +10,36 @@ import torch
 from contenders import our_overrides
 from workload import Work
 
+from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Prompt
-from rlsparse.components.adapter import ADAPTERS
-from rlsparse.components.task import load_task
-from rlsparse.config.compose import compose_config
-from rlsparse.config.schema import Config
-from rlsparse.model.policy import Policy, load_policy, resolve_device
-from rlsparse.rollout import ENGINES
+from rlsparse.config.compose import compose
+from rlsparse.model.loading import load_policy
+from rlsparse.model.policy import Policy
+from rlsparse.rollout import Request, RolloutEngine
 from rlsparse.rollout.columns import left_pad
+from rlsparse.runtime.devices import resolve_device
 from rlsparse.runtime.rng import stream
 from rlsparse.tracking.profiling import reuse_freed_memory
 from rlsparse.training.data import encode_task
 
 
-def sampler(work: Work) -> tuple[Config, Policy, list[Prompt]]:
-    """The model with its adapter, none of whose completions ends early, and the prompts."""
+def sampler(work: Work) -> tuple[RolloutEngine, Policy, list[Prompt]]:
+    """Return the fast engine, the policy with an adapter and without end-of-sequence tokens, and the prompts."""
     torch.set_num_threads(work.threads)
     reuse_freed_memory()
-    config = compose_config(our_overrides(work))
+    config = compose(our_overrides(work))
+    algorithm = Algorithm.build(config)
     device = resolve_device(work.device)
     policy = dataclasses.replace(load_policy(config.model, device, config.dtype), eos_ids=())
-    prompts = encode_task(policy, load_task(config.task), config.task, config.rollout, config.eval).train
-    ADAPTERS[config.adapter.name](policy, config.adapter, config.lora_rank, 0)
-    return config, policy, prompts[: work.prompts]
+    data = encode_task(policy, algorithm.task, work.new_tokens, config.eval.max_rows)
+    algorithm.adapter.attach(policy, config.lora_rank, 0)
+    return algorithm.rollout, policy, data.train[: work.prompts]
 
 
 def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
-    """Tokens a second, and how many times those of generate: median, least, most. The first round is left out."""
-    config, policy, prompts = sampler(work)
+    """Return tokens per second, and the gain over generate: median, minimum, maximum, without the first round."""
+    fast, policy, prompts = sampler(work)
+    plain = Algorithm.build(compose([*our_overrides(work), "rollout=plain"])).rollout
     device = policy.device
     ids, lengths = left_pad(prompts, policy)
     ids, lengths = (x.repeat_interleave(work.group_size, dim=0) for x in (ids, lengths))
@@ -49,7 +51,7 @@ def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
             attention_mask=mask.long(),
             do_sample=True,
             top_k=0,
-            eos_token_id=[-1],  # none ends early
+            eos_token_id=[-1],  # no completion ends early
             max_new_tokens=work.new_tokens,
         )
 
@@ -57,11 +59,10 @@ def rollout_speed(work: Work, repeats: int = 4) -> dict[str, Any]:
         with policy.merged():
             generate()
 
-    def engine(name: str) -> Callable[[], Any]:
-        rollout = dataclasses.replace(config.rollout, name=name)
-        return lambda: ENGINES[name](policy, prompts, rollout, work.group_size, stream(0, "bench"))
+    def sampled(engine: RolloutEngine) -> Callable[[], Any]:
+        return lambda: engine.generate(policy, Request(prompts, work.group_size), stream(0, "bench"))
 
-    sides = {"ours": engine("fast"), "plain": engine("plain"), "generate": generate, "generate_merged": generate_merged}
+    sides = {"ours": sampled(fast), "plain": sampled(plain), "generate": generate, "generate_merged": generate_merged}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(repeats):
         for name, run in sides.items():

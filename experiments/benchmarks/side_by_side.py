@@ -1,6 +1,6 @@
-"""What joblib brings on this machine: the four-algorithm, three-seed sweep in one process and side by side, in turns.
+"""Compare a sweep of four algorithms and three seeds in one process with the same sweep under joblib, in turns.
 
-python experiments/benchmarks/side_by_side.py   writes side_by_side.json
+python experiments/benchmarks/side_by_side.py writes side_by_side.json.
 """
 
 import json
@@ -31,7 +31,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     seconds[launcher].append(_sweep(launcher, tracker, folder))
                     outcomes.append(_numbers(Path(folder)))
-            assert outcomes[0] == outcomes[1], "the launchers' numbers differ"
+            assert outcomes[0] == outcomes[1], "the results depend on the launcher"
         ratios = [one / other for one, other in zip(seconds["local"], seconds["joblib"], strict=True)]
         report[tracker] = {
             **{name: [round(one, 1) for one in times] for name, times in seconds.items()},
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown: medians, and the smallest and largest ratio of two sweeps in turn."""
+    """Return the report as Markdown: medians, and the smallest and largest ratio of two consecutive sweeps."""
     rows = []
     for tracker in TRACKERS:
         one = report[tracker]
@@ -53,7 +53,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _sweep(launcher: str, tracker: str, folder: str) -> float:
-    """Seconds, start-up included; one thread a run in both, as for a model this small anyway."""
+    """Do the sweep, with one thread for each run, and return its seconds, start-up included."""
     command = [sys.executable, "-m", "rlsparse.run", *SWEEP, f"hydra/launcher={launcher}", f"tracker={tracker}"]
     start = perf_counter()
     subprocess.run(
@@ -66,7 +66,7 @@ def _sweep(launcher: str, tracker: str, folder: str) -> float:
 
 
 def _numbers(folder: Path) -> dict[str, Any]:
-    """What must not depend on the launcher."""
+    """Return the results of all runs, which must not depend on the launcher."""
     summaries = [json.loads(file.read_text()) for file in folder.glob("default/*/summary.json")]
     return {one["id"]: [one[key] for key in ("base", "final", "curve_mean", "tokens")] for one in summaries}
 

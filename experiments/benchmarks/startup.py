@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: --help, and the second run of a sweep in one process: startup.json.
+"""Measure start-up: --help, one run, and two runs of a sweep in one process: startup.json.
 
 python experiments/benchmarks/startup.py
 """
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def table(report: dict[str, float]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     return tabulate([[name, f"{seconds:.2f}"] for name, seconds in report.items()], ["", "seconds"], tablefmt="pipe")
 
 

@@ -1,7 +1,7 @@
-"""What a sweep takes beside its runs, in one process (hydra/launcher=local), start-up apart: sweep_overhead.json.
+"""Measure the time that a sweep takes beside its runs, in one process (hydra/launcher=local): sweep_overhead.json.
 
-The time of a sweep less the times its runs say they took, of many short runs and of one: the difference is what each
-further run costs (composing, checking, locking, writing, seeding).
+The time of a sweep minus the times in the summaries of its runs, for many short runs and for one: the difference is
+the cost of each further run (composing, checking, locking, writing, seeding).
 
 python experiments/benchmarks/sweep_overhead.py
 """
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _sweep(runs: int) -> tuple[float, float]:
-    """Seconds that the runs of a sweep say they took, and the rest of the sweep's."""
+    """Return the seconds in the summaries of the runs of a sweep, and the other seconds of the sweep."""
     with tempfile.TemporaryDirectory() as folder:
         seeds = f"seed=range({runs})"
         command = [sys.executable, "-m", "rlsparse.run", "-m", seeds, *SMALL, f"runs_dir={folder}"]
@@ -46,12 +46,12 @@ def _sweep(runs: int) -> tuple[float, float]:
 
 
 def _spread(values: list[float]) -> list[float]:
-    """Median, least and most."""
+    """Return the median, the minimum and the maximum."""
     return [round(value, 3) for value in (median(values), min(values), max(values))]
 
 
 def table(report: dict[str, list[float]]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     rows = [[name, "{:.2f} ({:.2f} to {:.2f})".format(*seconds)] for name, seconds in report.items()]
     return tabulate(rows, ["", "seconds (spread)"], tablefmt="pipe")
 

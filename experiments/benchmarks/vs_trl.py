@@ -1,4 +1,4 @@
-"""Ours against TRL's GRPOTrainer on the same work, in turns; prints the table and writes it beside itself.
+"""Compare our training loop with TRL's GRPOTrainer on the same work, in turns: vs_trl.json and a table.
 
 python experiments/benchmarks/vs_trl.py --model DIR
 """
@@ -21,10 +21,11 @@ from tabulate import tabulate
 from workload import Work, questions
 
 from rlsparse.batch import Problem
-from rlsparse.config.compose import compose_config
-from rlsparse.model.policy import encode_prompt, load_policy
+from rlsparse.config.compose import compose
+from rlsparse.model.loading import load_policy
+from rlsparse.model.policy import encode_prompt
 
-# our cases: preset, adapted layers, more overrides; S-GRPO at 51 of 128 tokens: 40 %
+# our cases: preset, adapted layers, further overrides; S-GRPO takes 51 of 128 tokens, 40 %
 CASES: dict[str, tuple[str, str, list[str]]] = {
     "grpo": ("grpo", "all", []),
     "tspmo": ("tspmo", "all", []),
@@ -57,20 +58,21 @@ def _microbatches_of(rows: int, work: Work) -> dict[str, int]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub id")
-    arguments.add_argument("--steps", type=int, default=4, help="steps of each, the first one not counted")
+    arguments.add_argument("--steps", type=int, default=4, help="steps of each side; the first one is not counted")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--prompts", type=int, default=4)
     arguments.add_argument("--group-size", type=int, default=8)
     arguments.add_argument("--new-tokens", type=int, default=128)
-    arguments.add_argument("--settings", default="trl,trl_tuned,trl_tuned_no_checkpointing", help="of TRL")
-    arguments.add_argument("--overrides", default="", help="of ours, comma between them")
+    arguments.add_argument("--settings", default="trl,trl_tuned,trl_tuned_no_checkpointing", help="settings of TRL")
+    arguments.add_argument("--overrides", default="", help="overrides of ours, separated by commas")
     arguments.add_argument("--out", type=Path, default=Path(__file__).with_name("vs_trl.json"))
     options = arguments.parse_args()
     works = {name: _work(options, name) for name in CASES}
     extra = [one for one in options.overrides.split(",") if one]
     report: dict[str, Any] = {}
-    for setting in options.settings.split(","):  # a race each: all at once would not fit a small machine's memory
+    # one race for each setting, since all at once need more memory than a small machine has
+    for setting in options.settings.split(","):
         for layers in ("all", "last_third"):
             cases = [name for name in CASES if CASES[name][1] == layers]
             runners = {n: Contender(contenders.ours, works[n], CASES[n][2] + extra) for n in cases}
@@ -122,7 +124,7 @@ def _note(report: dict[str, Any], case: str, setting: str, ours: Measured, their
 
 
 def _floor(work: Work, peak: float, seconds: float) -> dict[str, float]:
-    policy = load_policy(compose_config(contenders.model_overrides(work)).model, torch.device("cpu"), "auto")
+    policy = load_policy(compose(contenders.model_overrides(work)).model, torch.device("cpu"), "auto")
     tokens = sum(len(encode_prompt(policy, Problem(q, "", ""), q).ids) for q in questions(work))
     operations = step_operations(policy.model, work, tokens)
     return {
@@ -134,7 +136,7 @@ def _floor(work: Work, peak: float, seconds: float) -> dict[str, float]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     rows = [
         [
             case,
@@ -164,7 +166,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The table of the project's README."""
+    """Return the table of docs/performance.md."""
     names = {"grpo": "full GRPO", "tspmo": "T-SPMO", "sgrpo_last_third": "S-GRPO, 40 % of the tokens, last third"}
     rows = [[name, *(f"{report['time'][case][setting]:.1f}" for setting in TRL)] for case, name in names.items()]
     rows.append(["peak memory of full GRPO", *(f"1/{report['memory']['grpo'][setting]:.1f}" for setting in TRL)])

@@ -1,4 +1,4 @@
-"""What both sides of the benchmark do: the same model, adapter, prompts, lengths and rewards, step by step."""
+"""The work of both sides of the benchmark: the same model, adapter, prompts, lengths and rewards in each step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from time import perf_counter
 import torch
 
 LORA_RANK, LORA_SCALE, TARGETS = 16, 2.0, ["q_proj", "v_proj"]
-REWARD_RATE = 0.4  # Bernoulli; a weak model's own rewards would leave it to luck which groups teach anything
+REWARD_RATE = 0.4  # Bernoulli; with the rewards of a weak model, chance would decide which groups have unequal rewards
 LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True)
 class Work:
-    """One case of the benchmark.
+    """Defines one case of the benchmark.
 
     Attributes:
         model: folder or hub id.
         algorithm: our preset; TRL's trainer always does full-token GRPO.
         layers: which decoder layers carry the adapter, for both: all or last_third.
-        prompts: P. group_size: G. new_tokens: T of every completion; none ends early.
-        steps: optimizer steps, the first ones included that are not counted.
+        prompts: P. group_size: G. new_tokens: T of every completion; no completion ends early.
+        steps: optimizer steps, warm-up included.
         threads: CPU threads of each side.
         device: cpu or cuda.
     """
@@ -39,16 +39,16 @@ class Work:
 
 
 def questions(work: Work) -> list[str]:
-    """The prompts of every step: the first word problems of our own generator."""
-    from rlsparse.components.task import load_task
-    from rlsparse.config.compose import compose_config
+    """Return the prompts of every step: the first word problems of our generator."""
+    from rlsparse.algorithm import Algorithm
+    from rlsparse.config.compose import compose
 
-    task = load_task(compose_config(["task=word_problems"]).task)
-    return [problem.question for problem in task.train[: work.prompts]]
+    rows = Algorithm.build(compose(["task=word_problems"])).task.load()
+    return [problem.question for problem in rows.train[: work.prompts]]
 
 
 def rewards(work: Work) -> Iterator[list[float]]:
-    """B rewards a step, from a seed, drawn again until no group is all equal."""
+    """Yield the B rewards of each step, from a seed; drawn again until they differ in every group."""
     generator = torch.Generator().manual_seed(0)
     while True:
         drawn = torch.rand(work.prompts, work.group_size, generator=generator) < REWARD_RATE
@@ -57,21 +57,21 @@ def rewards(work: Work) -> Iterator[list[float]]:
 
 
 class Gate:
-    """Holds a contender between two steps until its turn comes, and measures the step.
+    """Holds a contender between two steps until its turn, and measures the step.
 
-    After the last one it is held too, so that what it does at its end falls in nobody's step.
+    It also waits after its last step, so that its clean-up does not fall into a step of another contender.
     """
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
     def wait(self) -> None:
-        """Before a step: wait to be told."""
+        """Wait for the turn of this contender; called before a step."""
         self._pipe.recv()
         self._wall, self._cpu = perf_counter(), _cpu_seconds()
 
     def report(self, **more: float) -> None:
-        """After a step: seconds of it, and whatever else the contender knows."""
+        """Send the seconds of the step, and other values of the contender; called after a step."""
         self._pipe.send({"wall": perf_counter() - self._wall, "cpu": _cpu_seconds() - self._cpu, **more})
 
 

@@ -1,4 +1,4 @@
-"""From yaml files to a typed config: the schemas that Hydra knows, the folder it reads, and the strict conversion."""
+"""From yaml files to a typed config: schemas, config folders, and the strict conversion of what Hydra composes."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,12 +10,14 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from rlsparse.config.ranges import shown
 from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, WarmStartConfig
 
 # keys that had another name in an earlier version -> the key or group that took its place
@@ -23,10 +25,10 @@ RENAMED = {"task.reward": "reward", "token_sampler.replay": "replay", "objective
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra.
+    """Register the schemas with Hydra.
 
-    They lie in a group of their own: in a group's folder they would be offered as its options, and a folder each
-    doubles the time of ``--help``, for which Hydra copies the whole store at every group.
+    They are in a group of their own: in the folder of a config group they would be offered as options of it, and one
+    folder each would double the time of ``--help``, for which Hydra copies the whole store at every group.
     """
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Config)
@@ -37,16 +39,16 @@ def register_schemas() -> None:
 
 
 def config_dir() -> str:
-    """The folder of yaml files: ``conf/`` of the checkout, or the copy that a wheel carries."""
+    """Return the folder of yaml files: ``conf/`` of the checkout, or its copy in a wheel."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 def added_config_dirs(arguments: Sequence[str]) -> list[str]:
-    """The folders that ``--config-dir`` names on a command line."""
+    """Return the folders that ``--config-dir`` names on a command line."""
     found = []
-    for one, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for one, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, equals, value = one.partition("=")
         if flag in ("--config-dir", "-cd"):
             found.append(value if equals else following)
@@ -54,15 +56,15 @@ def added_config_dirs(arguments: Sequence[str]) -> list[str]:
 
 
 def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
-    """Refuse a key that no option of its group has; Hydra's remedy for that (``+train.step=2``) would be refused, too.
+    """Refuse a key that no option of its group has. The remedy that Hydra suggests (``+train.step=2``) would fail, too.
 
     Args:
-        words: overrides; groups, which may be of a user's own (``+setup=small``), packages and Hydra's own are passed
-            over.
-        folders: config folders beside ours.
+        words: overrides. Choices of config groups, which may be those of a user (``+setup=small``), packages and keys
+            of Hydra are not looked at.
+        folders: config folders of the user.
 
     Raises:
-        ConfigError: the key, and what there is in its place.
+        ConfigError: the key, and the keys that exist.
     """
     top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
     for word in words:
@@ -74,7 +76,7 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
         known = _keys_of_group(group, folders)
-        if known and rest.split(".")[0] not in known:
+        if known and rest.split(".")[0] not in {*known, "_target_"}:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(known))}")
 
 
@@ -86,7 +88,7 @@ def _refuse_renamed(key: str, word: str) -> None:
 
 
 def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
-    """The keys of all options of a group: those of its schemas, or those in its yaml files."""
+    """Return the keys of all options of a group: those of its schemas, or those in its yaml files."""
     if group in SCHEMAS:
         return {field.name for node in SCHEMAS[group].values() for field in fields(node)}
     if group not in COMPONENT_GROUPS:
@@ -96,19 +98,20 @@ def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
         nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     except (OSError, ValueError, yaml.YAMLError):  # Hydra will say so
         return set()
-    return {key for node in nodes if isinstance(node, dict) for key in node} - {"defaults"}
+    return {key for node in nodes if isinstance(node, dict) for key in node} - {"defaults", "_target_"}
 
 
 def check_group_options(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra answers with a traceback: a value where a group wants an option (``layer_skip=0.25``), no key.
+    """Refuse words of a command line that Hydra answers with a traceback, or with a remedy that does not work.
 
-    And a key that does not exist: see ``check_keys``.
+    These are a value in the place of an option (``layer_skip=0.25``), a value without a key, a sweep without points,
+    and keys that do not exist: see ``check_keys``.
 
     Args:
         arguments: of the command line.
 
     Raises:
-        ConfigError: the group, the value, the options and the way to its keys.
+        ConfigError: the word, and what would be right.
     """
     folders = added_config_dirs(arguments)
     check_keys((word for word in arguments if "=" in word and not word.startswith("-")), folders)
@@ -130,7 +133,7 @@ def check_group_options(arguments: Sequence[str]) -> None:
 
 
 def _unusable_sweep(argument: str) -> str | None:
-    """Why an axis of a sweep (``seed=range(0)``) has no points; None for all else, of which Hydra speaks itself."""
+    """Return why an axis of a sweep (``seed=range(0)``) has no points; None for all else, which Hydra reports."""
     try:
         override = OverridesParser.create().parse_override(argument)
         if not override.is_discrete_sweep():
@@ -195,20 +198,33 @@ def run_config(config: DictConfig) -> Any:
     for old in RENAMED:
         group, _, key = old.partition(".")
         if isinstance(container.get(group), dict) and key in container[group]:
-            _refuse_renamed(old, old)
+            for one, value in _values_under(old, container[group][key]):
+                _refuse_renamed(one, f"{one}={shown(value)}")
     _refuse_unknown_keys(plain, container, "")
+    if not isinstance(plain.import_path, list):  # an interpolation brings values of other types past the schema
+        raise ConfigError(f"import_path={plain.import_path}: must be a list such as [mine]")
     plain.import_path = list(dict.fromkeys([*plain.import_path, *added_folders(config)]))
     return plain
 
 
+def _values_under(key: str, node: Any) -> list[tuple[str, Any]]:
+    """Return the values in a node with their whole keys, in order."""
+    if isinstance(node, dict) and node:
+        return [one for name, value in node.items() for one in _values_under(f"{key}.{name}", value)]
+    return [(key, node)]
+
+
 def added_folders(config: DictConfig) -> list[str]:
     """Return the config folders that a command line has added, as absolute paths."""
-    sources = OmegaConf.select(config, "hydra.runtime.config_sources", default=None) or []
+    if "hydra" not in config and HydraConfig.initialized():  # a job is given its config without Hydra's node
+        sources: Any = HydraConfig.get().runtime.config_sources
+    else:
+        sources = OmegaConf.select(config, "hydra.runtime.config_sources", default=None) or []
     return [one.path for one in sources if one.schema == "file" and one.path and one.path != config_dir()]
 
 
 def _leaves(missing: Iterable[str], config: DictConfig) -> list[str]:
-    """Keys without a value; of a whole group without one, those that it needs."""
+    """Return the keys without a value; for a whole group without one, those that it needs."""
     nodes = get_type_hints(OmegaConf.get_type(config))
     return [
         f"{key}.{one.name}" if one is not None else key

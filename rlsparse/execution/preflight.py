@@ -11,8 +11,9 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
 from rlsparse.config.schema import Config, ConfigError, TrackerConfig
-from rlsparse.model.policy import context_length, device_kind, local_folder, model_skeleton, resolve_device
+from rlsparse.model.loading import context_length, local_folder, model_skeleton
 from rlsparse.rollout.layer_skip import LayerSkip
+from rlsparse.runtime.devices import device_kind, resolve_device
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rlsparse.tracking.tracker import Tracker
     from rlsparse.training.setup import Training
 
+RECORDED = "recorded in summary.json and error.txt of the run"  # a note on an error that was logged with its run
 CUT_OFF = (Interrupted, KeyboardInterrupt, RankLost)
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Job:
     sweep: Sequence[Sequence[str]] = field(default_factory=list)
 
     def label(self, config: Config) -> str:
-        """Return place in the sweep, algorithm, seed, and the other overrides that tell this job from the rest."""
+        """Return the place in the sweep, algorithm, seed, and the other overrides that tell this job from the rest."""
         place = f"[{self.number}/{len(self.sweep)}] " if self.sweep else ""
         swept = [o for o in self.overrides if any(o not in others for others in self.sweep)]
         extra = [o for o in swept if o.split("=")[0] not in ("algorithm", "seed")]
@@ -192,6 +193,7 @@ class _Attempt:
                 failure = error
             except BaseException as error:
                 failure = error
+                error.add_note(RECORDED)
                 self.summary["error"] = _one_line(error, self.config.import_path)
             if isinstance(failure, CUT_OFF):
                 how = str(failure) or "interrupted at once"
@@ -263,25 +265,25 @@ class _Attempt:
         from rlsparse.algorithm import Algorithm
         from rlsparse.tracking.profiling import Clock
         from rlsparse.tracking.tracker import Tracker
-        from rlsparse.training.setup import Place, device_of, training
+        from rlsparse.training.setup import RunContext, device_of, training
 
         self.process.world.send((self.config, saved))
         device = device_of(self.config, self.process.world)
         clock = Clock(device, saved.state["time"] if saved is not None else None)
         algorithm = Algorithm.build(self.config)
-        marks = saved.state["files"] if saved is not None else None
-        with closing(Tracker(self.folder, progress, marks)) as tracker:
-            place = Place(
+        files = saved.state["files"] if saved is not None else None
+        with closing(Tracker(self.folder, progress, files)) as tracker:
+            context = RunContext(
                 device, self.process.world, self.folder, saved, tracker, clock, self.stop, self.process.models
             )
-            with training(self.config, algorithm, place) as training_run:
+            with training(self.config, algorithm, context) as training_run:
                 if self.config.tracker.name == "wandb":
                     self.viewer.show(self.folder.path)  # now that its files are as they will continue
                 ranks = self.process.world.size
                 self.summary |= {"device": str(device), "ranks": ranks}
                 self.summary["setting"] = setting(self.config, algorithm.task.label)
                 self._loop(training_run, tracker, clock, device)
-            tracker.marks()  # on disk, since the checkpoints will be removed
+            tracker.flush()  # on disk, since the checkpoints will be removed
 
     def _loop(self, training_run: "Training", tracker: "Tracker", clock: Any, device: Any) -> None:
         from rlsparse.batch import NonFiniteError

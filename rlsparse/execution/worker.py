@@ -8,9 +8,9 @@ from rlsparse.model.cache import ModelCache
 from rlsparse.runtime.distributed import World
 from rlsparse.runtime.signals import Interrupted, StopRequest
 from rlsparse.tracking.profiling import Clock
-from rlsparse.tracking.tracker import Mute
+from rlsparse.tracking.tracker import NullTracker
 from rlsparse.train import train
-from rlsparse.training.setup import Place, device_of, training
+from rlsparse.training.setup import RunContext, device_of, training
 
 
 def work(world: World) -> None:
@@ -25,11 +25,11 @@ def work(world: World) -> None:
         while (begun := world.receive()) is not None:
             config, saved = begun
             device = device_of(config, world)
-            place = Place(device, world, None, saved, Mute(), Clock(device), stop, models)
+            context = RunContext(device, world, None, saved, NullTracker(), Clock(device), stop, models)
             # rank 0 meets these in the same step, and reports them
             with (
                 suppress(Interrupted, NonFiniteError),
-                training(config, Algorithm.build(config), place) as run,
+                training(config, Algorithm.build(config), context) as run,
             ):
                 train(run)
     world.leave()

@@ -1,1 +1,1 @@
-"""The policy: loading, log-probabilities, and the fast paths through the modules of a model."""
+"""Loading the policy, its log-probabilities, and faster ways to compute them with the modules of the model."""

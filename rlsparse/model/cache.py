@@ -1,4 +1,4 @@
-"""One loaded model for all runs of a process that need the same: a sweep reads its weights once."""
+"""The model cache: runs of one process that need the same model share it, so that a sweep loads its weights once."""
 
 import gc
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from rlsparse.model.policy import Policy
 
-# torch comes in when the first model does: the command line makes a loader before it knows whether it will run anything
+# torch is imported with the first model: the command line makes a cache before it knows whether anything will run
 
 
 class ModelCache:
-    """Keeps the latest model between runs. A run must undo what it does to it."""
+    """Keeps the latest model between runs. A run must undo its changes to the model."""
 
     def __init__(self) -> None:
         self._key = ""
@@ -27,18 +27,20 @@ class ModelCache:
 
     @contextmanager
     def lend(self, config: ModelConfig, device: "torch.device", dtype: str) -> Iterator["Policy"]:
-        """Give the policy to a run, loaded if it is not cached; a policy in use when a run fails is not kept.
+        """Within the context, lend the policy to a run; load it first if it is not in the cache.
+
+        The policy is not kept if the run fails.
 
         Raises:
             ConfigError: see ``load_policy``.
         """
-        from rlsparse.model.policy import load_policy, local_folder
+        from rlsparse.model.loading import load_policy, local_folder
 
         key = repr((config, device, dtype, _stamp(local_folder(config))))
         policy = self._policy if key == self._key else None
-        self._policy = None  # an earlier model goes before the next one comes
+        self._policy = None  # free the earlier model before the next one is loaded
         if policy is None:
-            gc.collect()  # one that a run broke with may hang in a cycle of references
+            gc.collect()  # the model of a failed run may be part of a reference cycle
             policy = load_policy(config, device, dtype)
         yield replace(policy)
         self._key, self._policy = key, policy
@@ -51,7 +53,7 @@ def model_cache() -> ModelCache:
 
 
 def _stamp(folder: str | None) -> list[tuple[str, int, int]]:
-    """Return names, sizes and times of the files of a folder: weights that were written again are read again."""
+    """Return names, sizes and modification times of the files of a folder; weights that change are loaded again."""
     if folder is None:
         return []
     stats = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())

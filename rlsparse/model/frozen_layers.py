@@ -1,4 +1,4 @@
-"""The frozen layers: the decoder layers below the first adapted one. Training never changes what they compute."""
+"""The frozen layers: the decoder layers below the first adapted one. Training never changes their outputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class Capture:
 
 @contextmanager
 def captured(decoder: Any, first: int) -> Iterator[Capture]:
-    """Inside, each forward pass leaves what enters layer ``first`` in the capture."""
+    """Within the context, each forward pass stores the input of layer ``first`` in the returned capture."""
     capture = Capture()
 
     def keep(_: Any, args: tuple[Any, ...]) -> None:
@@ -34,12 +34,15 @@ def captured(decoder: Any, first: int) -> Iterator[Capture]:
 
 @contextmanager
 def starting_from(decoder: Any, first: int, hidden: Tensor) -> Iterator[None]:
-    """Inside, the decoder starts at layer ``first`` with ``hidden`` (b, L, H), whatever it is given."""
-    whole = decoder.layers
-    decoder.layers = whole[first:]
+    """Within the context, the decoder starts at layer ``first`` with the input ``hidden`` (b, L, H).
+
+    The token ids that the decoder is called with have no effect.
+    """
+    all_layers = decoder.layers
+    decoder.layers = all_layers[first:]
     handle = decoder.layers[0].register_forward_pre_hook(lambda _, args: (hidden, *args[1:]))
     try:
         yield
     finally:
         handle.remove()
-        decoder.layers = whole
+        decoder.layers = all_layers

@@ -1,4 +1,4 @@
-"""Trying a faster path on a small batch before it is trusted with a model nobody has seen."""
+"""The check of a faster path on a small batch, before it is used for a model that it was never tested with."""
 
 from collections.abc import Callable
 
@@ -6,37 +6,38 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Rollout
-from rlsparse.model.attention import attending_by
+from rlsparse.model.attention import use_attention
 from rlsparse.model.policy import Policy, token_log_probs
 
-TOKENS = 8  # of each completion in a trial: enough for a mean that rounding alone does not move far
-TIMES_ROUNDING = 3.0  # correct paths come out between 0.85 and 1.15 (SmolLM2 in bfloat16)
-MOST_ROUNDING = 0.2  # nats a token; some models' eager attention is itself wrong, or NaN in float16
-LEAST = {torch.float32: 1e-4}  # nats: differences that never matter
+TOKENS = 8  # of each completion of the check; enough to average out most of the rounding
+TIMES_ROUNDING = 3.0  # correct paths differ by 0.85 to 1.15 times the rounding (SmolLM2 in bfloat16)
+MOST_ROUNDING = 0.2  # nats per token; the eager attention of some models is wrong, or NaN in float16
+LEAST = {torch.float32: 1e-4}  # nats per token; smaller differences are always accepted
 LEAST_LOW_PRECISION = 0.02
 
 
 @torch.no_grad()
 def differs_from_plain(policy: Policy, attempt: Callable[[], tuple[Rollout, Tensor]]) -> str | None:
-    """How another path's log-probabilities on a small batch differ from the plain path's, beyond rounding; None if not.
+    """Return how the log-probabilities of another path differ from the plain path; None if only by rounding.
 
-    What rounding does to this model is what parts transformers' own two attentions on the same tokens: in bfloat16 that
-    a mean of 0.01 to 0.1 nats and single tokens of 0.5, so no fixed bound would do.
+    The rounding of a model is measured by the difference between two attentions of transformers (sdpa and eager) on the
+    same tokens. In bfloat16 this is 0.01 to 0.1 nats per token on average, and 0.5 nats for single tokens, so a fixed
+    bound would not work.
 
     Args:
-        attempt: gives a rollout and its (B, T) log-probabilities by the other path. Unknown models are tried this way,
-            so whatever it raises is an answer.
+        attempt: returns a rollout and its (B, T) log-probabilities by the other path. It may raise any exception, since
+            the path was never tried with this model; the exception is then the difference that is returned.
     """
     try:
         rollout, got = attempt()
     except Exception as error:
         return f"it raises {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     expected = _plain(policy, rollout)
-    with attending_by(policy.model, "eager"):
+    with use_attention(policy.model, "eager"):
         rounding = _mean_difference(_plain(policy, rollout), expected)
-    rounding = rounding if rounding < MOST_ROUNDING else MOST_ROUNDING  # NaN too
+    rounding = rounding if rounding < MOST_ROUNDING else MOST_ROUNDING  # also for NaN
     allowed = TIMES_ROUNDING * rounding + LEAST.get(policy.causal_lm.dtype, LEAST_LOW_PRECISION)
-    # false for NaN
+    # the comparison is false for NaN
     return None if _mean_difference(got, expected) <= allowed else "it gives other log-probabilities"
 
 

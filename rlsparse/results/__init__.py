@@ -1,1 +1,1 @@
-"""Results: run folders → one tidy table → statistics → Markdown, LaTeX and CSV. No torch, no wandb."""
+"""Results: from run folders to tidy tables, statistics, tables for papers, figures and a report. No torch, no wandb."""

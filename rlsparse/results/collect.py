@@ -1,4 +1,4 @@
-"""From run folders to one tidy table: a row a run."""
+"""Collect the run folders of an experiment into one tidy table with one row per run."""
 
 import re
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ import pandas as pd
 from rlsparse.results.curves import CURVES, has_collapsed, read_curve
 from rlsparse.results.names import method_names, method_overrides
 from rlsparse.storage.atomic import read_object
+from rlsparse.storage.run_folder import RunFolder
 
-# summary.json -> column of results.csv
+# column of results.csv -> path of its value in summary.json
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
     "algorithm": ("algorithm",),
@@ -79,23 +80,23 @@ TEXTS = (
     "commit",
     "changed",
 )
-SHARES = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
-LARGEST = 1e18  # no measure of a run is; NaN and infinity are not below it
-RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in plan.py
+FRACTIONS = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
+LARGEST = 1e18  # no measure of a run is as large; NaN and infinity are excluded, too
+RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in sweep/plan.py
 DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle", "rank_shift", "collapsed")
-MEASURED = (*(column for column in COLUMNS if column not in TEXTS), *DERIVED)  # what a claim can be about
+MEASURED = (*(column for column in COLUMNS if column not in TEXTS), *DERIVED)  # the columns that a claim can be about
 QUERY_KEY_VALUE = re.compile(r"\.(q|k|v|qkv|query|key|value|query_key_value|c_attn)(_proj)?$")
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What a results folder holds.
+    """The runs of an experiment.
 
     Attributes:
-        runs: a row for each run that finished or diverged, columns as in ``COLUMNS``, ``DERIVED`` and ``method``.
-        trials: the same for runs that were there to tune a key, and are not compared.
-        curves: a row for each evaluation of the finished runs, as ``results.curves.CURVES``.
-        not_counted: a line for each run that is planned or begun but not finished, with the reason.
+        runs: one row for each finished or diverged run, with the columns ``COLUMNS``, ``DERIVED`` and ``method``.
+        trials: the same for runs that only tuned a key and are not compared.
+        curves: one row for each evaluation of the finished runs, with the columns ``results.curves.CURVES``.
+        not_counted: a line for each run that was planned or started but has not finished, with the reason.
     """
 
     runs: pd.DataFrame
@@ -104,62 +105,94 @@ class Collected:
     not_counted: list[str]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The content of ``plan.json``, as far as it is valid.
+
+    Attributes:
+        points: overrides by run id.
+        trials: by run id of a trial, the keys that it tunes.
+        replaced: overrides by run id of points that a later sweep has replaced.
+        axes: the keys that the experiment varies.
+    """
+
+    points: dict[str, list[str]]
+    trials: dict[str, list[str]]
+    replaced: dict[str, list[str]]
+    axes: list[str]
+
+
 def collect(folder: Path) -> Collected:
-    """Read ``<runs_dir>/<experiment>``. A summary that cannot be read, or be one, is named and never fatal."""
-    planned, trials, replaced, axes = _planned(folder)
-    tuned = sorted({key for keys in trials.values() for key in keys})
-    found = {p.name for p in folder.iterdir() if (p / "config.yaml").is_file()}
+    """Return the runs in ``<runs_dir>/<experiment>``.
+
+    A summary that cannot be read or has impossible values is named in ``not_counted``; it never raises an error.
+    """
+    plan = _read_plan(folder)
+    tuned = sorted({key for keys in plan.trials.values() for key in keys})
+    started = {path.name for path in folder.iterdir() if RunFolder(path).config.is_file()}
     rows, curves, not_counted = [], {}, []
-    for run_id in sorted(found & set(replaced)):
-        name = " ".join(replaced[run_id]) or run_id
+    for run_id in sorted(started & set(plan.replaced)):
+        name = " ".join(plan.replaced[run_id]) or run_id
         not_counted.append(f"{name}: {run_id} is replaced (a default, the model or a tuned key has changed since)")
-    for run_id in sorted((found | set(planned)) - set(replaced)):
-        name = " ".join(planned.get(run_id, [])) or run_id
-        row, reason = _read(folder / run_id, run_id in found)
+    for run_id in sorted((started | set(plan.points)) - set(plan.replaced)):
+        run = RunFolder(folder / run_id)
+        name = " ".join(plan.points.get(run_id, [])) or run_id
+        row, reason = _read(run, run_id in started)
         if reason:
-            not_counted.append(" ".join(f"{name}: {reason}".split()))  # an error may have line breaks
-        if row is not None:  # the folder names the run, a warm start's too
-            curve = read_curve(folder / run_id / "metrics.jsonl")
+            not_counted.append(" ".join(f"{name}: {reason}".split()))  # an error message may have line breaks
+        if row is not None:
+            curve = read_curve(run)
             collapsed = True if row["status"] == "diverged" else has_collapsed(curve)
             overrides = method_overrides(row["overrides"], tuned)
+            # the name of the folder identifies the run, also that of a warm start
             rows.append({**row, "id": run_id, "collapsed": collapsed, "overrides": overrides})
             curves[run_id] = curve
-    points = [set(method_overrides(overrides, tuned)) for overrides in planned.values()]
+    points = [set(method_overrides(overrides, tuned)) for overrides in plan.points.values()]
     runs = pd.DataFrame(rows, columns=[*COLUMNS, *DERIVED, "overrides"])
-    is_trial = runs["id"].isin(list(trials))
-    compared = _named(runs[~is_trial].reset_index(drop=True), points, axes, by_words=False)
-    tried = _named(runs[is_trial].reset_index(drop=True), points, axes, by_words=True)
-    return Collected(compared, tried, _curves(compared[compared["status"] == "finished"], curves), not_counted)
+    is_trial = runs["id"].isin(list(plan.trials))
+    compared = _with_method_names(runs[~is_trial].reset_index(drop=True), points, plan.axes)
+    # trials of one method differ in method_hash, which contains the tuned key; their words identify the method instead
+    tried = runs[is_trial].reset_index(drop=True)
+    words = [
+        " ".join([algorithm, *rest]) for algorithm, rest in zip(tried["algorithm"], tried["overrides"], strict=True)
+    ]
+    trials = _with_method_names(tried, points, plan.axes, words)
+    return Collected(compared, trials, _curves(compared[compared["status"] == "finished"], curves), not_counted)
 
 
-def _read(folder: Path, begun: bool) -> tuple[dict[str, Any] | None, str]:
-    """A run's row and overrides, where it has one; and why it does not count, where it does not."""
-    summary = read_object(folder / "summary.json")
+def _read(run: RunFolder, started: bool) -> tuple[dict[str, Any] | None, str]:
+    """Return the row of a run with its overrides, and the reason why the run does not count.
+
+    The row is None for a run without results; the reason is empty for a run that counts.
+    """
+    summary = read_object(run.summary)
     if summary is None:
-        if (folder / "summary.json").exists():
+        if run.summary.exists():
             return None, "its summary.json cannot be read"
-        return None, "not finished" if begun else "missing"
+        return None, "not finished" if started else "missing"
     if summary.get("status") not in ("finished", "diverged"):
         return None, f"{summary.get('status')} ({summary.get('error')})"
     row = _row(summary)
     reason = f"diverged ({summary.get('error')})" if row["status"] == "diverged" else ""
-    damage = _damage(row, summary.get("overrides"))
+    damage = _find_damage(row, summary.get("overrides"))
     if damage is not None:
         return None, reason or f"its summary.json is damaged ({damage})"
     return {**row, "overrides": summary["overrides"]}, reason
 
 
-def _named(runs: pd.DataFrame, planned: list[set[str]], axes: list[str], by_words: bool) -> pd.DataFrame:
-    """With a name for each method, in order, and without the overrides.
+def _with_method_names(
+    runs: pd.DataFrame, planned: list[set[str]], axes: list[str], identities: list[str] | None = None
+) -> pd.DataFrame:
+    """Return the sorted runs with a column ``method`` and without the overrides.
 
     Args:
-        by_words: trials of a method have hashes of their own, as the key that they tune is in them.
+        identities: identifies the method of each run; None to use ``method_hash``.
     """
-    words = [" ".join([algorithm, *rest]) for algorithm, rest in zip(runs["algorithm"], runs["overrides"], strict=True)]
-    names = method_names(runs.assign(method_hash=words) if by_words else runs, planned, axes)
-    named = runs.drop(columns="overrides")
-    named.insert(0, "method", names)
-    return named.sort_values(["method", "seed", "id"], ignore_index=True)
+    named = runs if identities is None else runs.assign(method_hash=identities)
+    names = method_names(named, planned, axes)
+    table = runs.drop(columns="overrides")
+    table.insert(0, "method", names)
+    return table.sort_values(["method", "seed", "id"], ignore_index=True)
 
 
 def _curves(runs: pd.DataFrame, curves: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
@@ -171,36 +204,36 @@ def _curves(runs: pd.DataFrame, curves: dict[str, list[dict[str, Any]]]) -> pd.D
     return pd.DataFrame(rows, columns=CURVES)
 
 
-def _planned(folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]], list[str]]:
-    """By run id: overrides, keys of those that are there to tune them, overrides of replaced ones. And the axes."""
-    plan = read_object(folder / "plan.json") or {}
-    points, trials, replaced = (_lists_of_words(plan.get(kind)) for kind in ("points", "trials", "replaced"))
-    axes = plan.get("axes")
-    return points, trials, replaced, axes if _words(axes) else []
+def _read_plan(folder: Path) -> _Plan:
+    content = read_object(folder / "plan.json") or {}
+    points, trials, replaced = (_string_lists(content.get(key)) for key in ("points", "trials", "replaced"))
+    axes = content.get("axes")
+    return _Plan(points, trials, replaced, axes if _is_string_list(axes) else [])
 
 
-def _lists_of_words(value: object) -> dict[str, list[str]]:
+def _string_lists(value: object) -> dict[str, list[str]]:
+    """Return the entries of a mapping from run ids to lists of strings; entries of another form are left out."""
     if not isinstance(value, dict):
         return {}
-    return {run_id: words for run_id, words in value.items() if RUN_ID.fullmatch(run_id) and _words(words)}
+    return {run_id: words for run_id, words in value.items() if RUN_ID.fullmatch(run_id) and _is_string_list(words)}
 
 
-def _words(value: object) -> TypeGuard[list[str]]:
+def _is_string_list(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _damage(row: dict[str, Any], overrides: object) -> str | None:
-    """What cannot be true of a finished run; None where all may be."""
-    if not _words(overrides):
+def _find_damage(row: dict[str, Any], overrides: object) -> str | None:
+    """Return the first value that a finished run cannot have; None if all values are possible."""
+    if not _is_string_list(overrides):
         return "overrides"
     for column, value in row.items():
         if column in DERIVED or value is None:
             continue
         if column in TEXTS:
-            sound = isinstance(value, str)
+            valid = isinstance(value, str)
         else:
-            sound = _is_number(value) and (column not in SHARES or 0 <= value <= 1)
-        if not sound:
+            valid = _is_number(value) and (column not in FRACTIONS or 0 <= value <= 1)
+        if not valid:
             return f"{column}={value}"
     needed = ["algorithm", "seed", "method_hash"]
     if row["status"] == "finished":
@@ -210,26 +243,27 @@ def _damage(row: dict[str, Any], overrides: object) -> str | None:
 
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns ``COLUMNS`` and ``DERIVED`` of a run; None for a value that the summary lacks."""
     row = {}
     for column, path in COLUMNS.items():
         value: Any = summary
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        row[column] = "; ".join(value) if column == "changed" and _words(value) else value
+        row[column] = "; ".join(value) if column == "changed" and _is_string_list(value) else value
     stages = [row[column] for column in ("time_rollout", "time_reward", "time_train")]
     stages = [seconds for seconds in stages if _is_number(seconds)]
-    row["time_step"] = _share(sum(stages), row["steps"]) if stages else None
-    row["tokens_per_second"] = _share(row["tokens_generated"], row["time_rollout"])
-    row["frac_replayed"] = _share(row["tokens_replayed"], row["tokens_generated"])
+    row["time_step"] = _ratio(sum(stages), row["steps"]) if stages else None
+    row["tokens_per_second"] = _ratio(row["tokens_generated"], row["time_rollout"])
+    row["frac_replayed"] = _ratio(row["tokens_replayed"], row["tokens_generated"])
     row["rank_shift"] = _rank_shift(summary)
-    row["frac_idle"] = _share(row["steps_without_update"], row["steps"])
+    row["frac_idle"] = _ratio(row["steps_without_update"], row["steps"])
     return row
 
 
 def _rank_shift(summary: dict[str, Any]) -> float | None:
-    """Where ranks could move: mean final rank of the feed-forward and attention output modules, less that of the rest.
+    """Return the mean final rank of feed-forward and attention output modules minus that of queries, keys and values.
 
-    The rest are queries, keys and values, as PEFT's supported models name them.
+    Modules are identified by their names in the models that PEFT supports. None for an adapter with fixed ranks.
     """
     adapter = summary.get("adapter") or {}
     ranks = adapter.get("rank")
@@ -240,7 +274,7 @@ def _rank_shift(summary: dict[str, Any]) -> float | None:
     return sum(others) / len(others) - sum(inputs) / len(inputs) if inputs and others else None
 
 
-def _share(part: Any, whole: Any) -> float | None:
+def _ratio(part: Any, whole: Any) -> float | None:
     return part / whole if _is_number(part) and _is_number(whole) and whole else None
 
 

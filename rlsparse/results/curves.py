@@ -1,56 +1,60 @@
-"""Learning curves: a row an evaluation of each run of an experiment, with what the run had cost by then."""
+"""Learning curves: one row per evaluation of each run, with the cost of the run up to that evaluation."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from rlsparse.storage.jsonl import read_rows
+from rlsparse.storage.run_folder import RunFolder
+
 EVALUATION = {"accuracy_sampled": "eval/accuracy_sampled", "accuracy_greedy": "eval/accuracy_greedy"}
 STAGES = ("time/rollout", "time/reward", "time/train")
 CURVES = ["method", "seed", "step", *EVALUATION, "tokens_generated", "tokens_updated", "seconds"]
-KEPT = 0.5  # a run that ends below this share of the best evaluation it had has collapsed
+COLLAPSE_BELOW = 0.5  # a run that ends below this share of its best evaluation has collapsed
 
 
-def read_curve(file: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, in order: columns of ``CURVES`` but method and seed.
+def read_curve(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the evaluations of a run in order, with the columns of ``CURVES`` except method and seed.
 
-    ``seconds`` are those of sampling, verifying and training up to the evaluation; evaluations are not counted.
-    Lines that cannot be read are left out.
+    ``seconds`` counts sampling, verifying and training up to the evaluation, but not the evaluations themselves. Lines
+    that cannot be read are left out.
     """
-    rows, seconds, generated, updated = [], 0.0, 0, 0
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
+    points, seconds, generated, updated = [], 0.0, 0, 0
+    for row in read_rows(run.metrics):
         try:
-            row = json.loads(line)
             if row["kind"] == "train":
                 seconds += sum(row[stage] for stage in STAGES)
                 generated, updated = row["tokens/generated"], row["tokens/selected"]
             elif row["kind"] == "eval":
                 measured = {column: float(row[name]) for column, name in EVALUATION.items()}
                 cost = {"tokens_generated": generated, "tokens_updated": updated, "seconds": seconds}
-                rows.append({"step": int(row["step"]), **measured, **cost})
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                points.append({"step": int(row["step"]), **measured, **cost})
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
-    return rows
+    return points
 
 
 def has_collapsed(curve: list[dict[str, Any]]) -> bool | None:
-    """Whether the last sampled accuracy is less than half of the best before it (ours); None without a curve."""
+    """Return whether the last sampled accuracy is less than half of the best one (our definition).
+
+    None without a curve.
+    """
     if not curve:
         return None
     accuracies = [row["accuracy_sampled"] for row in curve]
-    return bool(accuracies[-1] < KEPT * max(accuracies))
+    return bool(accuracies[-1] < COLLAPSE_BELOW * max(accuracies))
 
 
-def at_cost(curves: pd.DataFrame, cost: str, budget: float) -> "pd.Series[float]":
-    """Sampled accuracy that each run had when it had cost so much, between evaluations by a straight line.
+def accuracy_at_cost(curves: pd.DataFrame, cost: str, budget: float) -> "pd.Series[float]":
+    """Return the sampled accuracy of each run at a given cost, interpolated linearly between evaluations.
 
     Args:
-        curves: of one method.
-        cost: a column of it that only grows along a run.
+        curves: the curves of one method.
+        cost: a column of ``curves`` that never decreases along a run.
+        budget: the cost, in the unit of that column.
 
     Returns:
-        Shares by seed; a run that ended before is taken at its end.
+        Accuracies as shares, indexed by seed; the last accuracy for a run that ended at a lower cost.
     """
     import numpy as np
 

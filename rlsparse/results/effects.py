@@ -1,51 +1,51 @@
-"""What each component of a factorial study does: its effect averaged over what else was varied."""
+"""Effects of the components of a factorial study, each averaged over the settings of the other components."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
-from rlsparse.results.measures import by_seed, headline
-from rlsparse.results.names import in_order
-from rlsparse.results.shown import interval, p_value
-from rlsparse.results.statistics import LEVEL, MEANING, Test, against, paired
+from rlsparse.results.formatting import interval, p_value
+from rlsparse.results.measures import by_seed, main_measure
+from rlsparse.results.names import sorted_methods
+from rlsparse.results.statistics import LEVEL, MEANING, PermutationTest, paired, permutation_test
 from rlsparse.results.table import Table
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Of one value of a component against the baseline's value of it.
+    """The effect of one value of a component, compared with the value that the baseline has.
 
     Attributes:
-        component: key of the config, or ``algorithm``.
-        value, reference: words of the command line.
-        pairs: pairs of methods that differ in nothing else; the effect is their mean, seed by seed.
-        test: of the differences, in the unit of the heading.
+        component: a key of the config, or ``algorithm``.
+        value, reference: the two values, as on the command line.
+        pairs: number of pairs of methods that differ only in this component; the effect is their mean for each seed.
+        test: of the differences against 0, in the unit of the table heading.
     """
 
     component: str
     value: str
     reference: str
     pairs: int
-    test: Test
+    test: PermutationTest
 
 
 def effects(runs: pd.DataFrame, baseline: str | None) -> list[Effect]:
-    """Main effects of the components that methods' names tell apart.
+    """Return the main effects of the components that appear in the names of the methods.
 
-    Where a component's other value exists only together with others, that pair is left out; a component without any
-    pair has no effect here.
+    A method without a counterpart that differs only in the component is left out; a component without any pair has no
+    effect in the list.
     """
     if baseline is None:
         return []
-    methods = in_order(list(runs["method"]))
-    words = {method: dict(_words(method)) for method in methods}
-    reference = words[baseline]
+    methods = sorted_methods(list(runs["method"]))
+    components = {method: dict(_components(method)) for method in methods}
+    reference = components[baseline]
     found = []
-    for component in dict.fromkeys(key for of_method in words.values() for key in of_method):
-        for value in dict.fromkeys(of_method.get(component) for of_method in words.values()):
+    for component in dict.fromkeys(key for of_method in components.values() for key in of_method):
+        for value in dict.fromkeys(of_method.get(component) for of_method in components.values()):
             if value is None or value == reference.get(component):
                 continue
-            pairs = _pairs(words, component, value, reference.get(component))
+            pairs = _pairs(components, component, value, reference.get(component))
             test = _test(runs, pairs)
             if test is not None:
                 found.append(Effect(component, value, reference.get(component, "not given"), len(pairs), test))
@@ -53,8 +53,8 @@ def effects(runs: pd.DataFrame, baseline: str | None) -> list[Effect]:
 
 
 def effects_table(runs: pd.DataFrame, found: list[Effect]) -> Table:
-    """Component, value against reference, effect with interval and p."""
-    main = headline(runs)
+    """Return a table of effects: component, value, reference, effect with interval, and p."""
+    main = main_measure(runs)
     title = f"effect on {main.title}".replace(", %", ", points")
     rows, numbers = [], []
     for one in found:
@@ -71,36 +71,38 @@ def effects_table(runs: pd.DataFrame, found: list[Effect]) -> Table:
                 "seeds": str(value.n),
             }
         )
-        behind = {"effect": value.mean, "low": value.low, "high": value.high, "p": one.test.p}
-        numbers.append({"component": one.component, "value": one.value, "against": one.reference, **behind})
-    note = "Each effect is the mean over pairs of methods that differ in this component alone, seed by seed."
+        unrounded = {"effect": value.mean, "low": value.low, "high": value.high, "p": one.test.p}
+        numbers.append({"component": one.component, "value": one.value, "against": one.reference, **unrounded})
+    note = "Each effect is the mean over pairs of methods that differ only in this component, computed for each seed."
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [MEANING, note], left=3)
 
 
-def _words(method: str) -> list[tuple[str, str]]:
+def _components(method: str) -> list[tuple[str, str]]:
+    """Return the components in the name of a method, as pairs of key and value."""
     algorithm, *rest = method.split(" ")
     pairs = [word.partition("=") for word in rest if "=" in word]
     return [("algorithm", algorithm), *((key, value) for key, _, value in pairs)]
 
 
 def _pairs(
-    words: dict[str, dict[str, str]], component: str, value: str, reference: str | None
+    components: dict[str, dict[str, str]], component: str, value: str, reference: str | None
 ) -> list[tuple[str, str]]:
-    """Methods with the value, each with the one that differs from it in this component alone."""
-    by_words = {tuple(sorted(of_method.items())): method for method, of_method in words.items()}
+    """Return the methods with the value, each with the method that differs from it only in this component."""
+    by_components = {tuple(sorted(of_method.items())): method for method, of_method in components.items()}
     pairs = []
-    for method, of_method in words.items():
+    for method, of_method in components.items():
         rest = {key: word for key, word in of_method.items() if key != component}
         other = {**rest, component: reference} if reference is not None else rest
-        partner = by_words.get(tuple(sorted(other.items())))
+        partner = by_components.get(tuple(sorted(other.items())))
         if of_method.get(component) == value and partner is not None:
             pairs.append((method, partner))
     return pairs
 
 
-def _test(runs: pd.DataFrame, pairs: list[tuple[str, str]]) -> Test | None:
-    main = headline(runs)
+def _test(runs: pd.DataFrame, pairs: list[tuple[str, str]]) -> PermutationTest | None:
+    """Return the test of the mean difference over the pairs; None without a pair or a common seed."""
+    main = main_measure(runs)
     differences = pd.DataFrame(
         {pair: main.factor * paired(*(by_seed(runs, method, main.column) for method in pair)) for pair in pairs}
     ).dropna()
-    return against(differences.mean(axis=1), 0.0) if pairs and len(differences) else None
+    return permutation_test(differences.mean(axis=1), 0.0) if pairs and len(differences) else None

@@ -1,4 +1,4 @@
-"""What a table shows of a run: the columns of the tidy table, with heading, unit and which end is good."""
+"""The measures of a run that tables show: columns of the tidy table with heading, unit and direction."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Measure:
-    """A column.
+    """A measure of a run.
 
     Attributes:
-        column: of the tidy table.
-        title: heading, with its unit.
-        factor: from the stored unit to the heading's.
-        decimals: shown.
-        best: which end is best, "max" or "min"; None where neither is.
-        where: shown only where this other column has a value other than 0.
+        column: its column in the tidy table.
+        title: heading with unit.
+        factor: multiplies the stored value to give the unit of the heading.
+        decimals: number of decimals that are shown.
+        best: "max" if larger values are better, "min" if smaller values are better, None if neither is.
+        only_if: another column; the measure is shown only if that column has a value other than 0.
     """
 
     column: str
@@ -23,7 +23,7 @@ class Measure:
     factor: float = 1
     decimals: int = 1
     best: str | None = None
-    where: str | None = None
+    only_if: str | None = None
 
 
 OUTCOMES = (
@@ -37,8 +37,8 @@ OUTCOMES = (
 COSTS = (
     Measure("frac_updated", "tokens updated, %", 100, best="min"),
     Measure("tokens_generated", "tokens sampled, thousands", 1e-3),
-    Measure("depth_mean", "depth of updated tokens", where="tokens_replayed"),
-    Measure("frac_replayed", "tokens replayed, %", 100, where="tokens_replayed"),
+    Measure("depth_mean", "depth of updated tokens", only_if="tokens_replayed"),
+    Measure("frac_replayed", "tokens replayed, %", 100, only_if="tokens_replayed"),
     Measure("off_policy_kl", "off-policy KL, nats", decimals=3),
     Measure("effective_sample_size", "effective samples, %", 100),
     Measure("frac_idle", "idle steps, %", 100),
@@ -57,36 +57,38 @@ BY_COLUMN = {measure.column: measure for measure in (*OUTCOMES, *COSTS, *OTHERS)
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that means are over: a diverged one has no end."""
+    """Return the finished runs, over which means are taken; a diverged run has no final values."""
     return runs[runs["status"] == "finished"] if "status" in runs else runs
 
 
 def collapsed_methods(runs: pd.DataFrame) -> set[str]:
-    """Those of which a run collapsed: that such a one writes next to nothing is no thrift."""
+    """Return the methods with at least one collapsed run; such a run is cheap only because it writes almost nothing."""
     return set(runs[runs["collapsed"].eq(True)]["method"]) if "collapsed" in runs else set()
 
 
-def present(measures: tuple[Measure, ...], runs: pd.DataFrame) -> list[Measure]:
-    """Those that any of the runs has a value of, and its study looks at."""
+def available(measures: tuple[Measure, ...], runs: pd.DataFrame) -> list[Measure]:
+    """Return the measures that at least one run has a value of and whose ``only_if`` holds."""
     return [
         one
         for one in measures
-        if one.column in runs and runs[one.column].notna().any() and (one.where is None or _used(runs, one.where))
+        if one.column in runs
+        and runs[one.column].notna().any()
+        and (one.only_if is None or _has_nonzero(runs, one.only_if))
     ]
 
 
-def headline(runs: pd.DataFrame) -> Measure:
-    """What methods are compared by: final sampled accuracy; of supervised runs, which have one, the final loss."""
+def main_measure(runs: pd.DataFrame) -> Measure:
+    """Return the measure that methods are compared by: final sampled accuracy; final loss for supervised runs."""
     supervised = "final_loss" in runs and bool(runs["final_loss"].notna().any())
     return BY_COLUMN["final_loss" if supervised else "final_sampled"]
 
 
 def by_seed(runs: pd.DataFrame, method: str, column: str) -> "pd.Series[float]":
-    """A measure of a method's finished runs, indexed by seed; the mean where a seed was run twice."""
+    """Return a column of the finished runs of a method, indexed by seed; the mean if a seed was run twice."""
     of_method = finished(runs)
     of_method = of_method[of_method["method"] == method]
     return of_method.groupby("seed")[column].mean().astype(float)
 
 
-def _used(runs: pd.DataFrame, column: str) -> bool:
+def _has_nonzero(runs: pd.DataFrame, column: str) -> bool:
     return column in runs and bool((runs[column].fillna(0) != 0).any())

@@ -1,4 +1,4 @@
-"""Names of methods: what tells an experiment's methods apart, in the words of the command line."""
+"""Names of methods: the algorithm and the command-line overrides that distinguish the methods of an experiment."""
 
 import re
 from collections import Counter
@@ -6,36 +6,38 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from rlsparse.results.order import natural
+from rlsparse.results.sorting import natural_key
 from rlsparse.storage.summary import NO_EFFECT
 
 NOT_A_METHOD = (*NO_EFFECT, "algorithm", "seed", "device", "hydra")
 
-GROUP = re.compile(r"^\w+\.(?=\w+=)")  # of a key
+GROUP = re.compile(r"^\w+\.(?=\w+=)")  # the config group at the start of a key
 
 
 def method_overrides(overrides: Sequence[str], tuned: Sequence[str] = ()) -> tuple[str, ...]:
-    """Those that can tell methods apart.
+    """Return the overrides that can distinguish methods.
 
     Args:
-        tuned: keys that were chosen for each method, and so are none of it.
+        tuned: keys whose values were chosen for each method by tuning; they are not part of its name.
     """
     return tuple(one for one in overrides if _group(one) not in NOT_A_METHOD and _key(one) not in tuned)
 
 
 def method_names(runs: pd.DataFrame, planned: Sequence[set[str]], axes: Collection[str] = ()) -> list[str]:
-    """A name for each run's method: the algorithm and the overrides that tell the experiment's methods apart.
+    """Return the name of the method of each run: the algorithm and the overrides that distinguish it.
 
-    Runs of one ``method_hash`` are one method, however they were typed; two methods never share a name. What all
-    have in common is left out, but for axes. Planned points count: the survivor of an axis still says its value.
+    Runs with the same ``method_hash`` are one method, however their overrides were written; two methods never share a
+    name. Overrides that all runs and planned points have in common are left out, except those of ``axes``. Planned
+    points count, so that the name gives the value of an axis even if runs of only one value exist.
 
     Args:
-        runs: with ``method_hash``, ``algorithm`` and ``overrides``, as ``method_overrides`` gives them.
-        planned: the same of each planned point.
-        axes: keys that an experiment's file varies: said even where a sweep was narrowed to one value of them.
+        runs: with the columns ``method_hash``, ``algorithm`` and ``overrides`` (see ``method_overrides``).
+        planned: the overrides of each planned point.
+        axes: keys that the file of the experiment varies; the name gives them even if a sweep was narrowed to one
+            value.
     """
     typed: dict[str, set[str]] = {}  # method -> the overrides that all its runs have
-    order: dict[str, tuple[str, ...]] = {}  # method -> overrides of its first run, for their order
+    order: dict[str, tuple[str, ...]] = {}  # method -> the overrides of its first run, which give the order
     algorithm = dict(zip(runs["method_hash"], runs["algorithm"], strict=True))
     for method, overrides in zip(runs["method_hash"], runs["overrides"], strict=True):
         typed[method] = typed.get(method, set(overrides)) & set(overrides)
@@ -51,23 +53,24 @@ def method_names(runs: pd.DataFrame, planned: Sequence[set[str]], axes: Collecti
     return [unique[method] for method in runs["method_hash"]]
 
 
-def in_order(methods: Sequence[str], first: str | None = None) -> list[str]:
-    """Each once, as a person would put them; the baseline, where one is given, before all others."""
-    return sorted(set(methods), key=lambda name: (name != first, natural(name)))
+def sorted_methods(methods: Sequence[str], first: str | None = None) -> list[str]:
+    """Return each method once, in natural order.
+
+    Args:
+        first: the method that comes before all others, such as the baseline; None for no such method.
+    """
+    return sorted(set(methods), key=lambda name: (name != first, natural_key(name)))
 
 
 def baseline_of(methods: Sequence[str], wanted: str | None = None) -> str | None:
-    """The method that others are compared with: the one that is wanted, else the first with the fewest words.
-
-    None where what is wanted is not there.
-    """
+    """Return the baseline: ``wanted`` if given, else the first method with the fewest words; None if there is none."""
     if wanted is not None:
         return wanted if wanted in methods else None
-    return min(in_order(methods), key=lambda name: name.count(" "), default=None)
+    return min(sorted_methods(methods), key=lambda name: name.count(" "), default=None)
 
 
-def beside(name: str, baseline: str | None) -> str:
-    """A method's name by what differs from the baseline's, keys without their group: for figures."""
+def short_name(name: str, baseline: str | None) -> str:
+    """Return the words of a name that the baseline lacks, with keys without their group, for use in figures."""
     words = set((baseline or "").split(" "))
     differs = [word for word in name.split(" ") if word not in words] or name.split(" ")
     return " ".join(GROUP.sub("", word) for word in differs)

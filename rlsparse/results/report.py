@@ -1,4 +1,4 @@
-"""One self-contained HTML page of studies: claims, tables, figures, configs, versions. It fetches nothing."""
+"""Write one HTML page of studies: claims, tables, figures, configs and versions. The page loads no other file."""
 
 import base64
 import tempfile
@@ -17,26 +17,26 @@ from rlsparse.results.table import Table
 TEMPLATE = "report.html.j2"
 TITLES = {
     "table": "Outcomes",
-    "claims": "Published claims, and what our runs say of them",
+    "claims": "Published claims, and the verdicts of our runs",
     "effects": "Effects of the components",
-    "costs": "What it cost, and accuracy at equal cost",
-    "tuning": "Learning rates tried",
+    "costs": "Costs, and accuracy at equal cost",
+    "tuning": "Tuning of the learning rate",
     "ranks": "Final ranks by module type",
 }
 FIGURES = {
-    "curves": "Learning curves: mean and 95 % bootstrap band over seeds; dashed: the baseline.",
-    "costs": "Accuracy against tokens updated, seconds and memory; the dotted line joins the methods that none beats, "
-    "collapsed ones aside.",
-    "effects": "Effects of the components with 95 % bootstrap intervals; filled where p is at most 0.05.",
+    "curves": "Learning curves: mean and 95 % bootstrap band over seeds. The dashed line is the baseline.",
+    "costs": "Accuracy against tokens updated, seconds and memory. The dotted line is the Pareto front; methods with a "
+    "collapsed run are not on it.",
+    "effects": "Effects of the components with 95 % bootstrap intervals. A marker is filled if p is at most 0.05.",
     "speed": "Rollout speed against final accuracy.",
-    "ranks": "Final rank by module type and layer, and how it came about.",
+    "ranks": "Final rank by module type and layer, and mean rank during training.",
 }
 VERSIONS = ("rlsparse", "python", "torch", "transformers", "peft", "commit", "device")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI, with what it shows."""
+    """A figure as a data URI with its caption."""
 
     name: str
     source: str
@@ -44,10 +44,10 @@ class Picture:
 
 
 def write_report(file: Path, studies: Mapping[Path, Study]) -> None:
-    """The page.
+    """Write the page.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters["table"] = html_table
@@ -59,8 +59,10 @@ def write_report(file: Path, studies: Mapping[Path, Study]) -> None:
 
 
 def html_table(table: Table) -> Markup:
-    """A table whose cells stand under their headings on a narrow screen, too."""
-    head = "".join(f'<th scope="col"{_side(table, i)}>{_text(name)}</th>' for i, name in enumerate(table.cells.columns))
+    """Return a table as HTML; each cell carries its heading, which is shown next to it on a narrow screen."""
+    head = "".join(
+        f'<th scope="col"{_align(table, i)}>{_text(name)}</th>' for i, name in enumerate(table.cells.columns)
+    )
     body = "".join(f"<tr>{_row(table, row)}</tr>" for row in range(len(table.cells)))
     notes = "".join(f"<p>{_text(note)}</p>" for note in table.notes)
     return Markup(
@@ -72,13 +74,13 @@ def html_table(table: Table) -> Markup:
 def _row(table: Table, row: int) -> str:
     cells = []
     for i, (name, text) in enumerate(table.cells.iloc[row].items()):
-        shown = f"<strong>{_text(text)}</strong>" if (row, name) in table.bold else _text(text)
+        content = f"<strong>{_text(text)}</strong>" if (row, name) in table.bold else _text(text)
         verdict = f' data-verdict="{_text(text)}"' if name == "verdict" else ""
-        cells.append(f'<td data-label="{_text(name)}"{_side(table, i)}{verdict}>{shown}</td>')
+        cells.append(f'<td data-label="{_text(name)}"{_align(table, i)}{verdict}>{content}</td>')
     return "".join(cells)
 
 
-def _side(table: Table, column: int) -> str:
+def _align(table: Table, column: int) -> str:
     return "" if column < table.left else ' class="number"'
 
 
@@ -87,6 +89,7 @@ def _text(text: object) -> str:
 
 
 def _study(study: Study) -> dict[str, object]:
+    """Return the variables of the template for one study."""
     made = tables(study)
     with tempfile.TemporaryDirectory() as scratch:
         names = write_figures(Path(scratch), study) if made else []
@@ -108,11 +111,12 @@ def _data_uri(file: Path) -> str:
 
 
 def _versions(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the versions that the runs used, by name."""
     found = [(name, runs[name].dropna().astype(str).unique()) for name in VERSIONS if name in runs]
     return [(name, ", ".join(sorted(values))) for name, values in found if len(values)]
 
 
 def _verdicts(studies: Mapping[Path, Study]) -> list[tuple[int, str, str, str]]:
-    """Number of the study, its name, claim and verdict of each claim that any run speaks to."""
+    """Return number and name of the study, claim and verdict, for each claim whose verdict is not "not run"."""
     outcomes = [(n, study.name, one) for n, study in enumerate(studies.values(), 1) for one in study.outcomes()]
     return [(n, name, one.claim.claim, one.verdict) for n, name, one in outcomes if one.verdict != NOT_RUN]

@@ -1,6 +1,6 @@
-"""What seeds can tell: intervals, paired differences, exact tests. Pure functions of a few numbers each.
+"""Statistics over seeds: intervals, paired differences and exact tests. All functions are pure.
 
-Seeds are paired: a seed draws the same prompts for every method, so methods are compared seed by seed.
+Seeds are paired: the same seed draws the same prompts for every method, so methods are compared seed by seed.
 """
 
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ import numpy.typing as npt
 import pandas as pd
 
 RESAMPLES = 10_000
-EXACT_UP_TO = 16  # seeds: 2^16 sign patterns; beyond, as many random ones
-LEVEL = 0.05  # above it, a difference is called inconclusive
+EXACT_UP_TO = 16  # seeds: all 2^16 sign patterns are enumerated; with more seeds, as many random patterns are drawn
+LEVEL = 0.05  # significance level: with a larger p, a difference is called inconclusive
 MEANING = (
-    "Mean [95 % bootstrap interval] over seeds. Differences are paired by seed; p is the two-sided sign-flip "
-    f"permutation test's, exact up to {EXACT_UP_TO} seeds, and a difference is called inconclusive unless "
-    f"p ≤ {LEVEL:g}, which takes at least six seeds; it is not corrected for the number of methods."
+    "Values of the form mean [low, high] are means over seeds with 95 % bootstrap intervals. Differences are paired by "
+    "seed; p is the p-value of the two-sided sign-flip permutation test, which is exact up to "
+    f"{EXACT_UP_TO} seeds. A difference is called inconclusive unless p ≤ {LEVEL:g}, which needs at least six seeds. p "
+    "is not corrected for the number of methods."
 )
 Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds.
+    """A mean over seeds with its interval.
 
     Attributes:
-        mean: NaN where there is no value.
-        low, high: percentile bootstrap interval, 95 %; NaN where fewer than two seeds leave it unknown.
+        mean: NaN without values.
+        low, high: bounds of the 95 % percentile bootstrap interval; NaN with fewer than two seeds.
         iqm: interquartile mean: the mean without the lowest and the highest quarter, rounded down to whole seeds.
-        n: seeds.
+        n: number of seeds.
     """
 
     mean: float
@@ -40,14 +41,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Test:
-    """How far a mean over seeds lies from a bound.
+class PermutationTest:
+    """The result of testing a mean over seeds against a bound.
 
     Attributes:
-        estimate: of the mean.
-        p: probability, if the values lay symmetrically around the bound, of a mean at least as far from it on either
-            side. NaN without values.
-        verdict: "above", "below" or "inconclusive", of the bound.
+        estimate: the mean.
+        p: two-sided p-value: the probability of a mean at least as far from the bound, if the values were distributed
+            symmetrically around it. NaN without values.
+        verdict: "above" or "below" the bound, or "inconclusive".
     """
 
     estimate: Estimate
@@ -56,47 +57,54 @@ class Test:
 
 
 def estimate(values: "pd.Series[float]") -> Estimate:
-    """Mean and 95 % percentile bootstrap interval (Efron 1979) over seeds as independent draws.
+    """Return the mean and its 95 % percentile bootstrap interval (Efron 1979), with seeds as independent draws.
 
     Args:
-        values: one a seed; missing ones are left out.
+        values: one value per seed; missing values are left out.
     """
     present = values.dropna().to_numpy(dtype=float)
     n = len(present)
-    nothing = float("nan")
+    nan = float("nan")
     if n == 0:
-        return Estimate(nothing, nothing, nothing, nothing, 0)
-    low, high = _bootstrap(present) if n > 1 else (nothing, nothing)
+        return Estimate(nan, nan, nan, nan, 0)
+    low, high = _bootstrap(present) if n > 1 else (nan, nan)
     cut = n // 4
     return Estimate(float(present.mean()), low, high, float(np.sort(present)[cut : n - cut].mean()), n)
 
 
-def against(values: "pd.Series[float]", bound: float) -> Test:
-    """Whether the mean lies above or below a bound, as far as the seeds can tell.
+def permutation_test(values: "pd.Series[float]", bound: float) -> PermutationTest:
+    """Test whether the mean lies above or below a bound.
 
     Args:
-        values: one a seed, such as paired differences.
+        values: one value per seed, such as paired differences; missing values are left out.
     """
     found = estimate(values)
     p = sign_flip_p(values.dropna().to_numpy(dtype=float) - bound)
     side = "above" if found.mean > bound else "below"
-    return Test(found, p, side if p <= LEVEL else "inconclusive")
+    return PermutationTest(found, p, side if p <= LEVEL else "inconclusive")
 
 
 def paired(values: "pd.Series[float]", baseline: "pd.Series[float]") -> "pd.Series[float]":
-    """Differences seed by seed, of the seeds that both have.
+    """Return the differences by seed, for the seeds that both have.
 
     Args:
-        values, baseline: indexed by seed, a seed once.
+        values, baseline: indexed by seed; each seed occurs once.
     """
     return (values.dropna() - baseline.dropna()).dropna()
 
 
 def sign_flip_p(differences: Floats) -> float:
-    """Two-sided p of the paired permutation test: the share of sign patterns whose mean is as far from 0, or farther.
+    """Return the two-sided p-value of the paired permutation test.
 
-    Exact up to ``EXACT_UP_TO`` values; with n of them it is at least 2 / 2^n (Fisher 1935). Beyond, of as many random
-    patterns and the one observed, so that it is never 0 (Phipson and Smyth 2010). NaN without values.
+    It is the share of sign patterns whose mean is at least as far from 0 as the observed mean. Up to ``EXACT_UP_TO``
+    values it is exact; with n values it is at least 2 / 2^n (Fisher 1935). With more values it is computed over random
+    patterns that include the observed one, so that it is never 0 (Phipson and Smyth 2010).
+
+    Args:
+        differences: shape (n,).
+
+    Returns:
+        The p-value; NaN for n = 0.
     """
     n = len(differences)
     if n == 0:

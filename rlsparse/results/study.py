@@ -1,4 +1,4 @@
-"""A study on disk: the tables that were collected, and what is made of them. The same files give the same bytes."""
+"""A study on disk: its collected results, and the tables and figures that are made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,35 +8,36 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlsparse.results.claims import Outcome, claims_table, judge
+from rlsparse.results.claims import ClaimOutcome, claims_table, judge
+from rlsparse.results.claims_file import FILE as CLAIMS
+from rlsparse.results.claims_file import Claims, read_claims
 from rlsparse.results.collect import Collected
 from rlsparse.results.effects import Effect, effects, effects_table
-from rlsparse.results.measures import finished, headline
+from rlsparse.results.measures import finished, main_measure
 from rlsparse.results.names import baseline_of
 from rlsparse.results.ranks import Ranks, rank_table
-from rlsparse.results.stated import FILE as CLAIMS
-from rlsparse.results.stated import Claims, read_claims
-from rlsparse.results.statistics import Test
+from rlsparse.results.statistics import PermutationTest
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 
 RESULTS, TRIALS, CURVES, NOT_COUNTED = "results.csv", "trials.csv", "curves.csv", "not_counted.txt"
 RANKS_FINAL, RANKS_HISTORY, CONFIG = "ranks_final.csv", "ranks_history.csv", "run_config.yaml"
-NOT_TOLD = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
+OMITTED = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
 TABLES = ("table", "claims", "effects", "costs", "tuning", "ranks")
 FIGURES = ("curves", "costs", "effects", "speed", "ranks")
-FORMS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv}
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a folder of results holds.
+    """The results in a folder.
 
     Attributes:
-        runs, trials, curves: as in ``results.collect.Collected``; the last two may be empty.
-        ranks: of the runs whose adapter can move them; None where there are none.
-        claims: published ones, and the baseline; None where nobody has written them down.
-        config: of one of its runs, without what changes no number; empty where it is not known.
+        name: the name of the study.
+        runs, trials, curves, not_counted: as in ``results.collect.Collected``; all but ``runs`` may be empty.
+        ranks: ranks of the runs whose adapter can change them; None without such runs.
+        claims: the published claims and the baseline; None without a claims file.
+        config: the config of one of the runs as YAML, without keys that cannot change a result; empty if unknown.
     """
 
     name: str
@@ -50,49 +51,49 @@ class Study:
 
     @property
     def baseline(self) -> str | None:
-        """The method that others are compared with."""
+        """The method that the others are compared with; None if there is no such method."""
         wanted = self.claims.baseline if self.claims is not None else None
         return baseline_of(list(dict.fromkeys(finished(self.runs)["method"])), wanted)
 
     def effects(self) -> list[Effect]:
-        """Of its components; none where only one was varied, which is what the differences to the baseline are."""
+        """Return the effects of the components; none if fewer than two components were varied."""
         found = effects(finished(self.runs), self.baseline)
         return found if len({one.component for one in found}) > 1 else []
 
-    def outcomes(self) -> list[Outcome]:
-        """What its runs say of each of its claims."""
+    def outcomes(self) -> list[ClaimOutcome]:
+        """Return the outcome of each claim."""
         return [judge(claim, self.runs) for claim in self.claims.claims] if self.claims is not None else []
 
 
-class WouldBeLost(ValueError):
-    """What is to be written would drop results that are in no other place."""
+class OverwriteError(ValueError):
+    """Writing would delete published results that exist nowhere else."""
 
 
-def refuse_loss(folder: Path, found: Collected) -> None:
-    """Let nothing be published over runs that it does not hold itself.
+def check_overwrite(folder: Path, found: Collected) -> None:
+    """Check that all published runs in a folder are among the runs that will replace them.
 
     Raises:
-        WouldBeLost: names the file, what it holds, and the two ways on.
+        OverwriteError: some are not. The message names the file, the missing runs and the remedies.
     """
     if not (folder / RESULTS).is_file():
         return
     try:
-        there = set(pd.read_csv(folder / RESULTS, dtype=str)["id"])
-    except (ValueError, KeyError) as error:  # pandas' own are of these kinds
-        raise WouldBeLost(f"--out {folder}: its {RESULTS} cannot be read; delete it to replace it") from error
-    lost = there - set(found.runs["id"])
-    if lost:
-        raise WouldBeLost(
-            f"--out {folder}: of the {len(there)} runs in its {RESULTS} the experiment lacks {len(lost)} ({min(lost)}, "
-            "...); give another folder, or delete that file to replace it"
+        published = set(pd.read_csv(folder / RESULTS, dtype=str)["id"])
+    except (ValueError, KeyError) as error:  # the errors of pandas are ValueErrors
+        raise OverwriteError(f"--out {folder}: its {RESULTS} cannot be read; delete it to replace it") from error
+    missing = published - set(found.runs["id"])
+    if missing:
+        raise OverwriteError(
+            f"--out {folder}: the experiment lacks {len(missing)} of the {len(published)} runs in its {RESULTS} (the "
+            f"first is {min(missing)}); give another folder, or delete that file to replace it"
         )
 
 
-def keep(folder: Path, found: Collected, ranks: Ranks, config: Mapping[str, Any] | None) -> None:
-    """Write what was collected, so that all else can be made from it.
+def write_results(folder: Path, found: Collected, ranks: Ranks, config: Mapping[str, Any] | None) -> None:
+    """Write the collected results; tables and figures are made from these files alone.
 
     Args:
-        config: of one of the runs; None where none can be read.
+        config: the config of one of the runs; None if none can be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = {RESULTS: found.runs, TRIALS: found.trials, CURVES: found.curves}
@@ -102,28 +103,28 @@ def keep(folder: Path, found: Collected, ranks: Ranks, config: Mapping[str, Any]
             (folder / file).unlink(missing_ok=True)
         else:
             (folder / file).write_text(frame.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-    lines = found.not_counted + ranks.unread
+    lines = found.not_counted + ranks.unreadable
     (folder / NOT_COUNTED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if config is not None:
-        (folder / CONFIG).write_text(yaml.safe_dump(_told(config), sort_keys=False), encoding="utf-8")
+        (folder / CONFIG).write_text(yaml.safe_dump(_without_omitted(config), sort_keys=False), encoding="utf-8")
 
 
-def _told(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what changes no number, and without where things lay."""
-    kept = {key: value for key, value in config.items() if key not in NOT_TOLD}
+def _without_omitted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without paths and without keys that cannot change a result."""
+    kept = {key: value for key, value in config.items() if key not in OMITTED}
     for group in ("model", "task"):
         kept[group] = {key: value for key, value in kept.get(group, {}).items() if key != "path"}
     return kept
 
 
 def read_study(folder: Path, claims: Path | None = None) -> Study:
-    """From its files.
+    """Return the study in a folder.
 
     Args:
-        claims: where its claims are; None for the folder itself.
+        claims: the folder with the claims file; None for ``folder`` itself.
 
     Raises:
-        ClaimError: its claims cannot be used.
+        ClaimError: the claims file has an error.
     """
     trials, curves = (_frame(folder / file) for file in (TRIALS, CURVES))
     notes = folder / NOT_COUNTED
@@ -132,9 +133,9 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     if (folder / RANKS_FINAL).is_file():
         ranks = Ranks(pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY), [])
     file = (claims or folder) / CLAIMS
-    stated = read_claims(file) if file.is_file() else None
+    published = read_claims(file) if file.is_file() else None
     config = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
-    return Study(folder.name, pd.read_csv(folder / RESULTS), trials, curves, not_counted, ranks, stated, config)
+    return Study(folder.name, pd.read_csv(folder / RESULTS), trials, curves, not_counted, ranks, published, config)
 
 
 def _frame(file: Path) -> pd.DataFrame:
@@ -142,7 +143,7 @@ def _frame(file: Path) -> pd.DataFrame:
 
 
 def tables(study: Study) -> dict[str, Table]:
-    """File name → table, in the order of a page; those of ``TABLES`` that the study has anything for."""
+    """Return the tables of a study by file name, in the order of ``TABLES``, without those that would be empty."""
     if finished(study.runs).empty:
         return {}
     outcomes, found = study.outcomes(), study.effects()
@@ -161,39 +162,47 @@ def tables(study: Study) -> dict[str, Table]:
 
 
 def write_tables(folder: Path, study: Study) -> list[str]:
-    """Each table in each of its forms; names of the files that were written. Those of an earlier time are gone."""
+    """Write each table in each format, and remove the tables of an earlier call.
+
+    Returns:
+        The names of the Markdown files.
+    """
     made = tables(study)
-    _remove(folder, [f"{name}.{form}" for name in TABLES for form in FORMS])
+    _remove(folder, [f"{name}.{suffix}" for name in TABLES for suffix in FORMATS])
     if not made:
-        tried = f" Of the trials, {len(study.trials)} have ended." if len(study.trials) else ""
-        lines = [f"No finished run.{tried}", *(f"- {line}" for line in study.not_counted)]
+        trials = f" {len(study.trials)} trials have ended." if len(study.trials) else ""
+        lines = [f"No finished run.{trials}", *(f"- {line}" for line in study.not_counted)]
         (folder / "table.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
         return ["table.md"]
     for name, table in made.items():
-        for form, write in FORMS.items():
-            (folder / f"{name}.{form}").write_text(write(table), encoding="utf-8")
+        for suffix, write in FORMATS.items():
+            (folder / f"{name}.{suffix}").write_text(write(table), encoding="utf-8")
     return [f"{name}.md" for name in made]
 
 
 def write_verdicts(folder: Path, studies: Sequence[Study]) -> None:
-    """What the runs of all studies say of the claims, in one table: ``claims.{md,tex,csv}``."""
+    """Write the claims of all studies with their verdicts as one table: ``claims.{md,tex,csv}``."""
     found = [(study.name, one) for study in studies for one in study.outcomes()]
     if found:
         table = claims_table([one for _, one in found], [name for name, _ in found])
-        for form, write in FORMS.items():
-            (folder / f"claims.{form}").write_text(write(table), encoding="utf-8")
+        for suffix, write in FORMATS.items():
+            (folder / f"claims.{suffix}").write_text(write(table), encoding="utf-8")
 
 
 def write_figures(folder: Path, study: Study) -> list[str]:
-    """Each figure as SVG and PNG; their names without ending, in the order of a page."""
-    from rlsparse.results.figures.costs import cost_figure  # matplotlib, which tables do without
+    """Write each figure as SVG and PNG, and remove the figures of an earlier call.
+
+    Returns:
+        The names of the figures without suffix, in the order of ``FIGURES``.
+    """
+    from rlsparse.results.figures.costs import cost_figure  # imports matplotlib, which tables do not need
     from rlsparse.results.figures.curves import curves_figure
     from rlsparse.results.figures.forest import forest_figure
     from rlsparse.results.figures.ranks import rank_figure
     from rlsparse.results.figures.speed import speed_figure
     from rlsparse.results.figures.style import save
 
-    runs, main = finished(study.runs), headline(study.runs)
+    runs, main = finished(study.runs), main_measure(study.runs)
     made = {}
     if not study.curves.empty:
         made["curves"] = curves_figure(study.curves, study.baseline)
@@ -205,7 +214,7 @@ def write_figures(folder: Path, study: Study) -> list[str]:
         made["speed"] = speed_figure(runs)
     if study.ranks is not None:
         made["ranks"] = rank_figure(study.ranks.final, study.ranks.history)
-    _remove(folder, [f"{name}.{form}" for name in FIGURES for form in ("svg", "png")])
+    _remove(folder, [f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")])
     for name, figure in made.items():
         save(figure, folder / name)
     return list(made)
@@ -216,7 +225,8 @@ def _remove(folder: Path, names: list[str]) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _forest_rows(study: Study) -> list[tuple[str, Test]]:
+def _forest_rows(study: Study) -> list[tuple[str, PermutationTest]]:
+    """Return label and test of each effect."""
     return [
         (f"{one.component}: {one.value} instead of {one.reference} ({one.pairs})", one.test) for one in study.effects()
     ]

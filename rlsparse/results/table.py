@@ -1,6 +1,7 @@
-"""A table of texts, once, and its three forms: Markdown, LaTeX (booktabs) and CSV."""
+"""A table of texts, and its three formats: Markdown, LaTeX (booktabs) and CSV."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -12,21 +13,22 @@ LATEX_SPECIAL = str.maketrans(
     | {"α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "μ": r"$\mu$", "π": r"$\pi$", "ρ": r"$\rho$"}
     | {"σ": r"$\sigma$", "ε": r"$\varepsilon$", "γ": r"$\gamma$"}
 )
-WRAPPED = 24  # characters above which a column of text is set as a paragraph, or as numbers with a key below
-LINE, GAP = 78, 1.7  # characters of \footnotesize in a line of an article; what a column takes beside its text
-PAGE = 44  # lines of it on a page, with room for rules and headings
+WRAP_ABOVE = 24  # characters; a wider column of text is set as paragraphs, or as numbers that are explained below
+LINE = 78  # characters of \footnotesize in a line of an article
+GAP = 1.7  # characters that a column takes in addition to its text
+PAGE = 44  # lines of \footnotesize on a page, with room for rules and headings
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown, and the numbers behind it.
+    """A table with its notes and the unrounded numbers.
 
     Attributes:
-        cells: texts, a column a heading.
-        numbers: what the CSV holds: unrounded.
-        notes: lines below it.
-        left: how many columns, from the first, are text.
-        bold: (row, heading) of the cells that stand out.
+        cells: the texts of the cells, with the headings as column names.
+        numbers: the content of the CSV file: unrounded numbers.
+        notes: lines below the table.
+        left: number of columns, from the first, that are text and aligned left.
+        bold: row and heading of each bold cell.
     """
 
     cells: pd.DataFrame
@@ -37,30 +39,30 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A pipe table, and the notes as paragraphs."""
+    """Return a Markdown pipe table with the notes as paragraphs below it."""
     cells = table.cells.map(lambda text: text.replace("|", "\\|"))
-    shown = _with_bold(cells, table.bold, lambda text: f"**{text}**")
+    with_bold = _with_bold(cells, table.bold, lambda text: f"**{text}**")
     aligned = ("left",) * table.left + ("right",) * (cells.shape[1] - table.left)
-    text = shown.to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    text = with_bold.to_markdown(index=False, colalign=aligned, disable_numparse=True)
     return "\n\n".join([text, *table.notes]) + "\n"
 
 
 def latex(table: Table) -> str:
-    """Tabulars with booktabs rules, and the notes below them; needs the booktabs package.
+    """Return LaTeX tabulars with booktabs rules and the notes below them; the document needs the booktabs package.
 
-    What is wider than a line of an article, or longer than its page, goes on in a tabular below. Long names are
-    numbered, and the numbers explained under the table.
+    A table that is wider than a line of an article, or longer than its page, continues in another tabular below. Long
+    names are replaced by numbers, which are explained below the table.
     """
     cells, first = table.cells, str(table.cells.columns[0])
     columns = list(cells.columns)
     key: list[str] = []
-    if table.left == 1 < len(columns) and _width(cells[first]) > WRAPPED:
+    if table.left == 1 < len(columns) and _width(cells[first]) > WRAP_ABOVE:
         key = [f"{row}: {name}" for row, name in enumerate(cells[first], start=1)]
         cells = cells.assign(**{first: [str(row) for row in range(1, len(cells) + 1)]})
     texts, numbers = columns[: table.left], columns[table.left :]
-    wrapped = [name for name in texts if _width(cells[name]) > WRAPPED]
+    wrapped = [name for name in texts if _width(cells[name]) > WRAP_ABOVE]
     plain = sum(_width(cells[name]) + GAP for name in texts if name not in wrapped)
-    paragraphs = 0.0 if not wrapped else 0.35 if numbers else 1 - plain / LINE  # their share of a line
+    paragraphs = 0.0 if not wrapped else 0.35 if numbers else 1 - plain / LINE  # share of a line
     share = paragraphs / max(1, len(wrapped)) - 0.03
     kinds = "".join(rf"p{{{share:.2f}\linewidth}}" if name in wrapped else "l" for name in texts)
     escaped = _with_bold(cells.map(escape), table.bold, lambda text: rf"\textbf{{{text}}}")
@@ -84,7 +86,11 @@ def _tabular(cells: pd.DataFrame, form: str) -> str:
 
 
 def _blocks(numbers: pd.DataFrame, room: float) -> list[list[str]]:
-    """Its columns in order, in as many lines as they take; one empty line where there are none."""
+    """Return the columns in order, split into blocks that fit into a width; one empty block without columns.
+
+    Args:
+        room: the width in characters.
+    """
     blocks: list[list[str]] = [[]]
     left = room
     for name in numbers.columns:
@@ -98,7 +104,12 @@ def _blocks(numbers: pd.DataFrame, room: float) -> list[list[str]]:
 
 
 def _pages(paragraphs: pd.DataFrame, room: float) -> list[slice]:
-    """The rows in order, as many at a time as a page holds; ``room``: characters of a paragraph's line."""
+    """Return the rows in order, split into slices that fit on a page.
+
+    Args:
+        paragraphs: the columns that are set as paragraphs.
+        room: characters in a line of a paragraph.
+    """
     pages, first, taken = [], 0, 0.0
     for row in range(len(paragraphs)):
         lines = max((1 + len(text) // (0.8 * room) for text in paragraphs.iloc[row]), default=1)
@@ -110,28 +121,28 @@ def _pages(paragraphs: pd.DataFrame, room: float) -> list[slice]:
 
 
 def _width(column: "pd.Series[str]") -> int:
-    """Characters of its longest text, the heading included."""
+    """Return the length of the longest text of a column, including its heading."""
     return max(len(str(column.name)), *column.str.len())
 
 
 def _breakable(text: str) -> str:
-    """Escaped text whose long words (``token_sampler.budget=16``) may end a line within; numbers do not."""
+    """Allow line breaks inside long words of escaped text (``token_sampler.budget=16``), but not inside numbers."""
     return re.sub(r"(\\_|[=/]|[.,:](?!\d))(?=\S)", r"\1\\allowbreak{}", text)
 
 
 def csv(table: Table) -> str:
-    """The numbers."""
+    """Return the unrounded numbers as CSV."""
     return table.numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it stands."""
+    """Escape the special characters of LaTeX."""
     return text.translate(LATEX_SPECIAL)
 
 
-def _with_bold(cells: pd.DataFrame, bold: set[tuple[int, str]], wrap: object) -> pd.DataFrame:
-    assert callable(wrap)
-    shown = cells.copy()
+def _with_bold(cells: pd.DataFrame, bold: set[tuple[int, str]], wrap: Callable[[str], str]) -> pd.DataFrame:
+    """Return the cells with ``wrap`` applied to the bold ones."""
+    wrapped = cells.copy()
     for row, heading in bold:
-        shown.loc[row, heading] = wrap(shown.loc[row, heading])
-    return shown
+        wrapped.loc[row, heading] = wrap(str(wrapped.loc[row, heading]))
+    return wrapped

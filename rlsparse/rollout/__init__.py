@@ -3,6 +3,6 @@
 from rlsparse.rollout.engine import Request, RolloutEngine, Session
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.rollout.replay import Replay
-from rlsparse.rollout.sampler import Sampler
+from rlsparse.rollout.sampler import RolloutSampler
 
-__all__ = ["LayerSkip", "Replay", "Request", "RolloutEngine", "Sampler", "Session"]
+__all__ = ["LayerSkip", "Replay", "Request", "RolloutEngine", "RolloutSampler", "Session"]

@@ -1,4 +1,4 @@
-"""Keys and values while sampling: a prompt's held once for its group, a completion's in place from the start."""
+"""The key-value cache for sampling: prompts are stored once per group, completions in tensors allocated once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,123 +9,139 @@ from torch import Tensor, nn
 from rlsparse.model.attention import attend, bias, causal_visible, register
 
 ATTENTION = "rlsparse_rollout"
-BLOCK = 32  # columns: products over completions grow in these steps, since each new shape costs a kernel's preparation
+BLOCK = 32  # columns; products over completions grow in these steps, since a kernel is prepared for each new shape
 
 
 @dataclass
 class _Layer:
-    """Keys and values of one decoder layer; keys lie with their last two axes swapped, as the product wants them.
+    """Holds keys and values of one decoder layer; keys are stored transposed, as the product with queries needs them.
 
     Attributes:
-        prompt_keys: (p, kv, d, S). prompt_values: (p, kv, S, d).
-        own_keys: (b, kv, d, T), T in whole blocks; 0 where nothing is written yet. own_values: (b, kv, T, d).
+        prompt_keys: (p, kv, d, S).
+        prompt_values: (p, kv, S, d).
+        completion_keys: (b, kv, d, T), T a multiple of ``BLOCK``; 0 where nothing is written yet.
+        completion_values: (b, kv, T, d), likewise.
     """
 
     prompt_keys: Tensor
     prompt_values: Tensor
-    own_keys: Tensor
-    own_values: Tensor
+    completion_keys: Tensor
+    completion_values: Tensor
 
 
 class GroupCache:
-    """What the layers remember of p prompts and their b unfinished completions, ``group_size`` of each at first.
+    """Caches keys and values of p prompts and their b unfinished completions, at first ``group_size`` for each prompt.
 
-    The first forward pass of the model reads the prompts, each later one a token of every unfinished completion.
+    The first forward pass of the model reads the prompts, each later one a token of every unfinished completion. For
+    the products with a prompt, the rows of a group are arranged as the slots of one matrix: p groups of as many slots
+    as the largest group has unfinished rows.
     """
 
     def __init__(self, in_prompt: Tensor, group_size: int, max_new_tokens: int, dtype: torch.dtype) -> None:
-        """
+        """Create an empty cache.
+
         Args:
             in_prompt: (p, S) bool: prompt tokens, padded on the left.
-            dtype: of the attention scores.
+            group_size: number of completions for each prompt.
+            max_new_tokens: maximum length of a completion.
+            dtype: dtype of the attention scores.
         """
         self._layers: dict[int, _Layer] = {}
         self._capacity = _whole_blocks(max_new_tokens)
         self._prompt_of_row = torch.arange(len(in_prompt), device=in_prompt.device).repeat_interleave(group_size)
         self._prompt_bias = bias(causal_visible(in_prompt), dtype)[:, None, None]  # (p, 1, 1, S, S)
         self._step_bias = bias(in_prompt, dtype)[:, None, None]  # (p, 1, 1, S)
-        self._tokens = 0  # columns of completions read so far, the current one included
-        self._seat()
+        self._tokens = 0  # columns of completions read so far, including the current one
+        self._assign_slots()
 
     def next_column(self) -> None:
-        """Before each forward pass after the prompts'."""
+        """Start the next column; call this before each forward pass except the first."""
         self._tokens += 1
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these of the b rows only, (b',) ascending; prompts without a row are forgotten."""
+        """Remove finished rows, and prompts without any row.
+
+        Args:
+            rows: (b',) ascending indices of the rows to keep, among the b current rows.
+        """
         prompts, self._prompt_of_row = self._prompt_of_row[rows].unique(return_inverse=True)
         fewer = len(prompts) < len(self._step_bias)
         for layer in self._layers.values():
-            _compact(layer.own_keys[..., : self._tokens], rows)
-            _compact(layer.own_values[:, :, : self._tokens], rows)
+            _compact(layer.completion_keys[..., : self._tokens], rows)
+            _compact(layer.completion_values[:, :, : self._tokens], rows)
             if fewer:
                 layer.prompt_keys, layer.prompt_values = layer.prompt_keys[prompts], layer.prompt_values[prompts]
         if fewer:
             self._step_bias = self._step_bias[prompts]
-        self._seat()
+        self._assign_slots()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, L, heads, d); remembers the keys and values.
+        """Store keys and values of a layer and return its attention output, (b, L, heads, d).
 
         Args:
-            query: (b, heads, L, d), scaled already. key: (b, kv, L, d). value: the same.
+            layer: number of the decoder layer.
+            query: (b, heads, L, d), already scaled.
+            key: (b, kv, L, d).
+            value: (b, kv, L, d).
         """
         b, heads, L, d = query.shape
         kv = key.shape[1]
         grouped = query.view(b, kv, heads // kv, L, d)
         if self._tokens == 0:
             rows = len(self._prompt_of_row)
-            own_keys, own_values = (key.new_zeros(rows, kv, *s) for s in ((d, self._capacity), (self._capacity, d)))
-            self._layers[layer] = _Layer(key.transpose(2, 3).contiguous(), value.contiguous(), own_keys, own_values)
+            keys, values = (key.new_zeros(rows, kv, *s) for s in ((d, self._capacity), (self._capacity, d)))
+            self._layers[layer] = _Layer(key.transpose(2, 3).contiguous(), value.contiguous(), keys, values)
             out = attend(grouped, key, value, self._prompt_bias)  # (p, kv, r, S, d)
         else:
             out = self._attend_step(self._layers[layer], grouped.squeeze(3), key, value)[:, :, :, None]
         return out.reshape(b, heads, L, d).transpose(1, 2)
 
     def _attend_step(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, kv, r, d) for the newest token of each row; query alike."""
+        """Return the output for the current token of each row, (b, kv, r, d); the query has the same shape."""
         b, t, T = len(query), self._tokens, _whole_blocks(self._tokens)
-        layer.own_keys[:b, :, :, t - 1] = key[:, :, 0]
-        layer.own_values[:b, :, t - 1] = value[:, :, 0]
-        to_own = query @ layer.own_keys[:b, :, :, :T]  # (b, kv, r, T)
-        to_own[..., t:] = -torch.inf
-        to_prompt = self._stand(self._sit(query) @ layer.prompt_keys + self._step_bias, query.shape[2])  # (b, kv, r, S)
+        layer.completion_keys[:b, :, :, t - 1] = key[:, :, 0]
+        layer.completion_values[:b, :, t - 1] = value[:, :, 0]
+        to_completion = query @ layer.completion_keys[:b, :, :, :T]  # (b, kv, r, T)
+        to_completion[..., t:] = -torch.inf
+        r = query.shape[2]
+        to_prompt = self._to_rows(self._to_groups(query) @ layer.prompt_keys + self._step_bias, r)  # (b, kv, r, S)
         S = to_prompt.shape[3]
-        weights = torch.cat([to_prompt, to_own], dim=3).softmax(dim=3, dtype=torch.float32).to(query.dtype)
-        of_prompt = self._stand(self._sit(weights[..., :S]) @ layer.prompt_values, query.shape[2])
-        return of_prompt + weights[..., S:] @ layer.own_values[:b, :, :T]
+        weights = torch.cat([to_prompt, to_completion], dim=3).softmax(dim=3, dtype=torch.float32).to(query.dtype)
+        from_prompt = self._to_rows(self._to_groups(weights[..., :S]) @ layer.prompt_values, r)  # (b, kv, r, d)
+        return from_prompt + weights[..., S:] @ layer.completion_values[:b, :, :T]
 
-    def _seat(self) -> None:
-        """Rows sit around their prompt: p tables of as many seats as the largest group has unfinished rows."""
+    def _assign_slots(self) -> None:
+        """Assign each row a slot in the group of its prompt."""
         counts = torch.bincount(self._prompt_of_row)  # (p,)
-        p, self._seats = len(counts), int(counts.max())
+        p, self._slots = len(counts), int(counts.max())
         first = counts.cumsum(dim=0) - counts
         within = torch.arange(len(self._prompt_of_row), device=counts.device) - first[self._prompt_of_row]
-        self._seat_of_row = self._prompt_of_row * self._seats + within  # (b,)
-        # an empty seat repeats some row; its result is never read
-        self._row_of_seat = torch.zeros(p * self._seats, dtype=torch.long, device=counts.device)
-        self._row_of_seat[self._seat_of_row] = torch.arange(len(within), device=counts.device)
-        self._full = p * self._seats == len(within)
+        self._slot_of_row = self._prompt_of_row * self._slots + within  # (b,)
+        # an empty slot repeats row 0; its result is never read
+        self._row_of_slot = torch.zeros(p * self._slots, dtype=torch.long, device=counts.device)
+        self._row_of_slot[self._slot_of_row] = torch.arange(len(within), device=counts.device)
+        self._full = p * self._slots == len(within)
 
-    def _sit(self, x: Tensor) -> Tensor:
-        """(b, kv, r, n) → (p, kv, seats·r, n)."""
+    def _to_groups(self, x: Tensor) -> Tensor:
+        """Arrange rows (b, kv, r, n) by group, (p, kv, slots·r, n)."""
         _, kv, r, n = x.shape
-        seated = x if self._full else x[self._row_of_seat]
-        return seated.view(-1, self._seats, kv, r, n).transpose(1, 2).reshape(-1, kv, self._seats * r, n)
+        by_slot = x if self._full else x[self._row_of_slot]
+        return by_slot.view(-1, self._slots, kv, r, n).transpose(1, 2).reshape(-1, kv, self._slots * r, n)
 
-    def _stand(self, x: Tensor, r: int) -> Tensor:
-        """(p, kv, seats·r, n) → (b, kv, r, n)."""
+    def _to_rows(self, x: Tensor, r: int) -> Tensor:
+        """Arrange groups (p, kv, slots·r, n) by row, (b, kv, r, n)."""
         p, kv, _, n = x.shape
-        standing = x.view(p, kv, self._seats, r, n).transpose(1, 2).reshape(p * self._seats, kv, r, n)
-        return standing if self._full else standing[self._seat_of_row]
+        by_slot = x.view(p, kv, self._slots, r, n).transpose(1, 2).reshape(p * self._slots, kv, r, n)
+        return by_slot if self._full else by_slot[self._slot_of_row]
 
 
 def _whole_blocks(columns: int) -> int:
+    """Return a number of columns rounded up to a multiple of ``BLOCK``."""
     return -(-columns // BLOCK) * BLOCK
 
 
 def _compact(written: Tensor, rows: Tensor) -> None:
-    """Move the rows that are kept to the front, in place."""
+    """Move the rows to keep to the front, in place."""
     written[: len(rows)] = written[rows]
 
 
@@ -141,7 +157,7 @@ def cached_attention(
     cache: GroupCache,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of every layer while sampling: the cache knows what a token sees."""
+    """Return the attention output of a layer while sampling; the cache holds the keys that a token attends to."""
     layer: Any = module.layer_idx
     return cache.attend(layer, query * scaling, key, value), None
 

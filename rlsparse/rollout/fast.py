@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from rlsparse.batch import FrozenStates, Problem, Prompt, Rollout
-from rlsparse.model.attention import attending_by, obstacle
+from rlsparse.model.attention import obstacle, use_attention
 from rlsparse.model.frozen_layers import Capture, captured
 from rlsparse.model.policy import Policy, positions
 from rlsparse.model.self_check import TOKENS, differs_from_plain
@@ -48,7 +48,7 @@ class Fast(RolloutEngine):
                 changed.enter_context(policy.merged())
             if self.prepack_weights:
                 changed.enter_context(prepacked(policy.causal_lm))
-            changed.enter_context(attending_by(policy.model, ATTENTION))
+            changed.enter_context(use_attention(policy.model, ATTENTION))
             recorder = None
             if request.keep_states and policy.first_adapted > 0:
                 capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))

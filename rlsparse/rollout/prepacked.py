@@ -1,4 +1,4 @@
-"""Weights in the matrix library's own layout while sampling: each step of few rows would else lay them out anew."""
+"""Weights in the layout of oneDNN while sampling; otherwise oneDNN would convert them in each step of few rows."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def can_prepack() -> bool:
-    """Whether this torch has oneDNN's linear on weights laid out beforehand, for bfloat16.
+    """Return whether this version of torch has the linear operation of oneDNN on prepacked bfloat16 weights.
 
-    It is what torch.compile calls on a CPU, not public, so it is tried and not relied on.
+    torch.compile uses it on a CPU. It is not part of the public interface, so it is tried on a small example.
     """
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -25,9 +25,10 @@ def can_prepack() -> bool:
 
 @contextmanager
 def prepacked(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's bfloat16 linear modules on the CPU multiply copies of their weights in oneDNN's layout.
+    """Within the context, bfloat16 linear modules on the CPU multiply with copies of their weights in oneDNN's layout.
 
-    The same products to rounding, without gradient. Where this torch or this processor cannot do it nothing changes.
+    The products are equal up to rounding and have no gradient. Without support in torch or the processor, nothing
+    changes.
     """
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and _is_plain(m)] if can_prepack() else []
     try:
@@ -40,7 +41,7 @@ def prepacked(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """A subclass may do more, a hooked forward is someone else's."""
+    """Return whether a module can be prepacked; not if it is a subclass or its ``forward`` is already replaced."""
     return (
         type(linear) is nn.Linear
         and "forward" not in vars(linear)

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Sampler:
+class RolloutSampler:
     """Samples completions of a policy with an engine.
 
     Attributes:

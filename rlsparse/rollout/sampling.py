@@ -1,4 +1,4 @@
-"""Drawing a token: temperature, top-k, top-p and the inverse CDF."""
+"""Sampling a token: temperature, top-k, top-p and the inverse of the cumulative distribution function (CDF)."""
 
 from math import gcd
 from typing import Protocol
@@ -10,7 +10,7 @@ BLOCK = 256  # tokens
 
 
 class Settings(Protocol):
-    """How a token is drawn; see ``RolloutEngine``."""
+    """The settings of sampling; see ``RolloutEngine``."""
 
     @property
     def temperature(self) -> float: ...
@@ -21,31 +21,36 @@ class Settings(Protocol):
 
 
 def truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The (b, V) probabilities, or multiples of them, zero outside the k likeliest tokens and outside the nucleus.
+    """Return the probabilities with 0 outside the k most likely tokens and outside the nucleus, (b, V).
 
-    Not normalised again. The nucleus is the smallest set of likeliest tokens whose probability reaches top_p, counted
-    after top-k.
+    The result is not normalised. The nucleus is the smallest set of most likely tokens whose total probability, after
+    top-k, is at least top_p.
+
+    Args:
+        probs: (b, V) probabilities, or multiples of them.
+        top_k: 0 is off.
+        top_p: 1 is off.
     """
     if top_k and top_k < probs.shape[1]:
         probs = probs.masked_fill(probs < probs.topk(top_k, dim=1).values[:, -1:], 0.0)
     if top_p < 1:
         ordered, order = probs.sort(dim=1, descending=True)
-        before = ordered.cumsum(dim=1) - ordered  # (b, V) probability of the likelier tokens
+        before = ordered.cumsum(dim=1) - ordered  # (b, V) probability of the more likely tokens
         outside = before >= top_p * ordered.sum(dim=1, keepdim=True)
         probs = torch.zeros_like(probs).scatter(1, order, ordered.masked_fill(outside, 0.0))
     return probs
 
 
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
-    """(b,) tokens by inverse CDF: the first whose cumulative probability exceeds uniform · total.
+    """Return tokens by the inverse CDF, (b,): the first whose cumulative probability exceeds uniform · total.
 
     Args:
-        probs: (b, V), need not sum to one; a token of probability 0 is never drawn.
+        probs: (b, V), not necessarily normalised; a token of probability 0 is never returned.
         uniform: (b,) in [0, 1).
     """
     b, V = probs.shape
     blocks = probs.view(b, -1, gcd(V, BLOCK))  # (b, n, V / n)
-    # the block first, then the token in it: a running sum over the whole vocabulary is slow and rounds more
+    # first find the block, then the token in it: a cumulative sum over the whole vocabulary is slow and less accurate
     of_block = blocks.sum(dim=2)  # (b, n)
     total = of_block.sum(dim=1, keepdim=True)
     block, rest = _invert(of_block, uniform[:, None] * total)
@@ -54,43 +59,47 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(b,) first index whose running sum exceeds the target, and what of the target is left there, (b, 1).
+    """Return the first index whose cumulative sum exceeds the target, (b,), and the rest of the target there, (b, 1).
+
+    The rest is the target minus the sum of the weights before the index.
 
     Args:
-        weights: (b, n). target: (b, 1).
+        weights: (b, n).
+        target: (b, 1).
     """
     running = weights.cumsum(dim=1)  # (b, n)
-    # below the last sum even where rounding has brought the target up to it, so that a weight > 0 is found
+    # rounding may raise the target to the last sum; it must be below it, so that an index with weight > 0 is found
     last = running[:, -1:]
     target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
     index = torch.searchsorted(running, target, right=True)
-    index = index.clamp(max=weights.shape[1] - 1)  # a broken policy's NaN must be reported, not crash the lookup
+    index = index.clamp(max=weights.shape[1] - 1)  # NaN is reported later, and must not be an index error
     left = target - (running - weights).gather(1, index)
-    return index.squeeze(1), left.clamp(min=0)  # rounding may leave less than nothing
+    return index.squeeze(1), left.clamp(min=0)  # rounding may make it negative
 
 
 def sample(logits: Tensor, uniform: Tensor, settings: Settings, greedy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """A token for each row, with its log-probability and the entropy of the distribution it came from.
+    """Sample a token for each row and return it with its log-probability and the entropy of the distribution.
 
-    Log-probability and entropy are those of softmax(logits / temperature), before top-k and top-p: the policy that is
-    trained is the tempered one, as in TRL.
+    Log-probability and entropy are those of softmax(logits / temperature), before top-k and top-p: training uses the
+    policy at the sampling temperature, as in TRL.
 
     Args:
         logits: (b, V).
-        uniform: (b,) in [0, 1), the rows' random numbers.
-        greedy: take the likeliest token instead.
+        uniform: (b,) random numbers in [0, 1).
+        settings: temperature, top-k and top-p.
+        greedy: take the most likely token instead.
 
     Returns:
-        tokens (b,), log_probs (b,), entropy (b,), nats.
+        tokens (b,), log_probs (b,) in nats, entropy (b,) in nats.
     """
     shifted = logits.float()  # (b, V)
     if settings.temperature != 1:
         shifted = shifted / settings.temperature
     shifted = shifted - shifted.amax(dim=1, keepdim=True)
-    shifted.clamp_(min=torch.finfo(torch.float32).min)  # a logit of −∞ times its probability 0 is to be 0
+    shifted.clamp_(min=torch.finfo(torch.float32).min)  # so that a logit of −∞ times its probability 0 is 0
     weights = shifted.exp()  # (b, V)
     total = weights.sum(dim=1)  # (b,)
-    # a dot product, since entr over a vocabulary costs as much as all else here
+    # a dot product, since torch.special.entr over the vocabulary would take as long as the rest of this function
     entropy = total.log() - (weights[:, None] @ shifted[:, :, None]).flatten() / total
     if greedy:
         tokens = logits.argmax(dim=1)

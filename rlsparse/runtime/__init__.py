@@ -1,1 +1,1 @@
-"""What the process and the machine give: ranks, signals, GPUs, random streams, memory."""
+"""The process and the machine: ranks, devices, signals, random streams, memory, and messages on the terminal."""

@@ -1,7 +1,7 @@
-"""The processes that train one run together under torchrun. A single process is the same with nothing to exchange.
+"""The processes (ranks) that train one run together under torchrun. A single process needs no communication.
 
-Everything is exchanged with gloo on the CPU: it is small (completions, the gradient of the adapter), a lost rank is
-noticed at once, and sums have the same bits on every rank, so that adapters stay equal where processors are alike.
+Ranks communicate with gloo on the CPU. The messages are small (completions, the gradient of the adapter), a lost rank
+is noticed at once, and sums have the same bits on every rank, so adapters stay equal if the processors are alike.
 """
 
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 TIMEOUT = timedelta(hours=6)
 
-# torch is imported inside functions: the command line asks for the ranks before it knows whether anything will run
+# torch is imported inside functions: the command line needs the ranks before it knows whether anything will run
 
 
 class RankLost(RuntimeError):
@@ -26,12 +26,12 @@ class RankLost(RuntimeError):
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run as one of them sees them.
+    """Describes the ranks of a run to one of them, and exchanges data between them.
 
     Attributes:
-        rank: of this process; rank 0 alone composes, writes and logs.
+        rank: number of this process; only rank 0 composes the config, writes files and logs.
         size: number of ranks.
-        local_rank: rank among those of this machine.
+        local_rank: number of this process among the ranks of this machine.
     """
 
     rank: int = 0
@@ -39,14 +39,14 @@ class World:
     local_rank: int = 0
 
     def bounds(self, count: int) -> tuple[int, int]:
-        """Return start and end of the share of this rank of ``count`` rows; shares are as even as possible."""
+        """Return start and end of the share of this rank in ``count`` rows; shares are as even as possible."""
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def gathered(self, part: list[Item]) -> list[Item]:
-        """Return the parts of all ranks, in the order of the ranks.
+        """Return the parts of all ranks in one list, in the order of the ranks.
 
         Raises:
-            RankLost: as all methods that exchange something.
+            RankLost: another rank has died. All methods that communicate raise this error.
         """
         if self.size == 1:
             return part
@@ -58,7 +58,7 @@ class World:
         return [item for one in parts for item in one]
 
     def each(self, work: Callable[..., Item], *columns: Sequence[Any]) -> list[Item]:
-        """Return ``work(*row)`` of each row of the columns; every row is computed by one rank and known to all."""
+        """Return ``work(*row)`` for each row of the columns. One rank computes each row; all ranks get all results."""
         start, end = self.bounds(len(columns[0]))
         return self.gathered([work(*row) for row in zip(*(column[start:end] for column in columns), strict=True)])
 
@@ -67,7 +67,7 @@ class World:
         return max(self.gathered([number]))
 
     def add_gradients(self, parameters: Sequence["nn.Parameter"]) -> None:
-        """Replace the gradient of each parameter by the sum over ranks; a rank without a gradient adds zeros."""
+        """Replace the gradient of each parameter by its sum over the ranks; a missing gradient counts as zeros."""
         if self.size == 1:
             return
         import torch
@@ -82,15 +82,15 @@ class World:
             parameter.grad = piece.view_as(parameter).clone()
 
     def send(self, message: Any) -> None:
-        """Rank 0: send a message to all other ranks."""
+        """Send a message from rank 0, which calls this, to all other ranks."""
         self._broadcast(message)
 
     def receive(self) -> Any:
-        """Any other rank: return the next message of rank 0."""
+        """Return the next message of rank 0. All other ranks call this."""
         return self._broadcast(None)
 
     def leave(self) -> None:
-        """All ranks: end the exchange. Without it the threads of gloo may crash when another rank ends first."""
+        """End the communication on all ranks. Without it, threads of gloo may crash when another rank ends first."""
         if self.size == 1:
             return
         import torch.distributed as dist
@@ -114,13 +114,13 @@ ALONE = World()
 
 
 def join_world() -> World:
-    """Return the ranks that torchrun has started this process with; a single one without torchrun."""
+    """Return the ranks that torchrun has started together with this process; without torchrun, a single rank."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "TORCHELASTIC_RUN_ID" not in os.environ or size == 1:
         return ALONE
     import torch.distributed as dist
 
-    # a death is noticed by its closed socket; a slow step, or a rank that loads for long, is none
+    # a dead rank is noticed by its closed socket; the timeout must be longer than any slow step or long loading
     dist.init_process_group("gloo", timeout=TIMEOUT)
     return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
 

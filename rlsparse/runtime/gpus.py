@@ -1,4 +1,4 @@
-"""One GPU for each of several runs of a machine: whoever begins takes the next one that is free."""
+"""One GPU for each of several runs on a machine: a run that starts takes a free one."""
 
 import os
 import re
@@ -10,31 +10,33 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-def places_folder() -> Path:
-    """Where this user's runs on this machine keep off each other's GPUs, those of other sweeps too."""
+def slots_folder() -> Path:
+    """Return the folder of locks by which all runs of this user on this machine, of any sweep, share the GPUs."""
     visible = re.sub(r"[^\w-]", "_", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     return Path(tempfile.gettempdir()) / f"rlsparse-gpus-{os.getuid()}-{visible}"
 
 
 @contextmanager
-def own_gpu(folder: Path, places: int, gpus: int) -> Iterator[str]:
-    """The name of a GPU, ours inside.
+def reserve_gpu(folder: Path, slots: int, gpus: int) -> Iterator[str]:
+    """Within the context, reserve one of the slots and return the name of its GPU.
 
-    Place k is on GPU k mod ``gpus``, so that runs spread evenly where there are more of them; a dead run's is free.
+    Slot k is on GPU k mod ``gpus``, so that runs spread evenly if there are more runs than GPUs. The slot of a process
+    that has died is free.
 
     Args:
-        folder: where the places' locks are.
-        places: runs at a time.
+        folder: folder of the locks of the slots.
+        slots: number of runs that are done at the same time.
+        gpus: number of GPUs of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        place = 0
+        slot = 0
         while True:
             try:
-                held.enter_context(FileLock(folder / f"place-{place}", timeout=0, fallback_to_soft=False))
+                held.enter_context(FileLock(folder / f"slot-{slot}", timeout=0, fallback_to_soft=False))
                 break
             except Timeout:
-                place += 1
-                if place == places:  # more runs than places: nobody should, and no lock is worth waiting for
+                slot += 1
+                if slot == slots:  # more runs than slots should not happen; share a GPU instead of waiting
                     break
-        yield f"cuda:{place % gpus}"
+        yield f"cuda:{slot % gpus}"

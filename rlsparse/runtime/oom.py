@@ -1,4 +1,4 @@
-"""What to do when memory runs out: ask for half, and try again."""
+"""Recovery when memory runs out: try again with half of the rows."""
 
 import gc
 from collections.abc import Callable
@@ -10,18 +10,18 @@ import torch
 from rlsparse.config.schema import TrainConfig
 
 Result = TypeVar("Result")
-# what the CPU allocator of torch, cuBLAS and oneDNN say in a RuntimeError without a class of its own
-SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
+# messages of the CPU allocator of torch, cuBLAS and oneDNN, which raise a plain RuntimeError
+MESSAGES = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc", "bad allocation")
 
 
 @dataclass
 class MemoryLimits:
-    """How much goes through the model at once: the values of the config, halved where memory ran out.
+    """Limits how much goes through the model at a time: the values of the config, halved when memory runs out.
 
     Attributes:
-        rollout_rows: completions sampled at a time.
-        microbatch: rows of a training pass.
-        tokens: tokens of a training pass.
+        rollout_rows: completions that are sampled at a time.
+        microbatch: rows of a microbatch in training.
+        tokens: tokens of a microbatch in training.
     """
 
     rollout_rows: int
@@ -35,14 +35,14 @@ class MemoryLimits:
 
 
 def until_it_fits(attempt: Callable[[], Result], halve: Callable[[], bool]) -> Result:
-    """Return the result of ``attempt``, once it does not run out of memory.
+    """Call ``attempt`` until it does not run out of memory, and return its result.
 
     Args:
-        attempt: may be called several times.
-        halve: asks for less in the next attempt; returns False where nothing is left to halve.
+        attempt: the function; it may be called several times.
+        halve: makes the next attempt smaller; returns False if it cannot be smaller.
 
     Raises:
-        Exception: of the attempt, if it is no lack of memory or less cannot be asked for.
+        Exception: the error of the attempt, if memory did not run out or the attempt cannot be smaller.
     """
     while True:
         try:
@@ -50,14 +50,14 @@ def until_it_fits(attempt: Callable[[], Result], halve: Callable[[], bool]) -> R
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not halve():
                 raise
-        # out here the error is gone, and with it what its frames held
+        # outside of the except block the error is deleted, and with it the tensors that its frames referred to
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an error means that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
     )

@@ -1,4 +1,4 @@
-"""The imports that a run needs and a misspelt key does not: torch, transformers, peft."""
+"""The slow imports of a run (torch, transformers, peft), which the command line does not need to report an error."""
 
 import atexit
 import gc
@@ -9,9 +9,9 @@ from importlib import import_module
 
 @cache
 def import_all() -> None:
-    """Import them: it takes seconds, an eighth less where no garbage collector walks a million new objects meanwhile.
+    """Import the modules that a run needs, without garbage collection: this takes an eighth less time.
 
-    What they brought stays for good, so the collector need not look at it in later runs either.
+    The imported objects are never freed, so they are also excluded from later collections (``gc.freeze``).
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -22,11 +22,11 @@ def import_all() -> None:
         gc.freeze()
         if was_on:
             gc.enable()
-        atexit.register(gc.unfreeze)  # triton laments at exit over what was never collected
+        atexit.register(gc.unfreeze)  # otherwise triton prints warnings at exit
 
 
 def quieten() -> None:
-    """Silence loaders' bars and deprecation notices of one library about another, which would bury our own lines."""
+    """Turn off the progress bars of model loading and deprecation warnings of libraries about each other."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM, SIGINT, SIGUSR2 (SLURM's warning) and SIGHUP end a run after the step at hand, saved."""
+"""Signals that stop a run: after SIGTERM, SIGINT, SIGUSR2 (from SLURM) or SIGHUP it finishes its step and is saved."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-ECHO = 1.0  # seconds
+REPEAT = 1.0  # seconds; the same signal within this time counts as one
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """The run was told to stop, and can go on from where it is. Not an Exception: nothing may take it for a failure.
+    """A signal has stopped the run, which can be resumed. This is no Exception, since the run has not failed.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,10 +25,10 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """Whether a signal has asked to stop.
+    """Records whether a signal has asked the run to stop.
 
     Attributes:
-        signal: its number; None while none has come.
+        signal: number of the signal; None as long as there was none.
     """
 
     def __init__(self) -> None:
@@ -37,31 +37,31 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first signal is noted and a later one has its usual effect. Only a main thread can listen.
+        """Within the context, record the first signal; a second one has its usual effect.
 
-        One that follows at once is the first one's echo: torchrun hands on the Ctrl-C that the terminal gave its ranks.
+        The same signal within ``REPEAT`` seconds is ignored: after Ctrl-C, both the terminal and torchrun send SIGINT
+        to the ranks. Outside the main thread, where Python does not allow signal handlers, nothing is recorded.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # one that is ignored stays so: nohup, or a shell's background job
+        # signals that are ignored stay ignored, as under nohup or in a background job of a shell
         earlier = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def record(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
-                if number != self.signal or time.monotonic() - self._since > ECHO:
+                if number != self.signal or time.monotonic() - self._since > REPEAT:
                     for one, handler in earlier.items():
                         signal.signal(one, handler)
                     os.kill(os.getpid(), number)
                 return
             self.signal, self._since = number, time.monotonic()
-            with suppress(OSError):  # the terminal may be what went
-                os.write(
-                    2, f"{signal.Signals(number).name}: stops when the step at hand is done; again: at once\n".encode()
-                )
+            with suppress(OSError):  # the terminal may be closed
+                message = "stops after the current step; send the signal again to stop at once"
+                os.write(2, f"{signal.Signals(number).name}: {message}\n".encode())
 
         for number in earlier:
-            signal.signal(number, note)
+            signal.signal(number, record)
         try:
             yield
         finally:
@@ -69,18 +69,16 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def check(self) -> None:
-        """
-        Raises:
-            Interrupted: a signal has asked to stop.
-        """
+        """Raise ``Interrupted`` if a signal has asked the run to stop."""
         if self.signal is not None:
             raise Interrupted(self.signal)
 
 
-def pass_on(number: int) -> None:
-    """Let a signal, once the run is saved, do what a launcher has set up for it, such as having SLURM start it again.
+def redeliver(number: int) -> None:
+    """Send a signal to this process again after the run is saved, for the handler of a launcher.
 
-    Nothing happens where nobody has: Python's own handler and the system's would only end the process.
+    For example, the handler of submitit asks SLURM to start the job again. Nothing is sent if there is no such handler,
+    since the default handlers would only end the process.
     """
     handler = signal.getsignal(number)
     if callable(handler) and handler is not signal.default_int_handler:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: atomic files, locks, checkpoints, summaries."""
+"""The files of a run: their paths, atomic writes, locks, checkpoints, JSON lines and the summary."""

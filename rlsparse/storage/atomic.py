@@ -1,4 +1,4 @@
-"""Small files that are there whole or not at all whenever the plug is pulled, and reading broken ones."""
+"""Atomic writes of small files, which survive a power failure, and reading of files that may be damaged."""
 
 import json
 import os
@@ -7,19 +7,19 @@ from typing import Any
 
 import yaml
 
-FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, where PyYAML was built with it
-SHALLOW = 2**13  # characters that cannot be nested so deep that the fast one's recursion ends the process
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, if PyYAML was built with it
+SHALLOW = 2**13  # characters; deeper nesting than fits in them would crash the process in the fast loader
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file, on disk when this returns.
+    """Write a file atomically; its content is on disk when this returns.
 
     Raises:
-        OSError: it cannot be written; an earlier one is as it was.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # half of a surrogate pair, which UTF-8 has no bytes for, becomes \\udXXX, which is what JSON says too
+        # half of a surrogate pair has no UTF-8 encoding; it is written as \\udXXX, as in JSON
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
@@ -32,7 +32,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of its files."""
+    """Flush a file, or the list of files of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +41,7 @@ def sync(path: Path) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """A file's JSON object; None where there is none, or none that can be read."""
+    """Return the JSON object in a file; None if the file does not exist or cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -50,11 +50,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
-    """A file's YAML mapping; None where there is none, or none that can be read."""
+    """Return the YAML mapping in a file; None if the file does not exist or cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
-        loader = FAST if len(text) <= SHALLOW else yaml.SafeLoader  # both make plain values only
+        loader = FAST if len(text) <= SHALLOW else yaml.SafeLoader  # both create plain values only
         value = loader(text).get_single_data()
-    except Exception:  # PyYAML raises more than its own errors
+    except Exception:  # PyYAML also raises errors of other classes than its own
         return None
     return value if isinstance(value, dict) else None

@@ -1,8 +1,8 @@
-"""Checkpoints: all that a run needs to go on, written whole or not at all, and never trusted unread.
+"""Checkpoints: everything that a run needs to resume, written atomically and verified when it is read.
 
 A checkpoint is a folder ``step-000120`` with ``tensors.safetensors``, ``state.json`` and ``SHA256SUMS``. It is written
-under another name, synced and renamed, so that a folder of that name is complete; one whose sums do not fit is passed
-over.
+under a temporary name, flushed to disk and renamed, so a folder with the final name is complete. A checkpoint whose
+checksums do not match is skipped.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from torch import Tensor
 
 from rlsparse.storage.atomic import sync
 
-KEPT = 2
+KEPT = 2  # checkpoints
 log = logging.getLogger(__name__)
-FORMAT = 1  # of what a checkpoint holds; one of another number is not gone on with
+FORMAT = 1  # version of the content of a checkpoint; a run does not resume from another version
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved.
+    """Holds the saved state of a run.
 
     Attributes:
-        step: the last one that was done.
-        tensors: by name.
-        state: everything else, as JSON knows it.
+        step: the last completed step.
+        tensors: tensors by name.
+        state: everything else, as values that JSON can hold.
     """
 
     step: int
@@ -43,10 +43,10 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write it into ``folder`` and let go of all but the last two.
+    """Write a checkpoint into ``folder`` and delete all but the last two.
 
     Raises:
-        OSError: it cannot be written; the earlier ones are untouched.
+        OSError: the checkpoint cannot be written; the earlier ones are unchanged.
     """
     folder.mkdir(exist_ok=True)
     target = folder / _name(checkpoint.step)
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         for file in (TENSORS, STATE, SUMS):
             sync(temporary / file)
         sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)  # of a damaged one of this step, which was passed over
+        shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint of this step that was skipped
         temporary.rename(target)
         sync(folder)
     except BaseException:
@@ -74,16 +74,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool]) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole; None where there is none. Damaged ones are logged and skipped.
+    """Return the newest complete checkpoint; None if there is none. Damaged checkpoints are logged and skipped.
 
     Args:
-        fits: whether the other files of the run begin as they did when it was written.
+        folder: the folder of the checkpoints.
+        fits: returns whether the other files of the run still begin with their content at the time of the checkpoint.
     """
     for found in _steps(folder):
         try:
             checkpoint = _read(found)
             if not fits(checkpoint):
-                raise ValueError("the run's files no longer begin as they did")
+                raise ValueError("other files of the run have changed since it was written")
             return checkpoint
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             log.warning("warning: %s is damaged and skipped (%s)", found, error)
@@ -92,10 +93,10 @@ def load_checkpoint(folder: Path, fits: Callable[[Checkpoint], bool]) -> Checkpo
 
 def _read(folder: Path) -> Checkpoint:
     if (folder / SUMS).read_text(encoding="utf-8") != _sums(folder):
-        raise ValueError("its SHA256SUMS do not fit")
+        raise ValueError("its files do not match SHA256SUMS")
     state: Mapping[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if state["format"] != FORMAT:
-        raise ValueError(f"it is of format {state['format']}, and this version reads {FORMAT}")
+        raise ValueError(f"it has format {state['format']}; this version reads format {FORMAT}")
     rest = {key: value for key, value in state.items() if key not in ("format", "step")}
     return Checkpoint(int(state["step"]), load_file(folder / TENSORS), rest)
 
@@ -105,7 +106,7 @@ def _name(step: int) -> str:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The complete checkpoints, newest first."""
+    """Return the folders of the complete checkpoints, newest first."""
     return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
 
 

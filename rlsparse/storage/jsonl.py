@@ -1,4 +1,4 @@
-"""JSON lines: an append-only file of objects, one a line, each written whole or not at all."""
+"""JSON lines: append-only files with one JSON object per line, each line written completely or not at all."""
 
 import hashlib
 import json
@@ -11,19 +11,21 @@ Row = dict[str, Any]
 
 
 class JsonLines:
-    """Appends rows to a file. A row is with the operating system when ``write`` returns."""
+    """Appends rows to a file. A row is visible to other processes when ``write`` returns."""
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """
+        """Open a file for appending.
+
         Args:
-            size: bytes of an earlier file to append to; what follows them is cut off.
+            path: the file; it is created if it does not exist.
+            size: number of bytes of an existing file to keep; the rest is cut off.
 
         Raises:
             ValueError: the file is shorter than that.
         """
         self._file = path.open("ab", buffering=0)
         if self._file.tell() < size:
-            raise ValueError(f"{path} has {self._file.tell()} bytes, where a checkpoint knows of {size}")
+            raise ValueError(f"{path} has {self._file.tell()} bytes, but the checkpoint was written at {size}")
         self._file.truncate(size)
         self._size = size
         self._digest = hashlib.sha256(path.read_bytes())
@@ -32,9 +34,9 @@ class JsonLines:
         """Append a row.
 
         Raises:
-            OSError: there is no room for the row; those before it are unchanged.
+            OSError: the row cannot be written, for example on a full disk; the rows before it are unchanged.
         """
-        # half of a surrogate pair, which UTF-8 has no bytes for, is written as \\udXXX, as in JSON itself
+        # half of a surrogate pair has no UTF-8 encoding; it is written as \\udXXX, as in JSON
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         try:
             rest = memoryview(line)
@@ -46,9 +48,13 @@ class JsonLines:
         self._size += len(line)
         self._digest.update(line)
 
-    def mark(self) -> dict[str, Any]:
-        """Flush to disk and return length and hash of what is written so far: see ``begins_with``."""
+    def flush(self) -> None:
+        """Flush the file to disk."""
         os.fsync(self._file.fileno())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Flush the file to disk and return length and hash of its content so far, for ``begins_with``."""
+        self.flush()
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def close(self) -> None:
@@ -56,23 +62,23 @@ class JsonLines:
         self._file.close()
 
 
-def begins_with(path: Path, mark: Mapping[str, Any]) -> bool:
-    """Return whether a file begins with what it held when it was marked."""
+def begins_with(path: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether a file begins with the content that it had when the fingerprint was taken."""
     try:
         with path.open("rb") as file:
-            begin = file.read(mark["bytes"])
+            begin = file.read(fingerprint["bytes"])
     except OSError:
         return False
-    return len(begin) == mark["bytes"] and hashlib.sha256(begin).hexdigest() == mark["sha256"]
+    return len(begin) == fingerprint["bytes"] and hashlib.sha256(begin).hexdigest() == fingerprint["sha256"]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file; those that cannot be read, such as half a line at the end, are left out."""
+    """Return the rows of a file; lines that cannot be read, such as an incomplete last line, are skipped."""
     return list(rows_of(_read(path)))
 
 
 def read_last_rows(path: Path, size: int) -> list[Row]:
-    """Return the rows of the last ``size`` bytes of a file that may be growing."""
+    """Return the rows in the last ``size`` bytes of a file that another process may be writing."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -83,7 +89,7 @@ def read_last_rows(path: Path, size: int) -> list[Row]:
 
 
 def rows_of(lines: bytes) -> Iterator[Row]:
-    """Yield the rows of some lines that are JSON objects."""
+    """Yield the JSON objects among some lines; other lines are skipped."""
     for line in lines.split(b"\n"):
         try:
             row = json.loads(line)

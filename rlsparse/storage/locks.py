@@ -1,4 +1,4 @@
-"""One process a run: a lock that its holder's death lets go of, and no way out of the run's folder."""
+"""Locks on the folder of a run: one process works on a run at a time, and writes nowhere else."""
 
 import errno
 import json
@@ -17,35 +17,40 @@ from rlsparse.config.schema import ConfigError
 from rlsparse.storage.atomic import read_object, write_whole
 from rlsparse.storage.run_folder import RunFolder
 
-OTHERS = ("wandb",)  # folders of other programs, whose links nothing of ours follows
-ASKING = 2.0  # seconds: whoever only asks who holds a lock holds it for a moment
-EXPIRY = 30.0  # seconds without a sign of life of its holder, after which a lease is anybody's
-LOST = 75  # exit code: try again later (sysexits.h)
+ACQUIRE_TIMEOUT = 2.0  # seconds; a process that only checks for a holder has the lock for less time than that
+EXPIRY = 30.0  # seconds after the last renewal of a lease, when another process may take it
+LOST = 75  # exit code of a process that lost its lease: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
 def _flock(folder: Path) -> BaseFileLock:
-    return FileLock(RunFolder(folder).lock, timeout=ASKING, fallback_to_soft=False)
+    return FileLock(RunFolder(folder).lock, timeout=ACQUIRE_TIMEOUT, fallback_to_soft=False)
 
 
 def _lease(folder: Path) -> BaseFileLock:
     return SoftFileLease(
-        RunFolder(folder).lease, lease_duration=EXPIRY, on_compromise=_lost, timeout=EXPIRY + ASKING, poll_interval=0.5
+        RunFolder(folder).lease,
+        lease_duration=EXPIRY,
+        on_compromise=_exit_on_lost_lease,
+        timeout=EXPIRY + ACQUIRE_TIMEOUT,
+        poll_interval=0.5,
     )
 
 
-# how processes exclude each other -> the lock of a run's folder
+# value of the key sweep.lock -> the lock of the folder of a run
 LOCKS: dict[str, Callable[[Path], BaseFileLock]] = {"flock": _flock, "lease": _lease}
 
 
 @contextmanager
 def claimed(folder: Path, kind: str) -> Iterator[bool]:
-    """Inside, the run's folder is ours alone, if the value is True; False where another process works on it.
+    """Lock the folder of a run within the context; the value is False if another process has locked it.
+
+    The folder is created if it does not exist. A lock ends with its process, also if that is killed.
 
     Args:
-        kind: see the key ``sweep.lock``.
+        kind: the key ``sweep.lock``.
 
     Raises:
-        ConfigError: the folder cannot be written, has links in it, or lies where there is no such lock.
+        ConfigError: the folder is not writable, has links in it, or its file system does not support this lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,13 +62,15 @@ def claimed(folder: Path, kind: str) -> Iterator[bool]:
         return
     except OSError as error:
         if kind == "flock" and error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise ConfigError(f"sweep.lock=flock: the file system of {folder} has no such locks; take lease") from error
+            raise ConfigError(
+                f"sweep.lock=flock: the file system of {folder} does not support it; take sweep.lock=lease"
+            ) from error
         raise ConfigError(
             f"runs_dir: {folder} cannot be written ({error}); give a folder that you may write"
         ) from error
     try:
-        with suppress(OSError):  # only for those who ask; a full disk is for the run itself to report
-            write_whole(RunFolder(folder).holder, json.dumps(_ourselves()))
+        with suppress(OSError):  # this file is only for information; the run itself reports a full disk
+            write_whole(RunFolder(folder).holder, json.dumps(_this_process()))
         yield True
     finally:
         with suppress(OSError):
@@ -72,9 +79,9 @@ def claimed(folder: Path, kind: str) -> Iterator[bool]:
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
-    """Who works on the run; None where nobody does."""
+    """Return host, process id and start of the process that works on the run; None if there is none."""
     about = read_object(RunFolder(folder).holder) or {}
-    if _is_locked(RunFolder(folder).lock) or (_is_leased(RunFolder(folder).lease) and not _is_dead(about)):
+    if _is_locked(RunFolder(folder).lock) or (_is_leased(RunFolder(folder).lease) and not _has_died(about)):
         return about
     return None
 
@@ -87,7 +94,7 @@ def _is_locked(file: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:  # not ours to write: whose lock it is cannot be told
+    except OSError:  # a file without write permission cannot be tested
         return False
     lock.release()
     return False
@@ -100,8 +107,8 @@ def _is_leased(file: Path) -> bool:
         return False
 
 
-def _is_dead(about: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is no more: its lease goes on for a while without it."""
+def _has_died(about: dict[str, Any]) -> bool:
+    """Return whether the holder was a process of this machine that has ended; its lease expires only later."""
     if about.get("host") != socket.gethostname() or not isinstance(about.get("pid"), int):
         return False
     try:
@@ -113,25 +120,25 @@ def _is_dead(about: dict[str, Any]) -> bool:
     return False
 
 
-def _ourselves() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
 
 
 def refuse_links(folder: Path) -> None:
-    """A link in a run's folder could lead our writes, and our cutting back of files, anywhere.
+    """Check that the folder of a run has no symbolic links, which could make the run write or truncate other files.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: the folder, or something in it, is a link.
     """
-    inside = [path for path in folder.iterdir() if path.name not in OTHERS]
+    other_programs = [RunFolder(folder).wandb]  # they may contain links, since this package does not follow them
+    inside = [path for path in folder.iterdir() if path not in other_programs]
     deeper = [path for one in inside if one.is_dir() and not one.is_symlink() for path in one.rglob("*")]
-    others = [folder / name for name in OTHERS]
-    for path in (folder, *others, *inside, *deeper):
+    for path in (folder, *other_programs, *inside, *deeper):
         if path.is_symlink():
             raise ConfigError(f"runs_dir: {path} is a link; a run writes into its own folder only: remove the link")
 
 
-def _lost(compromise: LeaseCompromise) -> None:
-    """Another process has the run, after we gave no sign of life: not a byte more from us."""
-    print(f"the lease on a run was lost ({compromise}); another process may go on with it", file=sys.stderr, flush=True)
+def _exit_on_lost_lease(compromise: LeaseCompromise) -> None:
+    """End this process at once, so that it writes nothing more: another process may have locked the run."""
+    print(f"the lease on a run was lost ({compromise}); another process may resume it", file=sys.stderr, flush=True)
     os._exit(LOST)

@@ -1,4 +1,4 @@
-"""Every path and file name of a run in one place."""
+"""The paths and file names of a run. Other modules take them from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The composed config."""
+        """The composed config of the run."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """A row for each training step, evaluation and change of ranks."""
+        """One row for each training step, evaluation and change of ranks."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -31,12 +31,12 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """Status and results, written once at the end."""
+        """Status and results of the run, written once at the end."""
         return self.path / "summary.json"
 
     @property
     def provenance(self) -> Path:
-        """Versions, commit and command line at the start."""
+        """Versions, commit and command line at the start of the run."""
         return self.path / "provenance.json"
 
     @property
@@ -61,8 +61,13 @@ class RunFolder:
 
     @property
     def wandb(self) -> Path:
-        """Files of W&B."""
+        """The files of W&B."""
         return self.path / "wandb"
+
+    @property
+    def wandb_lock(self) -> Path:
+        """Locked by the process that shows the run on W&B."""
+        return self.wandb / ".lock"
 
     @property
     def lock(self) -> Path:
@@ -71,10 +76,21 @@ class RunFolder:
 
     @property
     def lease(self) -> Path:
-        """The same for ``sweep.lock=lease``."""
+        """The lock for ``sweep.lock=lease``: a file that its holder touches regularly."""
         return self.path / ".lease"
 
     @property
     def holder(self) -> Path:
-        """Host and process that work on the run."""
+        """Host and process id of the process that works on the run."""
         return self.path / "holder.json"
+
+
+def begun_runs(runs_dir: Path, experiment: str | None = None) -> list[RunFolder]:
+    """Return the folders of all runs that have written metrics, ordered by path.
+
+    Args:
+        runs_dir: the key ``runs_dir`` of the runs.
+        experiment: name of an experiment; None for all.
+    """
+    every_run = RunFolder(Path(experiment or "*", "*"))
+    return [RunFolder(file.parent) for file in sorted(runs_dir.glob(str(every_run.metrics)))]

@@ -1,4 +1,4 @@
-"""``summary.json``: what a run was and its results, written once."""
+"""The summary of a run, ``summary.json``: its origin, status and results, written once at the end."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ Summary = dict[str, Any]
 
 
 class TrainedAdapter(Protocol):
-    """What a summary says of an adapter; see ``components.adapter.base``."""
+    """The part of an adapter that a summary needs; see ``components.adapter.base``."""
 
     budget: int
 
@@ -31,7 +31,7 @@ class TrainedAdapter(Protocol):
 
 
 def provenance(identity: Identity, experiment: str, algorithm: str, seed: int, overrides: list[str]) -> Summary:
-    """Who the run is and what it ran on."""
+    """Return id, command line and code versions of a run, which are recorded when it starts."""
     return {
         "id": identity.id,
         "experiment": experiment,
@@ -45,10 +45,10 @@ def provenance(identity: Identity, experiment: str, algorithm: str, seed: int, o
 
 
 def setting(config: Config, task: str) -> Summary:
-    """Return what a table says of a run beside its method.
+    """Return the settings of a run that tables show beside its method.
 
     Args:
-        task: its name.
+        task: name of the task.
     """
     model = config.model.name if config.model.path is None else f"{config.model.name} (a local folder)"
     train = config.train
@@ -64,13 +64,18 @@ def setting(config: Config, task: str) -> Summary:
 
 
 def code() -> Summary:
-    """What a run of this process runs on: versions of Python and the packages, and the commit of a checkout."""
+    """Return the versions of Python and the packages, and the commit of the checkout."""
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     return {"versions": versions, "git": _git()}
 
 
 def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when a run began, a line each: packages, Python, the code's commit."""
+    """Return the differences between two provenances, a line each: Python, packages, and the commit of the code.
+
+    Args:
+        begun: the provenance at the start of the run.
+        now: the provenance of this process.
+    """
     lines = [
         f"{name} is {now['versions'][name]}, was {version}"
         for name, version in (begun.get("versions") or {}).items()
@@ -80,22 +85,26 @@ def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     if then.get("commit") != here.get("commit"):
         lines.append(f"the code is at commit {here.get('commit')}, was at {then.get('commit')}")
     elif then.get("changes") != here.get("changes"):
-        lines.append(f"the code's uncommitted changes are others ({here.get('changes')}, were {then.get('changes')})")
+        lines.append(f"the uncommitted changes of the code are {here.get('changes')}, were {then.get('changes')}")
     return lines
 
 
 def results(history: list[dict[str, Any]]) -> Summary:
-    """The numbers of a run from the rows it logged: the last evaluation and the mean of the curve, never the maximum.
+    """Return the results of a run from its metrics: the last evaluation and the mean of the curve, never the maximum.
+
+    Args:
+        history: the rows of ``metrics.jsonl``.
 
     Returns:
-        base, final: the evaluations at step 0 and at the end (metric names without prefix); None where there is none.
+        base, final: the first and the last evaluation (metric names without prefix); None if there is none.
         curve_mean: mean sampled accuracy over the evaluations after step 0 (share).
-        tokens: generated for training (replayed: of those, from the middle of completions), selected by the token
-            sampler, and their ratio frac_updated; depth_mean, where they stand, mean of the steps that chose any.
-        off_policy: means of the steps' measures of how far the sampling model is from the policy (of weight_max the
-            largest), by metric name without prefix; empty where the policy itself sampled.
-        layers_skipped: mean of the steps.
-        steps: training steps done; steps_without_update: those in which no token had anything to teach.
+        tokens: numbers of completion tokens that were generated for training, replayed (the part of them sampled from
+            the middle of completions) and selected by the token sampler; frac_updated, selected over generated; and
+            depth_mean, the mean depth of the selected tokens over the steps that selected any.
+        off_policy: mean over the steps of each off-policy metric (of weight_max the maximum), by metric name without
+            prefix; empty if the policy itself sampled.
+        layers_skipped: mean over the steps.
+        steps: number of training steps; steps_without_update: number of those in which the loss had no token.
     """
     evaluations = [row for row in history if row["kind"] == "eval"]
     steps = [row for row in history if row["kind"] == "train"]
@@ -121,10 +130,10 @@ def results(history: list[dict[str, Any]]) -> Summary:
 
 
 def about_adapter(name: str, adapter: "TrainedAdapter", history: list[dict[str, Any]] | None) -> Summary:
-    """Return ranks, budget and trained parameters of the adapter and, if its ranks move, how many did.
+    """Return name, ranks, budget and number of trained parameters of an adapter, and how many ranks have moved.
 
     Args:
-        history: the recorded rows; None for an adapter whose ranks do not move.
+        history: the rows of ``metrics.jsonl``; None for an adapter whose ranks do not move.
     """
     parameters = sum(p.numel() for p in adapter.parameters())
     about: Summary = {"name": name, "rank": adapter.ranks(), "budget": adapter.budget, "parameters": parameters}
@@ -135,15 +144,15 @@ def about_adapter(name: str, adapter: "TrainedAdapter", history: list[dict[str, 
 
 
 def moved_ranks(summary: Summary) -> str:
-    """How often a rank moved, for a line on the terminal; empty for an adapter whose ranks stay."""
+    """Return how many ranks have moved, for a line on the terminal; empty for an adapter whose ranks do not move."""
     adapter = summary["adapter"]
     if "pruned" not in adapter:
         return ""
-    return f", {adapter['pruned']} ranks pruned, {adapter['reassigned']} handed on (budget {adapter['budget']})"
+    return f", {adapter['pruned']} ranks pruned, {adapter['reassigned']} reassigned (budget {adapter['budget']})"
 
 
 def headline(summary: Summary) -> str:
-    """One line for the terminal."""
+    """Return status and main results of a run, as one line for the terminal."""
     if summary["status"] != "finished":
         return f"{summary['status']}: {summary['error']}"
     base, final = summary["base"], summary["final"]
@@ -158,29 +167,29 @@ def headline(summary: Summary) -> str:
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """The summary in a run's folder; None where there is none yet, or none that can be read."""
+    """Return the summary in the folder of a run; None if there is none yet, or if it cannot be read."""
     summary = read_object(RunFolder(folder).summary)
     return summary if summary is not None and summary.get("status") in STATUSES else None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write it whole or not at all.
+    """Write the summary of a run atomically.
 
     Raises:
-        OSError: it cannot be written; an earlier one is as it was.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     write_whole(RunFolder(folder).summary, json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 def read_provenance(folder: Path) -> Summary | None:
-    """What was known of a run when it began; None where that cannot be read."""
+    """Return what was recorded when a run started; None if it cannot be read."""
     begun = read_object(RunFolder(folder).provenance)
-    whole = begun is not None and isinstance(begun.get("versions"), dict) and "git" in begun
-    return begun if whole else None
+    complete = begun is not None and isinstance(begun.get("versions"), dict) and "git" in begun
+    return begun if complete else None
 
 
 def record_death(folder: Path, cause: str) -> None:
-    """Say in a run's summary that its process died, which it could not do itself."""
+    """Write the summary of a run whose process died and could not write it."""
     begun = read_provenance(folder) or {"id": folder.name}
     write_summary(folder, {**begun, "status": "failed", "error": f"its process died: {cause}"})
 
@@ -211,7 +220,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the checkout this code lies in; None for an installed package."""
+    """Return commit and uncommitted changes of the checkout that this code is in; None for an installed package."""
     checkout = Path(__file__).parent.parent.parent
     if not (checkout / ".git").exists():
         return None

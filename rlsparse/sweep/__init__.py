@@ -1,1 +1,1 @@
-"""Sweeps: planning, tuning, launching, and their state."""
+"""Sweeps: plan, tune and launch runs, and show their state."""

@@ -1,4 +1,4 @@
-"""Before anything begins: bad input ends it with one message, and a sweep that would measure nothing is warned of."""
+"""Hydra callbacks that check the input before anything starts: an error ends the program with one message."""
 
 import logging
 import sys
@@ -15,56 +15,61 @@ from omegaconf import DictConfig
 from rlsparse.config.compose import run_config
 from rlsparse.config.schema import ConfigError
 from rlsparse.runtime.preload import import_all
-from rlsparse.sweep.dry_run import Point, describe, nothing_made
+from rlsparse.sweep.dry_run import PlannedRun, describe, remove_new_folders
 from rlsparse.sweep.plan import sweep_points
 
 log = logging.getLogger(__name__)
 
 
 class SweepCallback(Callback):
-    """Hydra calls this before it makes a folder or starts a job. A bad config ends the program with one message."""
+    """Checks a single run before Hydra creates a folder or starts it. A sweep checks its own points."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the run; with ``--dry-run``, print its state and end the program."""
         import_all()
         from rlsparse.execution.preflight import preflight
 
-        dry = config.hydra.sweeper.get("dry_run")
-        with one_message():
+        dry_run = config.hydra.sweeper.get("dry_run")
+        with exit_on_error():
             ours = run_config(config)
-            with nothing_made([ours] if dry else []):
+            with remove_new_folders([ours] if dry_run else []):
                 checked = preflight([ours])
-        warn(checked.warnings)
+        log_warnings(checked.warnings)
         (identity,) = checked.identities
-        if dry:
-            print(describe([Point(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
+        if dry_run:
+            print(describe([PlannedRun(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
             sys.exit(0)
 
 
 class WarmStartCallback(Callback):
-    """The same for a sweep of warm starts."""
+    """Checks every point of a sweep of warm starts before the first one starts."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from rlsparse.model.policy import resolve_device
+        """Check the points, and that each writes into a folder of its own."""
+        from rlsparse.runtime.devices import resolve_device
         from rlsparse.warm_start.run import preflight
 
-        with one_message():
+        with exit_on_error():
             points = sweep_points(config)
             for out, count in Counter(point.config.out for point in points).items():
                 if count > 1:
                     raise ConfigError(
-                        f"out={out}: {count} points of the sweep would write there; let it name what is swept, such as "
-                        "'out=models/${adapter.name}-r${lora_rank}-s${seed}' (in quotes)"
+                        f"out={out}: {count} points of the sweep would write to this folder; put the swept keys into "
+                        "its name, such as 'out=models/rank${lora_rank}-seed${seed}' (in quotes)"
                     )
             for point in points:
                 preflight(point.config, resolve_device(point.config.device).type)
 
 
 @contextmanager
-def one_message() -> Iterator[None]:
-    """End the program on bad input. Hydra would turn an error raised in a callback into a warning and go on."""
+def exit_on_error() -> Iterator[None]:
+    """End the program if the context raises an error: Hydra would turn it into a warning and continue.
+
+    Bad input gives one line, any other error its traceback.
+    """
     try:
         yield
-    except HydraException as error:  # ours, and what composing a point may raise
+    except HydraException as error:  # ConfigError, and the errors of Hydra from composing a point
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         sys.exit(f"error: {error}{cause if not isinstance(error, ConfigError) else ''}")
     except Exception:
@@ -72,7 +77,7 @@ def one_message() -> Iterator[None]:
         sys.exit(1)
 
 
-def warn(lines: Sequence[str]) -> None:
-    """Log warnings."""
+def log_warnings(lines: Sequence[str]) -> None:
+    """Log a warning for each line."""
     for line in lines:
         log.warning("warning: %s", line)

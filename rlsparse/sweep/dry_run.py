@@ -1,4 +1,4 @@
-"""``--dry-run``: each point of a sweep, how it stands, and what the rest will take. Nothing is written."""
+"""``--dry-run``: print each point of a sweep with its state, and the estimated time of the rest. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,19 +12,28 @@ from rlsparse.config.schema import Config
 from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import read_summary
-from rlsparse.sweep.cost_estimate import LEVELS, Estimate, Finished, Sized, estimate, finished, side_by_side, sized
-from rlsparse.sweep.status import RunState, line, run_state
+from rlsparse.sweep.cost_estimate import (
+    LEVELS,
+    FinishedRun,
+    TimeEstimate,
+    Workload,
+    estimate_time,
+    finished_run,
+    makespan,
+    workload,
+)
+from rlsparse.sweep.status import RunState, format_state, run_state
 
-FLAG, KEY = "--dry-run", "hydra.sweeper.dry_run=true"
+FLAG, OVERRIDE = "--dry-run", "hydra.sweeper.dry_run=true"
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a sweep's runs would be.
+class Parallelism:
+    """How many runs of a sweep are done at a time.
 
     Attributes:
         launcher: the option of ``hydra/launcher``.
-        count: runs at a time; None where that is not known.
+        count: the number of runs at a time; None if it is not known.
     """
 
     launcher: str
@@ -32,8 +41,14 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A run that is asked for."""
+class PlannedRun:
+    """A run that the command would do.
+
+    Attributes:
+        name: the words that distinguish it from the other runs.
+        config: its config.
+        identity: its id and hashes.
+    """
 
     name: str
     config: Config
@@ -41,127 +56,131 @@ class Point:
 
     @property
     def folder(self) -> Path:
+        """The folder of the run."""
         return Path(self.config.runs_dir) / self.config.experiment.name / self.identity.id
 
     def is_due(self, state: RunState) -> bool:
-        """Whether the command would work on it; a running one is left to whoever does."""
+        """Return whether the command would work on the run; a running one is left to its process."""
         return state.state in ("missing", "cut off") or (state.state == "failed" and self.config.sweep.retry_failed)
 
-    def size(self) -> Sized:
-        """What is left of it."""
+    def remaining_work(self) -> Workload:
+        """Return the workload after the last checkpoint."""
         after = _saved_step(RunFolder(self.folder).checkpoints)
-        return sized(asdict(self.config), self.identity.method_hash, self.identity.device, after)
+        return workload(asdict(self.config), self.identity.method_hash, self.identity.device, after)
 
 
-def as_override(arguments: Sequence[str]) -> list[str]:
-    """The command line with the flag as an override of Hydra's, which knows no flags but its own."""
+def replace_flag(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with ``--dry-run`` replaced by an override, as Hydra does not accept other flags."""
     rest = [one for one in arguments if one != FLAG]
     if len(rest) == len(arguments):
         return rest
-    # argparse takes overrides in one piece only
+    # argparse accepts overrides only next to each other
     first = next((i for i, one in enumerate(rest) if "=" in one and not one.startswith("-")), len(rest))
-    return [*rest[:first], KEY, *rest[first:]]
+    return [*rest[:first], OVERRIDE, *rest[first:]]
 
 
 @contextmanager
-def nothing_made(configs: Sequence[Config]) -> Iterator[None]:
-    """Inside, checks may make the runs' folders; those that were not there are gone after."""
+def remove_new_folders(configs: Sequence[Config]) -> Iterator[None]:
+    """Remove ``runs_dir`` and its parents at the end of the context if they were created within it."""
     folders = {Path(config.runs_dir) for config in configs}
     paths = {path for folder in folders for path in (folder, *folder.parents)}
-    made = sorted((path for path in paths if not path.exists()), reverse=True)
+    missing = sorted((path for path in paths if not path.exists()), reverse=True)
     try:
         yield
     finally:
-        for path in made:
-            with suppress(OSError):  # not made after all, or in use by now
+        for path in missing:
+            with suppress(OSError):  # it was not created, or another process has written to it
                 path.rmdir()
 
 
-def describe(points: Sequence[Point], places: Places | None = None) -> str:
-    """Lines for a person.
+def describe(runs: Sequence[PlannedRun], parallelism: Parallelism | None = None) -> str:
+    """Return the text of a dry run: a line for each run with its state, the number of runs, and the estimated time.
 
     Args:
-        places: None for a single run.
+        parallelism: None for a single run.
     """
-    states = [run_state(point.folder, point.name) for point in points]
-    due = {point.folder: point for point, state in zip(points, states, strict=True) if point.is_due(state)}
+    states = [run_state(run.folder, run.name) for run in runs]
+    due = {run.folder: run for run, state in zip(runs, states, strict=True) if run.is_due(state)}
     counts = Counter(state.state for state in states)
-    total = f"{_number(len(points), 'point')}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
-    lines = [*map(line, states), f"{total}; {len(due)} to do"]
-    return "\n".join(lines + _costs(list(due.values()), places))
+    total = f"{_number(len(runs), 'point')}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+    lines = [*map(format_state, states), f"{total}; {len(due)} to do"]
+    return "\n".join(lines + _costs(list(due.values()), parallelism))
 
 
-def _costs(due: Sequence[Point], places: Places | None) -> list[str]:
-    """What the points that are due will take, and how that is known."""
+def _costs(due: Sequence[PlannedRun], parallelism: Parallelism | None) -> list[str]:
+    """Return lines with the estimated time of the runs, and the finished runs that it is estimated from."""
     if not due:
         return []
-    folders = sorted({Path(point.config.runs_dir) for point in due})
-    done = [run for folder in folders for run in finished_runs(folder, {point.identity.method_hash for point in due})]
-    estimates = [estimate(point.size(), done) for point in due]
+    folders = sorted({Path(run.config.runs_dir) for run in due})
+    done = [run for folder in folders for run in finished_runs(folder, {run.identity.method_hash for run in due})]
+    estimates = [estimate_time(run.remaining_work(), done) for run in due]
     known = [one for one in estimates if one is not None]
+    unknown = len(due) - len(known)
     lines = []
     if known:
-        lines += [_time(known, places, len(known) < len(due)), *_bases(known)]
-    if len(known) < len(due):
-        which = f"{len(due) - len(known)} of {len(due)} points: " if known else ""
+        lines += [_time(known, parallelism, unknown > 0), *_bases(known)]
+    if unknown:
+        which = f" for {unknown} of {len(due)} points" if known else ""
         where = ", ".join(map(str, folders))
-        lines.append(f"{which}unknown: no finished run of this model under {where}; run one first")
+        lines.append(f"time unknown{which}: no finished run of this model under {where}; run one first")
     return lines
 
 
-def _time(known: Sequence[Estimate], places: Places | None, in_part: bool) -> str:
-    least, most = sum(one.least for one in known), sum(one.most for one in known)
-    spread = f" ({_duration(least)} to {_duration(most)})" if any(len(one.basis) > 1 for one in known) else ""
-    of = f" for {_number(len(known), 'point')}" if in_part else ""
-    text = f"about {_duration(sum(one.seconds for one in known))} of compute{of}{spread}"
-    if places is None:
+def _time(known: Sequence[TimeEstimate], parallelism: Parallelism | None, is_part: bool) -> str:
+    fastest, slowest = sum(one.fastest for one in known), sum(one.slowest for one in known)
+    spread = f" ({_duration(fastest)} to {_duration(slowest)})" if any(len(one.basis) > 1 for one in known) else ""
+    points = f" for {_number(len(known), 'point')}" if is_part else ""
+    text = f"about {_duration(sum(one.seconds for one in known))} of compute{points}{spread}"
+    if parallelism is None:
         return text
-    if places.count is None:
-        return f"{text}; how many at a time hydra/launcher={places.launcher} does is not known"
-    together = side_by_side([one.seconds for one in known], places.count)
-    return f"{text}, about {_duration(together)} with hydra/launcher={places.launcher}, {places.count} at a time"
+    launcher = f"hydra/launcher={parallelism.launcher}"
+    if parallelism.count is None:
+        return f"{text}; the number of runs at a time is not known for {launcher}"
+    together = makespan([one.seconds for one in known], parallelism.count)
+    return f"{text}, about {_duration(together)} with {launcher}, {parallelism.count} at a time"
 
 
-def _bases(known: Sequence[Estimate]) -> list[str]:
-    """A line for each kind of basis, and the most memory that a run of one took."""
+def _bases(known: Sequence[TimeEstimate]) -> list[str]:
+    """Return a line for each level of similarity, and one with the largest memory of a finished run."""
     lines = []
-    for level, alike in enumerate(LEVELS):
+    for level, similarity in enumerate(LEVELS):
         those = [one for one in known if one.level == level]
         basis = {id(run): run for one in those for run in one.basis}
         if those:
-            scaled = ", scaled by completions and their greatest length" if level else ""
+            scaled = ", scaled by the number of completions and their maximum length" if level else ""
             runs = _number(len(basis), "finished run")
-            lines.append(f"  {_number(len(those), 'point')} by {runs} {alike}{scaled}")
+            lines.append(f"  {_number(len(those), 'point')} estimated from {runs} {similarity}{scaled}")
     memory = [run.memory for one in known for run in one.basis if run.memory is not None]
-    return [*lines, f"  memory of a run: up to {max(memory) / 2**30:.2f} GiB, as theirs"] if memory else lines
+    return [*lines, f"  memory of a run: up to {max(memory) / 2**30:.2f} GiB in those runs"] if memory else lines
 
 
-def finished_runs(runs_dir: Path, methods: set[str]) -> list[Finished]:
-    """Those of all experiments that an estimate can go by; what is damaged is left out.
+def finished_runs(runs_dir: Path, methods: set[str]) -> list[FinishedRun]:
+    """Return the finished runs of all experiments that an estimate can use; damaged runs are left out.
 
     Args:
-        methods: hashes of those that are asked for; where each has a run, no other is read.
+        methods: the hashes of the planned methods; if each has a finished run, other methods are not read.
     """
-    folders = [file.parent for file in sorted(runs_dir.glob("*/*/summary.json"))]
+    every_summary = RunFolder(Path("*", "*")).summary
+    folders = [file.parent for file in sorted(runs_dir.glob(str(every_summary)))]
     summaries = {folder: summary for folder in folders if (summary := read_summary(folder)) is not None}
     done = {folder: one for folder, one in summaries.items() if one["status"] == "finished"}
     same = {folder: one for folder, one in done.items() if one.get("method_hash") in methods}
-    runs = _read(same)
-    if {run.like[0] for run in runs} == methods:
+    runs = _read_runs(same)
+    if {run.keys[0] for run in runs} == methods:
         return runs
-    return runs + _read({folder: one for folder, one in done.items() if folder not in same})
+    return runs + _read_runs({folder: one for folder, one in done.items() if folder not in same})
 
 
-def _read(summaries: dict[Path, dict[str, Any]]) -> list[Finished]:
+def _read_runs(summaries: dict[Path, dict[str, Any]]) -> list[FinishedRun]:
     runs = []
     for folder, summary in summaries.items():
-        with suppress(Exception):  # whatever is wrong with another run's files
-            runs.append(finished(read_yaml(RunFolder(folder).config) or {}, summary))
+        with suppress(Exception):  # the files of other runs may be damaged in any way
+            runs.append(finished_run(read_yaml(RunFolder(folder).config) or {}, summary))
     return runs
 
 
 def _saved_step(checkpoints: Path) -> int:
-    """The newest that the run would go on from; 0 where there is none."""
+    """Return the step of the newest checkpoint, which the run would resume from; 0 if there is none."""
     numbers = [folder.name.removeprefix("step-") for folder in checkpoints.glob("step-*")]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 

@@ -1,4 +1,4 @@
-"""What we must know of each of Hydra's launchers to hand it a sweep; the launching itself is theirs. No torch."""
+"""The properties of Hydra's launchers that a sweep needs; Hydra's plugins do the launching. Imports no torch."""
 
 import ctypes
 import os
@@ -11,163 +11,171 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsparse.config.schema import ConfigError
-from rlsparse.sweep.slurm import ask_the_queue, check_queue, wait_for_queue
+from rlsparse.sweep.slurm import check_queue, use_squeue, wait_for_jobs
 
-Check = Callable[[], Any]
-Begin = Callable[[Mapping[str, Any], Callable[[], None], int], Callable[[Check], Any]]  # the last: runs at most
+Settings = Mapping[str, Any]  # the keys of a hydra.launcher node
+Check = Callable[[], Any]  # checks the points of a sweep
+RunCheck = Callable[[Check], Any]  # calls a check in the right process and returns its result
+Prepare = Callable[[Settings, Callable[[], None], int], RunCheck]  # settings, import of heavy packages, number of runs
+
+
+def _check_here(check: Check) -> Any:
+    return check()
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A launcher.
+class LauncherSpec:
+    """The properties of one launcher.
 
     Attributes:
-        extra: of ours, that installs it; empty where Hydra brings it.
-        schema: the plugin's own, as ``module:class``, whose types hold for our keys.
-        at_a_time: runs side by side, by its settings; None where that is not known.
-        device: kind of device of its runs where they are not on this machine, by its settings; else None.
-        begin: called first; where runs are in other processes of this machine, these import meanwhile what they will
-            need, and the function that is returned does the sweep's check in one of them.
-        settle: waits until none of its jobs is left, after it gave up over one, or ends them.
+        extra: optional dependency of rlsparse that installs the plugin; empty for a launcher of Hydra itself.
+        schema: the config schema of the plugin as ``module:class``, which has the types of the keys; empty for none.
+        max_parallel: returns the number of runs at a time for given settings; None if it is not known.
+        device: returns the kind of device of the runs for given settings; None if the runs are on this machine.
+        prepare: is called first and returns how to call the check of the sweep. If the runs are in other processes of
+            this machine, it starts these processes, which import heavy packages, and the check is called in one.
+        wait: is called after the launcher has failed; returns when none of its jobs is left, or ends them.
     """
 
     extra: str
     schema: str
-    at_a_time: Callable[[Mapping[str, Any]], int | None]
-    device: Callable[[Mapping[str, Any]], str] | None = None
-    begin: Begin = lambda settings, ready, runs: lambda check: check()
-    settle: Callable[[Mapping[str, Any]], None] = lambda settings: None
+    max_parallel: Callable[[Settings], int | None]
+    device: Callable[[Settings], str] | None = None
+    prepare: Prepare = lambda settings, preload, runs: _check_here
+    wait: Callable[[Settings], None] = lambda settings: None
 
 
 def gpus_or_cores() -> int:
-    """GPUs of this machine, else the cores that this process may use."""
-    return gpu_count() or _cores()
+    """Return the number of GPUs of this machine; without a GPU, the number of cores that this process may use."""
+    return gpu_count() or _core_count()
 
 
 def gpu_count() -> int:
-    """GPUs that this process may use."""
+    """Return the number of GPUs that this process may use."""
     try:
         ctypes.CDLL("libcuda.so.1")
-    except OSError:  # no driver; importing torch to learn that takes seconds
+    except OSError:  # there is no driver; importing torch only to find that out would take seconds
         return 0
     import torch
 
     return torch.cuda.device_count()
 
 
-def _cores() -> int:
+def _core_count() -> int:
     import joblib
 
-    return int(joblib.cpu_count())  # knows of containers' limits
+    return int(joblib.cpu_count())  # respects the limits of containers
 
 
-def _joblib_places(settings: Mapping[str, Any]) -> int:
-    return _cores() if settings["n_jobs"] == -1 else int(settings["n_jobs"])
+def _joblib_max_parallel(settings: Settings) -> int:
+    return _core_count() if settings["n_jobs"] == -1 else int(settings["n_jobs"])
 
 
-def _begin_workers(settings: Mapping[str, Any], ready: Callable[[], None], runs: int) -> Callable[[Check], Any]:
-    """The processes that joblib will use again for the runs, so that this one need not import torch at all."""
+def _start_joblib_workers(settings: Settings, preload: Callable[[], None], runs: int) -> RunCheck:
+    """Start the processes in which joblib will do the runs, so that this process need not import torch itself."""
     from joblib import Parallel, delayed
 
-    # the launcher's own arguments: joblib starts other processes for others
+    # the same arguments as in the launcher; with other arguments, joblib would start other processes
     given = {key: value for key, value in settings.items() if key != "_target_"} | {"backend": "loky"}
-    needed = min(runs, _joblib_places(settings))
-    beginning = Parallel(**given, return_as="generator")(delayed(ready)() for _ in range(needed))
+    needed = min(runs, _joblib_max_parallel(settings))
+    starting = Parallel(**given, return_as="generator")(delayed(preload)() for _ in range(needed))
 
-    def check_there(check: Check) -> Any:
-        list(beginning)
+    def check_in_worker(check: Check) -> Any:
+        list(starting)
         return Parallel(**given)([delayed(check)()])[0]
 
-    return check_there
+    return check_in_worker
 
 
-def _slurm_device(settings: Mapping[str, Any]) -> str:
+def _slurm_device(settings: Settings) -> str:
     return "cuda" if settings.get("gpus_per_node") else "cpu"
 
 
-def _ray_device(settings: Mapping[str, Any]) -> str:
+def _ray_device(settings: Settings) -> str:
     return "cuda" if settings["ray"]["remote"].get("num_gpus") else "cpu"
 
 
-def _begin_slurm(settings: Mapping[str, Any], ready: Callable[[], None], runs: int) -> Callable[[Check], Any]:
+def _prepare_slurm(settings: Settings, preload: Callable[[], None], runs: int) -> RunCheck:
     check_queue()
-    ask_the_queue()
-    return lambda check: check()
+    use_squeue()
+    return _check_here
 
 
-def _end_tasks(settings: Mapping[str, Any]) -> None:
+def _end_ray_tasks(settings: Settings) -> None:
     import ray
 
     ray.shutdown()
 
 
-def _ray_places(settings: Mapping[str, Any]) -> int | None:
-    """Of a cluster of our own; of a running one it is not known."""
-    given, remote = settings["ray"]["init"], settings["ray"]["remote"]
-    if given.get("address"):
+def _ray_max_parallel(settings: Settings) -> int | None:
+    """Return how many runs fit into a cluster that the sweep starts; None for a running cluster."""
+    cluster, run = settings["ray"]["init"], settings["ray"]["remote"]
+    if cluster.get("address"):
         return None
-    room = []
-    for kind, count in (("num_cpus", lambda: os.cpu_count() or 1), ("num_gpus", gpu_count)):
-        if wanted := remote.get(kind):
-            have = given.get(kind)
-            room.append(int((count() if have is None else have) / wanted))
-    return max(1, min(room, default=1))
+    fitting = []
+    for key, count in (("num_cpus", lambda: os.cpu_count() or 1), ("num_gpus", gpu_count)):
+        if needed := run.get(key):
+            available = cluster.get(key)
+            fitting.append(int((count() if available is None else available) / needed))
+    return max(1, min(fitting, default=1))
 
 
 PLUGINS = "hydra_plugins"
-# _target_ -> what we know of it
-ENGINES: dict[str, Engine] = {
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": Engine("", "", lambda settings: 1),
-    f"{PLUGINS}.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": Engine(
+# _target_ of hydra.launcher -> properties
+LAUNCHERS: dict[str, LauncherSpec] = {
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": LauncherSpec("", "", lambda settings: 1),
+    f"{PLUGINS}.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": LauncherSpec(
         "joblib",
         f"{PLUGINS}.hydra_joblib_launcher.config:JobLibLauncherConf",
-        _joblib_places,
-        begin=_begin_workers,
+        _joblib_max_parallel,
+        prepare=_start_joblib_workers,
     ),
-    f"{PLUGINS}.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": Engine(
+    f"{PLUGINS}.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": LauncherSpec(
         "slurm",
         f"{PLUGINS}.hydra_submitit_launcher.config:SlurmQueueConf",
         lambda settings: settings["array_parallelism"],
         device=_slurm_device,
-        begin=_begin_slurm,
-        settle=wait_for_queue,
+        prepare=_prepare_slurm,
+        wait=lambda settings: wait_for_jobs(str(settings["name"])),
     ),
-    f"{PLUGINS}.hydra_ray_launcher.ray_launcher.RayLauncher": Engine(
+    f"{PLUGINS}.hydra_ray_launcher.ray_launcher.RayLauncher": LauncherSpec(
         "ray",
         f"{PLUGINS}.hydra_ray_launcher._config:RayLauncherConf",
-        _ray_places,
+        _ray_max_parallel,
         device=_ray_device,
-        settle=_end_tasks,
+        wait=_end_ray_tasks,
     ),
 }
-# another launcher of Hydra's: one run at a time, on this machine, as far as we know
-UNKNOWN = Engine("", "", lambda settings: 1)
+# any other launcher of Hydra is assumed to do one run at a time on this machine
+UNKNOWN = LauncherSpec("", "", lambda settings: 1)
 AT_LEAST_ONE = ("timeout_min", "array_parallelism", "cpus_per_task", "mem_gb", "signal_delay_s")
 
 
-def engine_of(launcher: DictConfig) -> Engine:
-    """Of a composed ``hydra.launcher`` node."""
-    return ENGINES.get(str(launcher.get("_target_")), UNKNOWN)
+def launcher_spec(launcher: DictConfig) -> LauncherSpec:
+    """Return the properties of the launcher of a composed ``hydra.launcher`` node."""
+    return LAUNCHERS.get(str(launcher.get("_target_")), UNKNOWN)
 
 
-def settings_of(launcher: DictConfig) -> dict[str, Any]:
-    """The launcher's keys, resolved.
+def resolve_settings(launcher: DictConfig) -> dict[str, Any]:
+    """Return the keys of the launcher with resolved interpolations.
 
     Raises:
-        ConfigError: the launcher is not installed; a key it does not know, or a value of another kind than it takes.
+        ConfigError: the launcher is not installed or cannot be used here, or a key or value is not valid.
     """
-    engine = engine_of(launcher)
-    if engine.extra and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(f"hydra/launcher={engine.extra}: under torchrun the ranks share each run; take local")
-    module, _, name = engine.schema.partition(":")
+    spec = launcher_spec(launcher)
+    if spec.extra and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            f"hydra/launcher={spec.extra}: under torchrun all ranks share each run; take hydra/launcher=local"
+        )
+    module, _, name = spec.schema.partition(":")
     try:
-        schema = OmegaConf.structured(getattr(import_module(module), name)) if engine.schema else OmegaConf.create()
+        schema = OmegaConf.structured(getattr(import_module(module), name)) if spec.schema else OmegaConf.create()
         settings: Any = OmegaConf.to_container(launcher, resolve=True)
-        if engine.schema:
+        if spec.schema:
             OmegaConf.merge(schema, OmegaConf.create(settings))
     except ImportError as error:
         raise ConfigError(
-            f'hydra/launcher={engine.extra}: is not installed ({error}); pip install "rlsparse[{engine.extra}]"'
+            f'hydra/launcher={spec.extra}: is not installed ({error}); pip install "rlsparse[{spec.extra}]"'
         ) from error
     except OmegaConfBaseException as error:
         key = str(error.full_key).removeprefix("hydra.launcher.")
@@ -177,11 +185,12 @@ def settings_of(launcher: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"hydra.launcher.{key}={settings[key]}: must be at least 1")
     if "signal_delay_s" in settings and settings["signal_delay_s"] >= 60 * settings["timeout_min"]:
         raise ConfigError(
-            f"hydra.launcher.signal_delay_s={settings['signal_delay_s']}: each job would be told to stop at once, with "
-            f"hydra.launcher.timeout_min={settings['timeout_min']}; give less than {60 * settings['timeout_min']}"
+            f"hydra.launcher.signal_delay_s={settings['signal_delay_s']}: each job would be asked to stop when it "
+            f"starts, because hydra.launcher.timeout_min={settings['timeout_min']}; give less than "
+            f"{60 * settings['timeout_min']}"
         )
     if "n_jobs" in settings and (settings["n_jobs"] == 0 or settings["n_jobs"] < -1):
         raise ConfigError(
-            f"hydra.launcher.n_jobs={settings['n_jobs']}: give the number of runs at a time, or -1 for one a core"
+            f"hydra.launcher.n_jobs={settings['n_jobs']}: give the number of runs at a time, or -1 for one per core"
         )
     return settings

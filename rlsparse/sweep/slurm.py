@@ -1,4 +1,4 @@
-"""What SLURM does to the jobs of a sweep, and how that is told. No torch; submitit only where it is there."""
+"""SLURM: the queue of a sweep's jobs, and the signals that it sends to a job. Imports no torch."""
 
 import os
 import re
@@ -6,59 +6,62 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from rlsparse.config.schema import ConfigError
-from rlsparse.runtime.signals import pass_on
+from rlsparse.runtime.signals import redeliver
 
-QUEUE_POLL = 5.0  # seconds
-PATIENCE = 300.0  # seconds without an answer, after which SLURM is taken for gone
+POLL_INTERVAL = 5.0  # seconds between two queries of the queue
+TIMEOUT = 300.0  # seconds; if SLURM does not answer for so long, it is considered unavailable
 
 
-def wait_for_queue(settings: Mapping[str, Any]) -> None:
-    """Until SLURM has none of the sweep's jobs any more; a queue that does not answer for a while may have some."""
+def wait_for_jobs(name: str) -> None:
+    """Return when SLURM has no job of this name in its queue, or has not answered for ``TIMEOUT`` seconds."""
     answered = time.monotonic()
-    while time.monotonic() - answered < PATIENCE:
-        error, jobs = _queue(str(settings["name"]))
+    while time.monotonic() - answered < TIMEOUT:
+        error, jobs = _query_queue(name)
         if not error:
             if not jobs:
                 return
             answered = time.monotonic()
-        time.sleep(QUEUE_POLL)
+        time.sleep(POLL_INTERVAL)
 
 
 def check_queue() -> None:
-    """
+    """Check that this machine can submit jobs.
+
     Raises:
-        ConfigError: jobs cannot be submitted from here.
+        ConfigError: it cannot.
     """
     if shutil.which("sbatch") is None:
-        raise ConfigError("hydra/launcher=slurm: there is no sbatch here; start the sweep where jobs are submitted")
-    error, _ = _queue("rlsparse")
+        raise ConfigError(
+            "hydra/launcher=slurm: there is no sbatch here; start the sweep on a machine that can submit jobs"
+        )
+    error, _ = _query_queue("rlsparse")
     if error:
-        raise ConfigError(f"hydra/launcher=slurm: SLURM does not answer ({error}); see what squeue says here")
+        raise ConfigError(f"hydra/launcher=slurm: SLURM does not answer ({error}); see what squeue prints here")
 
 
-def _queue(name: str) -> tuple[str, str]:
-    """What squeue complains of, on a line, and the jobs of that name."""
+def _query_queue(name: str) -> tuple[str, str]:
+    """Return the error of squeue on one line (empty for none), and the jobs of a name."""
     command = ["squeue", "--noheader", "--name", name]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        return f"no answer within {PATIENCE:.0f} s", ""
-    return (" ".join(asked.stderr.split()) or "no reason given") if asked.returncode else "", asked.stdout.strip()
+        return f"no answer within {TIMEOUT:.0f} s", ""
+    error = " ".join(answer.stderr.split()) or "no reason given"
+    return error if answer.returncode else "", answer.stdout.strip()
 
 
-def ask_the_queue() -> None:
-    """Have submitit look for its jobs in SLURM's queue.
+def use_squeue() -> None:
+    """Make submitit look for its jobs in the queue of SLURM (squeue).
 
-    It asks SLURM's accounting, which many clusters lack: there it would wait for ever for a job that was killed.
+    By default it queries the accounting of SLURM, which many clusters do not have; without accounting it would wait
+    forever for a job that was killed.
     """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
-    class Queue(SlurmInfoWatcher):
+    class QueueWatcher(SlurmInfoWatcher):
         def _make_command(self) -> list[str] | None:
             command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
             return command if self._registered - self._finished else None
@@ -66,31 +69,34 @@ def ask_the_queue() -> None:
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             queued = {line.partition("|")[0] for line in text.split()}
-            # a job that is there is not done, whatever it is called: some states are not known to submitit
+            # a queued job has not ended, whatever its state is called: submitit does not know all states
             states = {job: "RUNNING" if job in queued else "not in the queue" for job in self._registered}
             return {job: {"JobID": job, "State": state} for job, state in states.items()}
 
-    SlurmJob.watcher = Queue(delay_s=60)
+    SlurmJob.watcher = QueueWatcher(delay_s=60)
 
 
-def stopped(number: int) -> None:
-    """A run of this process was told to stop by a signal, and is saved: let the job end as SLURM meant it.
+def handle_stop_signal(number: int) -> None:
+    """End a job as SLURM expects, after a signal has stopped its run and the run is saved.
 
-    SLURM's preemption begins with SIGTERM, as scancel does. A job that ends on it has failed in SLURM's eyes: it is
-    queued again only if it says so itself.
+    Preemption begins with SIGTERM, as scancel does. A job that ends on SIGTERM has failed for SLURM, so a preempted job
+    must put itself into the queue again. Outside a SLURM job, the signal is only passed on.
+
+    Args:
+        number: the signal that stopped the run.
     """
     if number == signal.SIGTERM and _is_preempted():
-        with suppress(Exception):  # SLURM was faster, and has it in the queue already
-            pass_on(signal.SIGUSR2)
-    pass_on(number)
+        with suppress(Exception):  # fails if SLURM has already put the job into the queue again
+            redeliver(signal.SIGUSR2)
+    redeliver(number)
 
 
 def _is_preempted() -> bool:
-    """Whether SLURM wants the place of this job for another one."""
+    """Return whether SLURM ends this job because another one needs its resources."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the id of one task is the whole array's
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the job id alone would mean the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     with suppress(OSError, subprocess.TimeoutExpired):
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60).stdout

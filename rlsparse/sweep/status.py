@@ -1,4 +1,7 @@
-"""``python -m rlsparse.status``: what became of each run of a sweep: finished, running, cut off, failed, missing."""
+"""Print the state of each run of a sweep: ``python -m rlsparse.status``.
+
+The states are finished, diverged, failed, running, cut off (started, but not finished) and missing (not started).
+"""
 
 import argparse
 import sys
@@ -13,30 +16,31 @@ from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import read_summary
 from rlsparse.sweep.plan import read_plan
 
-TAIL = 2**16  # bytes: more than a few lines of metrics.jsonl
+TAIL = 2**16  # bytes; more than a few lines of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands.
+    """The state of a run.
 
     Attributes:
-        name: its overrides, or its id where nobody planned it.
+        id: the run id.
+        name: the overrides of the run; its id if it was not planned by a sweep.
         state: finished, diverged, failed, running, cut off or missing.
-        about: what else there is to say: the cause, the step and the time left.
+        detail: the error of a failed run; step, remaining time and process of a running one.
     """
 
     id: str
     name: str
     state: str
-    about: str = ""
+    detail: str = ""
 
 
 def run_state(folder: Path, name: str) -> RunState:
-    """Of the run in this folder, which need not exist."""
-    held = holder(folder) if folder.is_dir() else None
-    if held is not None:
-        where = f"on {held['host']}, process {held['pid']}" if {"host", "pid"} <= set(held) else ""
+    """Return the state of the run in a folder, which need not exist."""
+    process = holder(folder) if folder.is_dir() else None
+    if process is not None:
+        where = f"on {process['host']}, process {process['pid']}" if {"host", "pid"} <= set(process) else ""
         return RunState(folder.name, name, "running", ", ".join(filter(None, [_progress(folder), where])))
     summary = read_summary(folder)
     if summary is not None:
@@ -49,15 +53,16 @@ def run_state(folder: Path, name: str) -> RunState:
 
 
 def sweep_states(experiment: Path) -> list[RunState]:
-    """Of every run that was planned or begun in an experiment's folder, planned ones first and in their order."""
+    """Return the states of all planned runs of an experiment in their order, then those of other started runs."""
     planned = read_plan(experiment)
-    begun = sorted(path.parent.name for path in experiment.glob("*/config.yaml")) if experiment.is_dir() else []
-    ids = dict.fromkeys([*planned, *begun])
+    folders = experiment.iterdir() if experiment.is_dir() else ()
+    started = sorted(path.name for path in folders if RunFolder(path).config.exists())
+    ids = dict.fromkeys([*planned, *started])
     return [run_state(experiment / run_id, " ".join(planned.get(run_id, [])) or run_id) for run_id in ids]
 
 
 def _progress(folder: Path) -> str:
-    """The last step, of how many, and what the rest will take at the pace of the last steps."""
+    """Return the last step, the number of steps, and the remaining time at the pace of the last steps."""
     rows = read_last_rows(RunFolder(folder).metrics, TAIL)
     steps = [row for row in rows if row.get("kind") == "train"]
     if not steps:
@@ -73,41 +78,44 @@ def _progress(folder: Path) -> str:
 
 
 def _steps(folder: Path) -> int | None:
+    """Return the number of steps in the config of a run; None if it cannot be read."""
     try:
         return int((read_yaml(RunFolder(folder).config) or {})["train"]["steps"])
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
 
 
-def line(one: RunState) -> str:
-    """A run's, for a person."""
-    return f"{one.state}: {one.name}" + (f" ({one.about})" if one.about else "")
+def format_state(one: RunState) -> str:
+    """Return the state of a run as a line."""
+    return f"{one.state}: {one.name}" + (f" ({one.detail})" if one.detail else "")
 
 
-def report(states: list[RunState]) -> str:
-    """Lines for a person: what is not simply finished, then how many of each kind."""
-    open_lines = [line(one) for one in states if one.state != "finished"]
+def format_states(states: list[RunState]) -> str:
+    """Return a line for each run that is not finished, and a last line with the number of runs in each state."""
+    unfinished = [format_state(one) for one in states if one.state != "finished"]
     counts = Counter(one.state for one in states)
     runs = "run" if len(states) == 1 else "runs"
     return "\n".join(
-        [*open_lines, f"{len(states)} {runs}: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
+        [*unfinished, f"{len(states)} {runs}: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
     )
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlsparse.status", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of the runs)")
-    parser.add_argument("--experiment", help="only this one")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of your runs; default: runs)"
+    )
+    parser.add_argument("--experiment", help="name of one experiment (default: all)")
     options = parser.parse_args()
     if not options.runs.is_dir():
-        sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of the runs")
+        sys.exit(f"error: --runs {options.runs}: there is no such folder; give the runs_dir of your runs")
     if options.experiment and not (options.runs / options.experiment).is_dir():
-        sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
+        sys.exit(f"error: --experiment {options.experiment}: there is no folder {options.runs / options.experiment}")
     names = [options.experiment] if options.experiment else sorted(p.name for p in options.runs.iterdir() if p.is_dir())
     for name in names:
         if not name.startswith("."):
-            print(f"{name}\n{report(sweep_states(options.runs / name))}\n")
+            print(f"{name}\n{format_states(sweep_states(options.runs / name))}\n")
 
 
 if __name__ == "__main__":

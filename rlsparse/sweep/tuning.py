@@ -1,6 +1,6 @@
-"""A sweep that first finds out, for each method, at which values of some keys it does best: on seeds of their own.
+"""Tuning in a sweep: find the best values of some keys for each method, on separate seeds, before methods are compared.
 
-At one learning rate for all, a comparison of methods measures which of them that rate suits.
+With one learning rate for all methods, a comparison would measure which method this rate suits.
 """
 
 import itertools
@@ -15,45 +15,47 @@ Job = list[str]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tried for each method before methods are compared.
+    """The trials of each method before the comparison.
 
     Attributes:
-        values: of each key, as overrides of a job would give them.
-        seeds: that trials run on.
+        values: the values of each key, written as in the overrides of a job.
+        seeds: the seeds of the trials.
     """
 
     values: Mapping[str, tuple[str, ...]]
     seeds: tuple[str, ...]
 
     def combinations(self) -> list[Job]:
-        """Every choice of a value for each key."""
+        """Return every combination of values of the keys, as overrides."""
         axes = [[f"{key}={value}" for value in values] for key, values in self.values.items()]
         return [list(words) for words in itertools.product(*axes)]
 
     def trials(self, job: Job) -> dict[tuple[str, ...], list[Job]]:
-        """Combination → the trials of it, for the method that a job of the comparison is of."""
+        """Return the trials of each combination, for the method of a job of the comparison."""
         method = self._method(job)
         return {
             tuple(words): [[*method, *words, f"{SEED}={seed}"] for seed in self.seeds] for words in self.combinations()
         }
 
     def all_trials(self, jobs: Sequence[Job]) -> list[Job]:
-        """Of every method of a comparison, each once."""
+        """Return the trials of all methods of a comparison, each once."""
         every = [trial for job in jobs for trials in self.trials(job).values() for trial in trials]
         return [list(words) for words in dict.fromkeys(map(tuple, every))]
 
-    def settle(self, jobs: Sequence[Job], score: Callable[[Job], float | None]) -> list[Job | None]:
-        """The comparison's jobs, each with the combination that did best for its method.
+    def choose(self, jobs: Sequence[Job], score: Callable[[Job], float | None]) -> list[Job | None]:
+        """Return the jobs of the comparison, each with the combination that has the best mean score for its method.
 
-        Best is the mean score over the seeds; the earlier combination wins a tie. None for a job of a method none of
-        whose combinations has a score for every seed.
+        The mean is over the seeds; the earlier combination wins a tie.
 
         Args:
-            score: of a trial, larger is better; None where it has none.
-        """
-        return [self._settle(job, score) for job in jobs]
+            score: returns the score of a trial, where larger is better; None for a trial without a score.
 
-    def _settle(self, job: Job, score: Callable[[Job], float | None]) -> Job | None:
+        Returns:
+            A job for each job; None if no combination has a score for every seed.
+        """
+        return [self._choose(job, score) for job in jobs]
+
+    def _choose(self, job: Job, score: Callable[[Job], float | None]) -> Job | None:
         best: tuple[float, tuple[str, ...]] | None = None
         for words, trials in self.trials(job).items():
             scores = [score(trial) for trial in trials]
@@ -70,19 +72,19 @@ class Tuning:
         return [word for word in job if key_of(word) not in self.values]
 
 
-def tuning(
+def build_tuning(
     axes: Mapping[str, Sequence[str]], typed: Sequence[str], compared: Collection[str], swept: Collection[str] = ()
 ) -> Tuning | None:
-    """The tuning that ``hydra.sweeper.tune`` asks for; None where it asks for none, or every key has been typed.
+    """Return the tuning that ``hydra.sweeper.tune`` describes; None if it has no key that is left to tune.
 
     Args:
-        axes: its values by key, the trials' seeds among them.
-        typed: the command line's overrides: a key that is given there is not tuned.
-        compared: seeds of the comparison.
-        swept: keys of the comparison's jobs.
+        axes: the values by key, with the seeds of the trials under the key ``seed``.
+        typed: the overrides of the command line; a key that is given there is not tuned.
+        compared: the seeds of the comparison.
+        swept: the keys of the jobs of the comparison.
 
     Raises:
-        ConfigError: trials without seeds of their own, a key that is swept as well, or one with nothing to choose from.
+        ConfigError: the trials have no separate seeds, or a key has a single value or is also swept.
     """
     given = {key_of(word) for word in typed}
     values = {key: tuple(dict.fromkeys(options)) for key, options in axes.items() if key != SEED and key not in given}
@@ -92,20 +94,20 @@ def tuning(
     for key, options in values.items():
         words = f"{where}.{key}={','.join(options)}"
         if key in swept:
-            raise ConfigError(f"{words}: {key} is an axis of the comparison, too; take it out of one of them")
+            raise ConfigError(f"{words}: {key} is also an axis of the comparison; remove it from one of the two")
         if len(options) < 2:
-            raise ConfigError(f"{words}: leaves nothing to choose; give two values or more, or put it under params")
+            raise ConfigError(f"{words}: leaves nothing to choose; give at least two values, or put it under params")
     if not axes.get(SEED):
-        raise ConfigError(f"{where}: has no seed; give the trials seeds of their own, such as {where}.seed='100,101'")
+        raise ConfigError(f"{where}: has no seed; give separate seeds for the trials, such as {where}.seed='100,101'")
     both = sorted(set(compared) & set(axes[SEED]))
     if both:
         raise ConfigError(
-            f"{where}.seed={','.join(axes[SEED])}: seed {', '.join(both)} is compared too, and would flatter what it "
-            "chose; give the trials other seeds"
+            f"{where}.seed={','.join(axes[SEED])}: seed {', '.join(both)} is also compared, which would bias the "
+            "comparison; give other seeds for the trials"
         )
     return Tuning(values, tuple(axes[SEED]))
 
 
 def key_of(word: str) -> str:
-    """Of an override of a job."""
+    """Return the key of an override of a job."""
     return word.partition("=")[0].lstrip("+~")

@@ -1,1 +1,1 @@
-"""Tracking: flushed JSON lines first, then W&B as a view of them, and the display."""
+"""Tracking: metrics are written to JSON lines, which W&B and its dashboard show, and to the progress display."""

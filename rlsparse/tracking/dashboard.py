@@ -1,4 +1,4 @@
-"""``python -m rlsparse.dashboard``: the W&B workspace for the runs, built, checked, and with ``--save`` saved."""
+"""``python -m rlsparse.dashboard``: build and check the W&B workspace for the runs, and save it with ``--save``."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from rlsparse.config.schema import Config
 from rlsparse.tracking.metrics import METRICS, SAMPLE_TABLE, STEP, is_documented
 from rlsparse.tracking.sync import wandb_defaults
 
-# section -> metrics, a panel each; a name that ends in / or _ is a family, whose members share a panel
+# section -> metrics, one panel each; a name that ends in / or _ is a family, whose members share a panel
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Learning curves": (
         "eval/accuracy_sampled",
@@ -78,24 +78,26 @@ CLOSED = ("Rank", "Off-policy")  # most runs log nothing there
 LEFT_OUT = {
     "task/verifier_timeouts": "0 unless something is wrong",
     "rollout/replayed_groups": "tokens/replayed shows it",
-    "train/lr": "stands in the config",
-    "train/updates": "stands in the config, but for steps that teach nothing",
-    "supervised/loss": "of a warm start, which is not shown on W&B",
-    "eval/loss": "of a warm start, which is not shown on W&B",
+    "train/lr": "is in the config",
+    "train/updates": "is in the config, except for steps without an update",
+    "supervised/loss": "metric of a warm start, which is not shown on W&B",
+    "eval/loss": "metric of a warm start, which is not shown on W&B",
 }
 AGGREGATE, BAND = "mean", "stddev"
-LINES = 100  # most runs or groups a panel draws; W&B's own default is 10, and it leaves out the rest in silence
+LINES = 100  # maximum number of runs or groups in a panel; the default of W&B is 10, without a note about the rest
 COLUMNS = 3
 
 
 def workspace(project: str, entity: str = "", experiment: str | None = None, by: Sequence[str] = ("algorithm",)) -> Any:
-    """The ``wandb_workspaces`` object. Needs neither account nor network.
+    """Return the ``wandb_workspaces`` object, without an account or a network connection.
 
-    The panels follow the grouping of the runs' table: regrouping it in the app regroups them all.
+    The panels use the grouping of the table of runs: a new grouping there, in the web app, changes all panels.
 
     Args:
-        experiment: show its runs only; None shows all, each experiment's apart.
-        by: config keys; the runs that agree in them are one line, with a band.
+        project: W&B project.
+        entity: W&B user or team; empty for the default of the user.
+        experiment: show only the runs of this experiment; None shows all experiments, in separate groups.
+        by: config keys; runs with equal values of all these keys are drawn as one line with a band.
     """
     import wandb_workspaces.workspaces as ws
 
@@ -128,7 +130,7 @@ def _section(name: str, metrics: Sequence[str]) -> Any:
 def _curve(metric: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    what = {"metric_regex": f"^{metric}.*"} if metric[-1] in "/_" else {"y": [metric]}
+    source = {"metric_regex": f"^{metric}.*"} if metric[-1] in "/_" else {"y": [metric]}
     return wr.LinePlot(
         title=metric,
         x=STEP,
@@ -137,7 +139,7 @@ def _curve(metric: str) -> Any:
         groupby_aggfunc=AGGREGATE,
         groupby_rangefunc=BAND,
         max_runs_to_show=LINES,
-        **what,
+        **source,
     )
 
 
@@ -154,13 +156,13 @@ def _samples() -> Any:
 
 
 def specification(made: Any) -> str:
-    """The JSON that saving the workspace sends."""
+    """Return the JSON that is sent when the workspace is saved."""
     text: str = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     return text
 
 
 def shown(spec: str) -> Iterator[tuple[str, str]]:
-    """Section and metric of each panel, as the specification has them; the table of samples by its name."""
+    """Yield section and metric of each panel in a specification; for the table of samples, the name of the table."""
     for section in json.loads(spec)["section"]["panelBankConfig"]["sections"]:
         for panel in section["panels"]:
             config = panel["config"]
@@ -172,21 +174,21 @@ def shown(spec: str) -> Iterator[tuple[str, str]]:
 
 
 def undocumented(spec: str) -> list[str]:
-    """What its panels name and no run logs."""
+    """Return the metrics in the panels of a specification that no run logs."""
     return [name for _, name in shown(spec) if name != SAMPLE_TABLE and not is_documented(name)]
 
 
 def overview(spec: str) -> str:
-    """Sections and panels, for a person."""
+    """Return the sections and panels of a specification as text."""
     runs = json.loads(spec)["section"]["runSets"][0]
     groups = [key["name"].replace(".value", "") for key in runs["grouping"]]
     only = [f"; only {one['key']['name']} {one['op']} {one['value']}" for one in runs["filters"]["filters"]]
-    lines = [f"a line for each {', '.join(groups)}: {AGGREGATE}, band: {BAND}; x: {STEP}{''.join(only)}"]
+    lines = [f"one line for each {', '.join(groups)}: {AGGREGATE}, band: {BAND}; x axis: {STEP}{''.join(only)}"]
     last = None
     for section, name in shown(spec):
         if section != last:
             lines += ["", section]
-        unit, meaning = METRICS.get(name, ("table", "some completions of each run with their rewards"))
+        unit, meaning = METRICS.get(name, ("table", "some completions of each run, with their rewards"))
         lines.append(f"  {name:33} {unit:9} {meaning}")
         last = section
     lines += ["", "Left out", *(f"  {name:33} {why}" for name, why in LEFT_OUT.items())]
@@ -194,37 +196,36 @@ def overview(spec: str) -> str:
 
 
 def save(made: Any) -> str:
-    """Save it as a new view of its project; the address.
+    """Save a workspace as a new view of its project and return its address.
 
     Raises:
-        PermissionError: there is no login. ValueError: it has no entity, and none is given.
-        Exception: whatever W&B raises.
+        PermissionError: there is no W&B login.
+        ValueError: the workspace has no entity, and the user has no default entity.
+        Exception: any error of W&B.
     """
     import wandb
 
     from rlsparse.tracking.wandb_view import has_key
 
     if not has_key():
-        raise PermissionError("no W&B login here: wandb login, or WANDB_API_KEY, gives one; nothing else needs it")
+        raise PermissionError("no W&B login here: run wandb login, or set WANDB_API_KEY; only --save needs it")
     entity = made.entity or wandb.Api().default_entity
     if not entity:
-        raise ValueError("this login has no user or team of its own; give one, --entity NAME")
+        raise ValueError("this login has no default user or team; give one with --entity NAME")
     made.entity = entity
     address: str = made.save().url
     return address
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     defaults = wandb_defaults()
     parser = argparse.ArgumentParser(prog="python -m rlsparse.dashboard", description=__doc__)
-    parser.add_argument(
-        "--entity", default=defaults["entity"] or "", help="W&B user or team; your default if not given"
-    )
+    parser.add_argument("--entity", default=defaults["entity"] or "", help="W&B user or team; by default your own")
     parser.add_argument("--project", default=defaults["project"], help="W&B project (%(default)s)")
-    parser.add_argument("--experiment", help="only its runs")
-    parser.add_argument("--by", default="algorithm", help="config keys, a line for each of their values (%(default)s)")
-    parser.add_argument("--save", action="store_true", help="save it to W&B; without, nothing is sent")
+    parser.add_argument("--experiment", help="show only the runs of this experiment")
+    parser.add_argument("--by", default="algorithm", help="config keys; one line for each value (%(default)s)")
+    parser.add_argument("--save", action="store_true", help="save the workspace to W&B; without it, nothing is sent")
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
     keys = options.by.split(",")
@@ -233,10 +234,11 @@ def main() -> None:
     made = workspace(options.project, options.entity, options.experiment, keys)
     spec = specification(made)
     if unknown := undocumented(spec):
-        sys.exit(f"error: panels show what no run logs (python -m rlsparse.tracking.metrics): {', '.join(unknown)}")
-    print(f"{made.name}: project {options.project}, entity {options.entity or '(your default)'}\n{overview(spec)}\n")
+        names = ", ".join(unknown)
+        sys.exit(f"error: panels show metrics that no run logs (see python -m rlsparse.tracking.metrics): {names}")
+    print(f"{made.name}: project {options.project}, entity {options.entity or '(default)'}\n{overview(spec)}\n")
     if not options.save:
-        print("checked, every metric is one that runs log; --save saves it to W&B")
+        print("checked: every metric is one that runs log; --save saves the workspace to W&B")
         return
     try:
         print(f"saved: {save(made)}")
@@ -248,11 +250,11 @@ def _problem(experiment: str | None, keys: Sequence[str]) -> str | None:
     if find_spec("wandb_workspaces") is None:
         return 'wandb-workspaces is not installed; pip install "rlsparse[dashboard]"'
     if experiment is not None and not re.fullmatch(r"\w[\w.-]*", experiment):
-        return f"--experiment {experiment}: no experiment has such a name; use letters, digits, '_', '-' and '.'"
+        return f"--experiment {experiment}: no experiment can have this name; use letters, digits, '_', '-' and '.'"
     known = [field.name for field in fields(Config)]
     for key in keys:
         if key.split(".")[0] not in known:
-            return f"--by {key}: a run's config has no such key; its keys begin with one of {', '.join(known)}"
+            return f"--by {key}: the config of a run has no such key; its keys begin with one of {', '.join(known)}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Seconds by stage, and the peak of memory."""
+"""Time by stage, and peak memory."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Clock:
-    """Measures seconds by stage, work on the device included.
+    """Measures the seconds that each stage takes, including work on the device.
 
     Attributes:
         total: seconds by stage since the start of the run.
@@ -23,9 +23,11 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, earlier: Mapping[str, float] | None = None) -> None:
-        """
+        """Start the clock.
+
         Args:
-            earlier: seconds by stage of a run that resumes, and in all (``total``).
+            device: the device of the run.
+            earlier: seconds by stage, and their ``total``, from the checkpoint of a run that resumes.
         """
         earlier = earlier or {}
         self._before = earlier.get("total", 0.0)
@@ -37,17 +39,17 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time within the context as a stage."""
+        """Count the time within the context as time of a stage."""
         self.start(stage)
         yield
         self.stop()
 
     def start(self, stage: str) -> None:
-        """Begin a stage, which lasts until ``stop``."""
+        """Start a stage, which lasts until ``stop``."""
         self._stage = stage, time.perf_counter()
 
     def stop(self) -> None:
-        """End the stage that was begun last; nothing happens where none is open."""
+        """End the current stage, if there is one."""
         if self._stage is None:
             return
         if self._device.type == "cuda":
@@ -59,38 +61,38 @@ class Clock:
         self._stage = None
 
     def lap(self) -> None:
-        """Begin a new step."""
+        """Start a new step: the seconds in ``last`` are counted from here."""
         self._stage = None
         self.last.clear()
 
     def elapsed(self) -> float:
-        """Return the seconds since the clock was made, and those of the run before that."""
+        """Return the seconds since the clock was started, plus those of earlier processes of the run."""
         return self._before + time.perf_counter() - self._begin
 
 
 def reuse_freed_memory() -> None:
-    """Have glibc keep freed memory: giving pages back and taking them again costs some per cent of a step."""
+    """Make glibc keep freed memory: returning pages and requesting them again takes a few per cent of a step."""
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # its highest value
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the highest value that glibc accepts
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def free_memory(device: torch.device) -> None:
-    """Free the memory of earlier runs and reset the peak, so that each run of a sweep is measured alone."""
+    """Free the memory of earlier runs and reset the peak, so that each run of a sweep is measured separately."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(OSError, AttributeError):  # freed pages go back, or they would count towards the next run's peak
+    with suppress(OSError, AttributeError):  # otherwise freed pages would count in the peak of the next run
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then the process's
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak of memory in bytes: of torch on a GPU, else the resident memory of the process."""
+    """Return the peak memory in bytes: memory allocated by torch on a GPU, else resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

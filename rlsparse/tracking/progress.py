@@ -1,4 +1,4 @@
-"""The live display: a bar on a terminal, plain lines elsewhere."""
+"""The progress display: a progress bar on a terminal, otherwise plain lines."""
 
 import logging
 import sys
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Step, reward, accuracy, tokens/s and time left of one run.
+    """Shows step, reward, accuracy, tokens/s and remaining time of a run.
 
-    On a terminal one line that renews itself; elsewhere a line for each evaluation.
+    On a terminal it is a progress bar, otherwise one line for each evaluation.
     """
 
     def __init__(self, label: str, steps: int) -> None:
@@ -25,17 +25,19 @@ class Progress:
         self._shown = {"reward": "", "accuracy": "", "tokens/s": ""}
 
     def resume_after(self, step: int) -> None:
-        """Start the bar after the steps that an earlier process has done."""
+        """Start after the steps of earlier processes of the run."""
         self._begun = self._bar.initial = step
         self._bar.update(step)
 
     def step(self, reward: float, tokens_per_second: float) -> None:
+        """Show a training step."""
         self._shown |= {"reward": f"{reward:.3f}", "tokens/s": f"{tokens_per_second:.0f}"}
         with suppress(OSError):
             self._bar.set_postfix(self._shown, refresh=False)
             self._bar.update()
 
     def evaluation(self, step: int, greedy: float, sampled: float) -> None:
+        """Show an evaluation; accuracies are shares."""
         self._shown["accuracy"] = f"{100 * sampled:.1f}%"
         if not self._live:
             now = " ".join(f"{key} {value}" for key, value in self._shown.items() if value and key != "accuracy")
@@ -47,5 +49,6 @@ class Progress:
             )
 
     def close(self) -> None:
+        """Close the progress bar."""
         with suppress(OSError):
             self._bar.close()

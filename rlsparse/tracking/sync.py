@@ -1,4 +1,4 @@
-"""``python -m rlsparse.sync``: runs on W&B, made from their own files; now, or while they are written."""
+"""``python -m rlsparse.sync``: show runs on W&B from the files in their folders, after training or during it."""
 
 import argparse
 import json
@@ -18,37 +18,38 @@ from filelock import FileLock
 from rlsparse.config.compose import config_dir
 from rlsparse.storage.jsonl import read_rows, rows_of
 from rlsparse.storage.locks import holder, refuse_links
-from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.run_folder import RunFolder, begun_runs
 from rlsparse.storage.summary import read_summary
 from rlsparse.tracking.viewer import LATER
 
 if TYPE_CHECKING:
     from rlsparse.tracking.wandb_view import WandbView
 
-POLL = 0.5  # seconds between two looks at a file that grows
-NICE = 10  # training goes first where they share a core
-PATIENCE = 60  # seconds that W&B has to finish once nobody is there any more to wait for it
+POLL = 0.5  # seconds between two reads of a file that is being written
+NICE = 10  # added to the niceness of this process, so that training has priority on a shared core
+PATIENCE = 60  # seconds that W&B has to finish after the training process has ended
 
 
 def publish(
     folder: Path, over: Callable[[], bool], settings: dict[str, Any] | None = None, pid: int | None = None
 ) -> None:
-    """Show a run on W&B, row by row, until it is over and all its rows are shown.
+    """Show a run on W&B row by row, until the run has ended and all its rows are shown.
 
     Args:
-        over: whether nothing more will be written.
-        settings: replace the run's own ``tracker`` keys.
-        pid: of the process that trains.
+        folder: the folder of the run.
+        over: returns whether the files of the run will not change any more.
+        settings: values that replace the ``tracker`` keys of the run.
+        pid: id of the training process; None if the run is not training.
 
     Raises:
-        Exception: whatever W&B raises, or the run's files cannot be read.
+        Exception: any error of W&B, or the files of the run cannot be read.
     """
     from rlsparse.tracking.wandb_view import WandbView
 
     refuse_links(folder)
-    config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))  # resolves no ${oc.env:SECRET}
+    config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))  # does not resolve ${oc.env:SECRET}
     RunFolder(folder).wandb.mkdir(exist_ok=True)
-    with FileLock(RunFolder(folder).wandb / ".lock"):  # an earlier process may still be at it
+    with FileLock(RunFolder(folder).wandb_lock):  # an earlier process may not have finished
         view = WandbView(folder, config, {**wandb_defaults(), **config["tracker"], **(settings or {})}, pid)
         if view.url:
             print(f"W&B: {view.url}", file=sys.stderr, flush=True)
@@ -58,22 +59,22 @@ def publish(
 
 
 def wandb_defaults() -> dict[str, Any]:
-    """The keys of ``tracker=wandb``, for runs that had ``tracker=none``."""
+    """Return the keys of ``tracker=wandb``, for runs with ``tracker=none``."""
     values: dict[str, Any] = yaml.safe_load((Path(config_dir()) / "tracker" / "wandb.yaml").read_text(encoding="utf-8"))
     return {key: value for key, value in values.items() if key != "defaults"}
 
 
 def _show_rows(view: "WandbView", file: Path, over: Callable[[], bool]) -> int:
-    """Log the file's rows while it grows; their number."""
+    """Log the rows of a file while it is written, and return their number."""
     number = at = 0
     while True:
-        ended = over()  # asked first: what is written before the answer is read below
+        ended = over()  # before reading, so that no row written in between is missed
         with file.open("rb") as opened:
             opened.seek(at)
             lines = opened.read()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        at += len(whole)
-        for row in rows_of(whole):
+        complete = lines[: lines.rfind(b"\n") + 1]
+        at += len(complete)
+        for row in rows_of(complete):
             view.log(number, row)
             number += 1
         if ended:
@@ -82,7 +83,7 @@ def _show_rows(view: "WandbView", file: Path, over: Callable[[], bool]) -> int:
 
 
 def follow() -> None:
-    """Show the runs that are named on standard input, one after the other, each until it is done (``Viewer``)."""
+    """Show the runs that ``Viewer`` names on standard input one after the other, each until it is done."""
     waiting: list[tuple[Path, int]] = []
     done: set[Path] = set()
     closed = threading.Event()
@@ -95,13 +96,13 @@ def follow() -> None:
             else:
                 done.add(Path(message["done"]))
         closed.set()
-        signal.alarm(PATIENCE)  # ends this process, whatever W&B waits for
+        signal.alarm(PATIENCE)  # ends this process even if W&B is still waiting for its server
 
     def is_over(folder: Path) -> bool:
         return folder in done or closed.is_set()
 
     os.nice(NICE)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as with Ctrl-C, training ends first and then this
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # training ends first, and then this process, as after Ctrl-C
     threading.Thread(target=listen, daemon=True).start()
     while waiting or not closed.is_set():
         if not waiting:
@@ -122,13 +123,13 @@ def _try(folder: Path, over: Callable[[], bool], **how: Any) -> bool:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlsparse.sync", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of the runs)")
-    parser.add_argument("--experiment", help="only this one")
-    parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto", help="as tracker.mode")
-    parser.add_argument("--project", help="instead of the runs' own")
-    parser.add_argument("--entity", help="instead of the runs' own")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of experiments, the key runs_dir")
+    parser.add_argument("--experiment", help="show only the runs of this experiment")
+    parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto", help="see tracker.mode")
+    parser.add_argument("--project", help="W&B project; by default that of each run")
+    parser.add_argument("--entity", help="W&B user or team; by default that of each run")
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -141,14 +142,14 @@ def main() -> None:
     settings = {key: value for key, value in given.items() if value is not None}
     if options.experiment and not (options.runs / options.experiment).is_dir():
         sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
-    folders = sorted(file.parent for file in options.runs.glob(f"{options.experiment or '*'}/*/metrics.jsonl"))
+    folders = [run.path for run in begun_runs(options.runs, options.experiment)]
     shown = 0
     for folder in folders:
         if holder(folder) is not None:
-            print(f"{folder.name}: running, left out", file=sys.stderr)
+            print(f"{folder.name}: still running, skipped", file=sys.stderr)
         elif _try(folder, lambda: True, settings=settings):
             shown += 1
-    print(f"{shown} of {len(folders)} runs made for W&B; those without an API key lie in their folders, offline")
+    print(f"{shown} of {len(folders)} runs shown; without an API key they are stored offline in their folders")
     if shown < len(folders):
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""What a run records while it trains: its files, and the display."""
+"""The records of a run while it trains: its files and its progress display."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +10,21 @@ from rlsparse.tracking.progress import Progress
 
 
 class Tracker:
-    """Writes ``metrics.jsonl`` and ``samples.jsonl`` and updates the display; W&B shows what the files hold."""
+    """Writes ``metrics.jsonl`` and ``samples.jsonl``, which W&B shows, and updates the progress display."""
 
-    def __init__(self, folder: RunFolder, progress: Progress, marks: Mapping[str, Any] | None = None) -> None:
-        """
+    def __init__(self, folder: RunFolder, progress: Progress, saved: Mapping[str, Any] | None = None) -> None:
+        """Open the files of a run.
+
         Args:
-            marks: of the files of a run that resumes, see ``marks``.
+            folder: the folder of the run.
+            progress: the progress display.
+            saved: the ``fingerprints`` in the checkpoint that the run resumes from; None at the start of a run.
+
+        Raises:
+            ValueError: a file is shorter than at the time of the checkpoint.
         """
         files = (folder.metrics, folder.samples)
-        self._files = {file.name: JsonLines(file, marks[file.name]["bytes"] if marks else 0) for file in files}
+        self._files = {file.name: JsonLines(file, saved[file.name]["bytes"] if saved else 0) for file in files}
         self._metrics, self._samples = self._files.values()
         self.history = read_rows(folder.metrics)
         self._progress = progress
@@ -34,15 +40,20 @@ class Tracker:
         self._progress.evaluation(step, metrics["eval/accuracy_greedy"], metrics["eval/accuracy_sampled"])
 
     def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
-        """Write the rank of the adapter on each module, by module name: at the start and after each rank update."""
+        """Write the rank of the adapter on each module, by module name, at the start or after a rank update."""
         self._log(rank_row(step, ranks))
 
-    def marks(self) -> dict[str, Any]:
+    def flush(self) -> None:
+        """Flush the files to disk."""
+        for file in self._files.values():
+            file.flush()
+
+    def fingerprints(self) -> dict[str, Any]:
         """Flush the files to disk and return length and hash of each, by file name."""
-        return {name: file.mark() for name, file in self._files.items()}
+        return {name: file.fingerprint() for name, file in self._files.items()}
 
     def sample(self, row: Mapping[str, Any]) -> None:
-        """Write a completion."""
+        """Write a completion with its reward."""
         self._samples.write(row)
 
     def close(self) -> None:
@@ -55,8 +66,8 @@ class Tracker:
         self.history.append(row)
 
 
-class Mute(Tracker):
-    """The tracker of a rank that records nothing: rank 0 does."""
+class NullTracker(Tracker):
+    """Records nothing. All ranks except rank 0 use it."""
 
     def __init__(self) -> None:
         self.history = []

@@ -1,4 +1,4 @@
-"""Weights & Biases as a view of a run's own files."""
+"""Weights & Biases: shows the content of the files of a run."""
 
 import os
 import shutil
@@ -9,30 +9,31 @@ from typing import Any
 
 import wandb
 
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.tracking.metrics import METRICS, SAMPLE_TABLE, STEP
 
 SAMPLE_COLUMNS = ["step", "question", "completion", "gold", "reward", "correct"]
 
 
 class WandbView:
-    """One W&B run: config, group, job type, tags, metric definitions, a table of sample completions."""
+    """Shows a run as one W&B run: config, group, job type, tags, metric definitions, a table of completions."""
 
     def __init__(
         self, folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], pid: int | None = None
     ) -> None:
-        """Starts the run, or goes on with it under the same id; online with an API key, offline without.
+        """Start the W&B run, or resume it under the same id; online if there is an API key, else offline.
 
         Args:
-            folder: the run's folder, whose name is its id; W&B's files go into ``wandb/`` in it.
-            config: the run's whole config, for the W&B table.
+            folder: the folder of the run; its name is the id of the run, and W&B writes its files into it.
+            config: the complete config of the run, for the W&B table.
             settings: the ``tracker`` keys ``project``, ``entity``, ``mode`` and ``tags``.
-            pid: the process that trains, for W&B's system metrics; None where none does.
+            pid: id of the training process, for the system metrics of W&B; None if the run is not training.
         """
         mode = settings["mode"]
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        if mode == "offline":  # it cannot resume: an earlier one of this run would be half of it, under the same id
-            for earlier in (folder / "wandb").glob("offline-run-*"):
+        if mode == "offline":  # W&B cannot resume offline runs: an earlier part would be a second run with the same id
+            for earlier in RunFolder(folder).wandb.glob("offline-run-*"):
                 shutil.rmtree(earlier, ignore_errors=True)
         self._run = wandb.init(
             project=settings["project"],
@@ -57,14 +58,16 @@ class WandbView:
             self._run.define_metric(f"{name}*" if name[-1] in "/_" else name, step_metric=STEP, summary="last")
 
     def log(self, number: int, row: Mapping[str, Any]) -> None:
-        """Row ``number`` of ``metrics.jsonl``; W&B drops one that it has already."""
+        """Log row ``number`` of ``metrics.jsonl``; W&B ignores a row that it already has."""
         self._run.log({k: v for k, v in row.items() if k != "kind"}, step=number)
 
     def finish(self, number: int, samples: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> None:
-        """
+        """Log completions and summary, and finish the W&B run.
+
         Args:
-            number: rows of ``metrics.jsonl``.
-            summary: of the run; None where it was cut off.
+            number: number of rows of ``metrics.jsonl``.
+            samples: rows of ``samples.jsonl``.
+            summary: the summary of the run; None if the run was interrupted.
         """
         cells: list[Any] = [[row.get(column) for column in SAMPLE_COLUMNS] for row in samples]
         self._run.log({SAMPLE_TABLE: wandb.Table(columns=list(SAMPLE_COLUMNS), data=cells)}, step=number)
@@ -74,7 +77,7 @@ class WandbView:
 
 
 def has_key() -> bool:
-    """Whether W&B has an API key of this user: from the environment, or left by ``wandb login``."""
+    """Return whether W&B has an API key of this user, from the environment or from ``wandb login``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(os.environ.get("WANDB_API_KEY")) or bool(wandb.login(prompt=False))

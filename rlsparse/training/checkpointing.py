@@ -39,7 +39,7 @@ class Checkpointer:
         asked = self.world.largest(self.stop.signal or 0)
         if self.folder is not None and (asked or state.step % self.every == 0):
             checkpoint = state.checkpoint()
-            checkpoint.state["files"] = self.tracker.marks()
+            checkpoint.state["files"] = self.tracker.fingerprints()
             checkpoint.state["time"] = {"total": self.clock.elapsed(), **self.clock.total}
             save_checkpoint(self.folder.checkpoints, checkpoint)
         if asked:

@@ -9,9 +9,9 @@ from torch import Generator, Tensor
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Prompt, Rollout
 from rlsparse.components.component import origin
-from rlsparse.components.reward import Completion, Score, Verifier
+from rlsparse.components.reward import Completion, Reward, Score, Verifier
 from rlsparse.model.policy import decode
-from rlsparse.rollout import Request, Sampler
+from rlsparse.rollout import Request, RolloutSampler
 from rlsparse.rollout.layer_skip import without_layers
 from rlsparse.rollout.replay import joined
 from rlsparse.runtime.distributed import World
@@ -95,7 +95,7 @@ class Collector:
     """
 
     algorithm: Algorithm
-    sampler: Sampler
+    sampler: RolloutSampler
     verifier: Verifier
     group_size: int
     streams: dict[str, Generator]
@@ -133,16 +133,21 @@ class Collector:
             problems = [prompt.problem for prompt in prompts for _ in range(self.group_size)]
             scores = self.world.each(self.verifier.score, texts, [problem.answer for problem in problems])
             rows = zip(texts, rollout.lengths.tolist(), rollout.ended.tolist(), problems, scores, strict=True)
-            rewards = [self._reward(Completion(*row)) for row in rows]
+            rewards = [checked_reward(self.algorithm.reward, Completion(*row)) for row in rows]
         return Experience(
             prompts, rollout, texts, scores, torch.tensor(rewards, device=policy.device).view(-1, self.group_size)
         )
 
-    def _reward(self, completion: Completion) -> float:
-        reward = self.algorithm.reward(completion)
-        if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
-            raise RewardError(
-                f"reward ({origin(self.algorithm.reward)}): returned {reward!r} for {completion.text[:80]!r}; a reward "
-                "must be a finite number"
-            )
-        return float(reward)
+
+def checked_reward(reward: Reward, completion: Completion) -> float:
+    """Return the reward of a completion.
+
+    Raises:
+        RewardError: it is no finite number.
+    """
+    value = reward(completion)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RewardError(
+            f"reward ({origin(reward)}): returned {value!r} for {completion.text[:80]!r}; it must be a finite number"
+        )
+    return float(value)

@@ -8,7 +8,7 @@ from rlsparse.batch import Prompt, Rollout, chunks
 from rlsparse.components.reward import Score, Verifier
 from rlsparse.config.schema import EvalConfig
 from rlsparse.model.policy import decode
-from rlsparse.rollout import Request, Sampler
+from rlsparse.rollout import Request, RolloutSampler
 from rlsparse.runtime.distributed import World
 from rlsparse.runtime.rng import stream
 from rlsparse.tracking.profiling import Clock
@@ -32,7 +32,7 @@ class Evaluator:
         world: the ranks that share the work.
     """
 
-    sampler: Sampler
+    sampler: RolloutSampler
     verifier: Verifier
     prompts: Sequence[Prompt]
     config: EvalConfig

@@ -1,4 +1,4 @@
-"""Cutting a batch into forward passes: rows that have something to teach, bounded by rows and by tokens."""
+"""Microbatches: the rows of a batch that the loss needs, split by limits on rows and tokens."""
 
 import logging
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from rlsparse.runtime.oom import MemoryLimits, until_it_fits
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
-MOST_PADDED = 1.5  # tokens of a microbatch, padding included, for each that is not
+MOST_PADDED = 1.5  # tokens of a microbatch with padding, divided by those without padding
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Rows that go through the model together.
+    """Names the rows of one forward and backward pass.
 
     Attributes:
-        rows: (b,) row numbers into the rollout, those of a prompt side by side.
-        needed: (b, T) bool: tokens that the loss looks at; T ends at the last of them.
+        rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
+        needed: (b, T) bool: the tokens in the loss; T ends at the last of them.
     """
 
     rows: Tensor
@@ -33,69 +33,77 @@ class Microbatch:
 
 
 def share_of(batch: ScoredBatch, world: World) -> ScoredBatch:
-    """Return the batch as this rank trains on it: every n-th of the prompts that teach anything, n ranks.
+    """Return the share of this rank in a batch: of n ranks, each gets every n-th prompt with a token in the loss.
 
-    The other rows get scales of 0. Those of the share stay as they are, so the losses of the ranks add up to that of
-    the batch.
+    Rows of other ranks get scales of 0. The scales of the share are unchanged, so that the losses of the ranks add up
+    to the loss of the batch.
     """
     if world.size == 1:
         return batch
-    rows = (batch.scales != 0).any(dim=1)  # (B,)
-    teaches = rows.view(-1, batch.rollout.group_size).any(dim=1)  # (P,)
-    number = teaches.long().cumsum(dim=0) - 1  # (P,) of each among those that teach
+    in_loss = (batch.scales != 0).any(dim=1)  # (B,)
+    used = in_loss.view(-1, batch.rollout.group_size).any(dim=1)  # (P,)
+    number = used.long().cumsum(dim=0) - 1  # (P,) of each prompt among the used ones
     own = (number % world.size == world.rank).repeat_interleave(batch.rollout.group_size)  # (B,)
     return replace(batch, scales=batch.scales * own[:, None])
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Some completions of one prompt."""
+class _Segment:
+    """Holds rows of one prompt, which the packed path puts into one segment.
+
+    Attributes:
+        rows: row numbers into the rollout.
+        number: number of the prompt.
+        prompt: length of the prompt, tokens.
+        width: number of columns up to the last needed token.
+    """
 
     rows: list[int]
-    number: int  # of the prompt
-    prompt: int  # tokens
-    width: int  # completion columns up to the last one needed
+    number: int
+    prompt: int
+    width: int
 
     def tokens(self) -> int:
+        """Return the number of tokens, with the prompt counted once."""
         return self.prompt + len(self.rows) * self.width
 
 
 def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
-    """The rows with a token to teach, in microbatches; all others cost nothing.
+    """Return the rows with a token in the loss as microbatches; all other rows are left out.
 
-    A microbatch has at most ``train.microbatch`` rows and ``train.max_tokens_per_microbatch`` tokens, prompts counted
-    once and padding included; one completion that is longer by itself goes alone.
+    A microbatch has at most ``train.microbatch`` rows and ``train.max_tokens_per_microbatch`` tokens, where each prompt
+    counts once and padding counts. A completion with more tokens than that is a microbatch of its own.
     """
     needed = batch.scales != 0  # (B, T)
-    pieces: list[list[_Stretch]] = []
-    for stretch in sorted(_stretches(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt)):
-        if pieces and _fit([*pieces[-1], stretch], config):
-            pieces[-1].append(stretch)
+    pieces: list[list[_Segment]] = []
+    for segment in sorted(_segments(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt)):
+        if pieces and _fit([*pieces[-1], segment], config):
+            pieces[-1].append(segment)
         else:
-            pieces.append([stretch])
-    return [_piece(piece, needed) for piece in pieces]
+            pieces.append([segment])
+    return [_microbatch(piece, needed) for piece in pieces]
 
 
-def _fit(stretches: list[_Stretch], config: TrainConfig) -> bool:
-    """Whether they make one microbatch, padded to the longest prompt, the widest row and the most rows.
+def _fit(segments: list[_Segment], config: TrainConfig) -> bool:
+    """Return whether segments fit in one microbatch, padded to the longest prompt, the widest row and the most rows.
 
-    Pieces of one prompt never meet again: a microbatch holds a prompt once.
+    A microbatch holds a prompt only once, so two segments of the same prompt do not fit.
     """
-    most, width = max(len(s.rows) for s in stretches), max(s.width for s in stretches)
-    padded = len(stretches) * (max(s.prompt for s in stretches) + most * width)
+    most, width = max(len(s.rows) for s in segments), max(s.width for s in segments)
+    padded = len(segments) * (max(s.prompt for s in segments) + most * width)
     return (
-        len({s.number for s in stretches}) == len(stretches)
-        and sum(len(s.rows) for s in stretches) <= config.microbatch
+        len({s.number for s in segments}) == len(segments)
+        and sum(len(s.rows) for s in segments) <= config.microbatch
         and padded <= config.max_tokens_per_microbatch
-        and padded <= MOST_PADDED * sum(s.tokens() for s in stretches)
+        and padded <= MOST_PADDED * sum(s.tokens() for s in segments)
     )
 
 
-def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[_Stretch]:
-    """Each prompt's rows with a token to teach, cut where a prompt alone would be too much."""
+def _segments(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[_Segment]:
+    """Return the rows of each prompt with a token in the loss; split them if they exceed the limits alone."""
     found = []
     columns = torch.arange(1, needed.shape[1] + 1, device=needed.device)
-    widths = (needed * columns).amax(dim=1).tolist()  # of each row; 0 where nothing is needed
+    widths = (needed * columns).amax(dim=1).tolist()  # of each row; 0 if no token is needed
     prompt_lengths = batch.rollout.prompt_lengths.tolist()
     group_size = batch.rollout.group_size
     for p, prompt in enumerate(prompt_lengths):
@@ -104,23 +112,24 @@ def _stretches(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[
             width = max(widths[row] for row in rows)
             fitting = (config.max_tokens_per_microbatch - prompt) // width
             most = max(1, min(config.microbatch, fitting))
-            size = ceil(len(rows) / ceil(len(rows) / most))  # equal parts, not a full one and a rest
-            found.append(_Stretch(rows[:size], p, prompt, max(widths[row] for row in rows[:size])))
+            size = ceil(len(rows) / ceil(len(rows) / most))  # parts of equal size
+            found.append(_Segment(rows[:size], p, prompt, max(widths[row] for row in rows[:size])))
             rows = rows[size:]
     return found
 
 
-def _piece(stretches: list[_Stretch], needed: Tensor) -> Microbatch:
-    rows = torch.tensor([row for stretch in stretches for row in stretch.rows], device=needed.device)
-    return Microbatch(rows, needed[rows, : max(stretch.width for stretch in stretches)])
+def _microbatch(segments: list[_Segment], needed: Tensor) -> Microbatch:
+    rows = torch.tensor([row for segment in segments for row in segment.rows], device=needed.device)
+    return Microbatch(rows, needed[rows, : max(segment.width for segment in segments)])
 
 
 @dataclass
 class FitMicrobatches:
-    """Does something with a batch, microbatch by microbatch, in smaller ones where memory runs out.
+    """Processes a batch in microbatches, and in smaller ones if memory runs out.
 
     Attributes:
-        limits: rows and tokens of a microbatch; halved where memory runs out, for the rest of the run.
+        config: the limits of the config.
+        limits: rows and tokens of a microbatch; halved when memory runs out, for the rest of the run.
     """
 
     config: TrainConfig
@@ -128,10 +137,11 @@ class FitMicrobatches:
     _warned: bool = False
 
     def __call__(self, batch: ScoredBatch, attempt: Callable[[list[Microbatch], int], Result]) -> Result:
-        """Return what the attempt returns; after memory ran out it starts again from the first microbatch.
+        """Call ``attempt`` with the microbatches and return its result; call it again if memory runs out.
 
         Args:
-            attempt: gets the microbatches and the tokens that one may have.
+            batch: the batch to split.
+            attempt: called with all microbatches and the maximum number of tokens of one.
         """
         pieces: list[Microbatch] = []
 
@@ -143,7 +153,7 @@ class FitMicrobatches:
         return until_it_fits(once, lambda: self._halve(batch, pieces))
 
     def _halve(self, batch: ScoredBatch, pieces: list[Microbatch]) -> bool:
-        """Halve what the largest microbatch had, which may be less than it was allowed."""
+        """Halve the size of the largest microbatch, which may be below the limits; return False if it has one row."""
         rows = max((len(piece.rows) for piece in pieces), default=1)
         if rows == 1:
             return False

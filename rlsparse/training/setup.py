@@ -13,8 +13,9 @@ from rlsparse.components.reward import Verifier
 from rlsparse.config.schema import Config
 from rlsparse.model.cache import ModelCache
 from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.policy import LogProbs, Policy, cpu_threads, resolve_device, token_log_probs
-from rlsparse.rollout import Sampler
+from rlsparse.model.policy import LogProbs, Policy, token_log_probs
+from rlsparse.rollout import RolloutSampler
+from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.distributed import World
 from rlsparse.runtime.rng import stream_seed
 from rlsparse.runtime.signals import StopRequest
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class RunContext:
     """Where a process trains: its device, its model, its ranks, and what it writes to.
 
     Attributes:
@@ -93,18 +94,18 @@ def device_of(config: Config, world: World) -> torch.device:
 
 
 @contextmanager
-def training(config: Config, algorithm: Algorithm, place: Place) -> Iterator[Training]:
+def training(config: Config, algorithm: Algorithm, context: RunContext) -> Iterator[Training]:
     """Build the parts, and leave the cached model as it was; where training fails, the model is not used again.
 
     Raises:
         ConfigError: the model cannot be loaded, or no prompt fits it.
     """
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)  # what libraries allocate without being told where
+    if context.device.type == "cuda":
+        torch.cuda.set_device(context.device)  # what libraries allocate without being told where
     reuse_freed_memory()
-    task = algorithm.task
-    with place.models.lend(config.model, place.device, config.dtype) as policy:
-        free_memory(place.device)  # after the model is there, which an earlier run may have loaded
+    task, clock, world = algorithm.task, context.clock, context.world
+    with context.models.lend(config.model, context.device, config.dtype) as policy:
+        free_memory(context.device)  # after the model is there, which an earlier run may have loaded
         with (
             cpu_threads(config.threads, policy.model.num_parameters()),
             Verifier(task.answer_format, task.verifier_time_limit) as verifier,
@@ -114,8 +115,8 @@ def training(config: Config, algorithm: Algorithm, place: Place) -> Iterator[Tra
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             engine = algorithm.rollout.fitting(policy)
             log_probs_of = scoring_path(policy, config.train.packing)
-            state = TrainState.start(config, adapter, data.train, engine.max_rows, place.saved)
-            sampler = Sampler(policy, engine, state.memory, place.world)
+            state = TrainState.start(config, adapter, data.train, engine.max_rows, context.saved)
+            sampler = RolloutSampler(policy, engine, state.memory, world)
             yield Training(
                 config,
                 algorithm,
@@ -129,9 +130,9 @@ def training(config: Config, algorithm: Algorithm, place: Place) -> Iterator[Tra
                     verifier,
                     config.train.group_size,
                     state.streams,
-                    place.clock,
+                    clock,
                     keep_states=log_probs_of is packed_log_probs,
-                    world=place.world,
+                    world=world,
                 ),
                 update=Updater(
                     policy,
@@ -140,12 +141,17 @@ def training(config: Config, algorithm: Algorithm, place: Place) -> Iterator[Tra
                     algorithm,
                     config.train,
                     FitMicrobatches(config.train, state.memory),
-                    place.world,
+                    world,
                 ),
-                evaluate=Evaluator(sampler, verifier, data.test, config.eval, config.seed, place.clock, place.world),
-                record=Recorder(place.tracker, place.clock, config.train, config.tracker.samples, state.count),
+                evaluate=Evaluator(sampler, verifier, data.test, config.eval, config.seed, clock, world),
+                record=Recorder(context.tracker, clock, config.train, config.tracker.samples, state.count),
                 checkpoints=Checkpointer(
-                    place.folder, config.train.checkpoint_every, place.tracker, place.clock, place.stop, place.world
+                    context.folder,
+                    config.train.checkpoint_every,
+                    context.tracker,
+                    clock,
+                    context.stop,
+                    world,
                 ),
             )
         adapter.remove()

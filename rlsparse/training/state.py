@@ -1,4 +1,4 @@
-"""The state of training: what changes from step to step, and how a checkpoint holds it."""
+"""The state of training: everything that changes from step to step, and its form in a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +19,11 @@ STREAMS = ("rollout", "token_sampler", "layer_skip", "replay")
 
 
 class PromptBatches:
-    """Yields batches of prompts without end: shuffled passes over all of them, one after the other.
+    """Yields batches of prompts without end, from shuffled passes over all prompts.
 
     Attributes:
-        pending: rows of the current pass that are still to come.
+        pending: indices of the prompts that remain in the current pass.
+        generator: random stream of the shuffles.
     """
 
     def __init__(self, prompts: Sequence[Prompt], size: int, generator: Generator) -> None:
@@ -39,10 +40,16 @@ class PromptBatches:
 
 @dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Holds everything that a training step changes.
 
     Attributes:
-        step: the last one that is done.
+        adapter: the trained adapter.
+        optimizer: the optimizer of its parameters.
+        batches: batches of training prompts.
+        streams: random stream of each stage, by name.
+        count: numbers of tokens since the start of the run.
+        memory: limits that are halved when memory runs out.
+        step: the last completed step.
     """
 
     adapter: TrainedAdapter
@@ -62,10 +69,14 @@ class TrainState:
         rollout_rows: int,
         saved: Checkpoint | None,
     ) -> "TrainState":
-        """Return the state before the first step, or after the last one that was saved.
+        """Return the state before the first step, or the state in a checkpoint.
 
         Args:
-            rollout_rows: completions sampled at a time, at first.
+            config: the config of the run.
+            adapter: the adapter in the model; it takes the state in the checkpoint.
+            prompts: all training prompts.
+            rollout_rows: number of completions that are sampled at a time, before memory runs out.
+            saved: the checkpoint; None at the start of a run.
 
         Raises:
             ValueError: the checkpoint belongs to another adapter.
@@ -85,7 +96,7 @@ class TrainState:
         return state
 
     def checkpoint(self) -> Checkpoint:
-        """Return all of it as a checkpoint."""
+        """Return the state as a checkpoint."""
         moments = {
             f"{index}.{name}": torch.as_tensor(value)
             for index, values in self.optimizer.state_dict()["state"].items()

@@ -92,7 +92,7 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     Raises:
         ConfigError: bad input, before any model loads.
     """
-    from rlsparse.model.policy import cpu_threads, resolve_device
+    from rlsparse.runtime.devices import cpu_threads, resolve_device
     from rlsparse.tracking.profiling import Clock, free_memory, reuse_freed_memory
 
     quieten()
@@ -175,14 +175,14 @@ class _Training:
             )
 
     def _evaluator(self, verifier: "Verifier", prompts: Sequence[Any]) -> "Evaluator":
-        from rlsparse.rollout import Sampler
+        from rlsparse.rollout import RolloutSampler
         from rlsparse.runtime.distributed import ALONE
         from rlsparse.runtime.oom import MemoryLimits
         from rlsparse.training.evaluate import Evaluator
 
         engine = self.checked.parts.rollout.fitting(self.start.policy)
         limits = MemoryLimits(engine.max_rows, microbatch=1, tokens=1)  # the latter two are not used here
-        sampler = Sampler(self.start.policy, engine, limits, ALONE)
+        sampler = RolloutSampler(self.start.policy, engine, limits, ALONE)
         return Evaluator(sampler, verifier, prompts, self.config.eval, self.config.seed, self.clock, ALONE)
 
     def _train(
@@ -258,7 +258,7 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         ConfigError: all that is wrong, a line each: key, value and remedy.
     """
     from rlsparse.algorithm import identities
-    from rlsparse.model.policy import check_model_folder, local_folder, model_skeleton
+    from rlsparse.model.loading import check_model_folder, local_folder, model_skeleton
     from rlsparse.warm_start.supervised import count_updates
 
     found = problems(config)
@@ -294,7 +294,7 @@ def _load(config: WarmStartConfig, checked: Checked, device: "torch.device") -> 
     """Load the policy, in float32 where its own weights are trained, and attach the adapter."""
     import torch
 
-    from rlsparse.model.policy import load_policy, wrap_policy
+    from rlsparse.model.loading import load_policy, wrap_policy
     from rlsparse.runtime.rng import stream_seed
     from rlsparse.warm_start.scratch import new_model, new_tokenizer
 

@@ -1,4 +1,4 @@
-"""A small model from nothing: a byte-level tokenizer of the task's own texts, and a Qwen2 with random weights."""
+"""A small new model: a byte-level tokenizer trained on the texts of a task, and a Qwen2 with random weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,14 @@ from rlsparse.config.schema import ScratchConfig
 
 
 def new_tokenizer(problems: Sequence[Problem], vocabulary: int) -> Any:
-    """Qwen2's tokenizer trained on the problems' texts: single digits, whole words, and bytes for all other text.
+    """Return a tokenizer of Qwen2 trained on the texts of the problems.
 
-    It is the class that ``AutoTokenizer`` picks for a Qwen2 folder, whatever the folder says, so it must be this one.
+    It splits numbers into digits, has whole words as tokens, and encodes all other text as bytes. It must be of the
+    class Qwen2Tokenizer, which ``AutoTokenizer`` takes for every Qwen2 folder.
+
+    Args:
+        problems: their questions and solutions are the texts.
+        vocabulary: number of tokens.
     """
     from transformers import Qwen2Tokenizer
 
@@ -22,7 +27,7 @@ def new_tokenizer(problems: Sequence[Problem], vocabulary: int) -> Any:
 
 
 def new_model(config: ScratchConfig, tokenizer: Any, seed: int) -> Any:
-    """A Qwen2 of the given size with tied embeddings and random weights."""
+    """Return a Qwen2 of the given size with tied embeddings and random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     with torch.random.fork_rng(devices=[]):

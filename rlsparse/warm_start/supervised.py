@@ -1,4 +1,4 @@
-"""The supervised loop of a warm start."""
+"""The training loop of a warm start: supervised fine-tuning on solutions."""
 
 import math
 import random
@@ -16,15 +16,16 @@ from torch.optim import AdamW, Optimizer
 from rlsparse.batch import Problem, chunks
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.config.schema import NoiseConfig, SupervisedConfig, WarmStartConfig
-from rlsparse.model.policy import DTYPES, Policy
-from rlsparse.warm_start.noise import spoil
+from rlsparse.model.loading import DTYPES
+from rlsparse.model.policy import Policy
+from rlsparse.warm_start.noise import corrupt
 
-IGNORED = -100  # the label that cross_entropy leaves out
+IGNORED = -100  # the label of tokens without loss
 
 
 @dataclass(frozen=True)
 class Example:
-    """A training row: the prompt's token ids, and the problem whose solution follows."""
+    """Holds the token ids of a prompt, and the problem whose solution follows it."""
 
     prompt_ids: tuple[int, ...]
     problem: Problem
@@ -37,14 +38,17 @@ def fit(
     adapter: TrainedAdapter | None,
     record: Callable[[int, dict[str, float]], None],
 ) -> list[float]:
-    """Train the adapter, or without one all weights of the policy.
+    """Train the adapter, or all weights of the policy if there is no adapter.
 
     Args:
-        run: ``dtype`` is that of the computation; float32 and auto compute as the weights are stored.
-        record: gets the number of each update, from 1, and its metrics.
+        policy: the model to train.
+        examples: the training rows.
+        run: the config. Its ``dtype`` is that of autocast; ``float32`` and ``auto`` turn autocast off.
+        adapter: the adapter in the model of the policy; None to train all weights.
+        record: called with the number of each update, from 1, and its metrics.
 
     Returns:
-        Mean loss of each epoch, nats a token.
+        Mean loss of each epoch, nats per token.
     """
     from tqdm import tqdm
     from transformers import get_linear_schedule_with_warmup
@@ -79,19 +83,19 @@ def fit(
             record(len(losses), {**metrics, "time/train": perf_counter() - start, **moved})
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
         mean = sum(losses[-per_epoch:]) / per_epoch
-        tqdm.write(f"epoch {epoch}/{config.epochs}: loss {mean:.3f} nats a token", file=sys.stderr)
+        tqdm.write(f"epoch {epoch}/{config.epochs}: loss {mean:.3f} nats per token", file=sys.stderr)
     policy.model.eval()
     return [sum(losses[i : i + per_epoch]) / per_epoch for i in range(0, updates, per_epoch)]
 
 
 def count_updates(rows: int, config: SupervisedConfig) -> int:
-    """Optimizer steps of a warm start on so many rows."""
+    """Return the number of optimizer steps of a warm start on this number of rows."""
     return config.epochs * -(-rows // config.batch_size)
 
 
 @torch.no_grad()
 def held_out_loss(policy: Policy, examples: Sequence[Example], batch_size: int, dtype: str) -> float:
-    """Cross-entropy of the solutions' tokens, EOS included, their noise left out; nats, the mean over all tokens."""
+    """Return the mean cross-entropy of the solution tokens without noise, EOS included, in nats per token."""
     total, tokens = 0.0, 0
     for batch in chunks(examples, batch_size):
         inputs = collate(policy, batch, NoiseConfig(direct=0.0, direct_wrong=0.0, slip=0.0), random.Random(0))
@@ -113,10 +117,13 @@ def _cross_entropy(policy: Policy, inputs: tuple[Tensor, Tensor, Tensor], dtype:
 def collate(
     policy: Policy, batch: Sequence[Example], noise: NoiseConfig, rng: random.Random
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Input ids, attention mask and labels, each (b, L), padded on the right; prompt and padding carry no label."""
+    """Return input ids, attention mask and labels, each (b, L), padded on the right.
+
+    Prompt and padding have the label ``IGNORED``.
+    """
     rows = []
     for example in batch:
-        text = spoil(example.problem, noise, rng)
+        text = corrupt(example.problem, noise, rng)
         solution = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         rows.append((list(example.prompt_ids), [*solution, policy.tokenizer.eos_token_id]))
     longest = max(len(prompt) + len(solution) for prompt, solution in rows)

@@ -1,4 +1,4 @@
-"""Runs in processes that can be killed, and what must not depend on that."""
+"""Start runs in processes that can be killed, and read the results that must not depend on it."""
 
 import json
 import os
@@ -23,12 +23,12 @@ SETTING = (
 )
 
 
-class Nursery:
-    """A process that forks a run for each list of overrides (``nursery.py``)."""
+class ForkServer:
+    """Runs the process of ``fork_server.py``, which forks once for each run."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery"],
+            [sys.executable, "-m", "tests.faults.fork_server"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -39,13 +39,17 @@ class Nursery:
         assert self._line() == "ready"
 
     def run(self, overrides: list[str], wait: Callable[[], object] | None = None, number: int = signal.SIGKILL) -> int:
-        """What ``waitpid`` says of a run, to which a signal is sent once ``wait`` returns."""
+        """Do a run and return its wait status; a signal is sent to it once ``wait`` returns.
+
+        Args:
+            wait: None to let the run end by itself.
+        """
         assert self._process.stdin is not None
         print(json.dumps(overrides), file=self._process.stdin, flush=True)
         child = int(self._line())
         if wait is not None:
             wait()
-            os.kill(child, number)  # nobody has this number until its parent has asked how it ended, below
+            os.kill(child, number)  # the process id stays taken until the server waits for it, below
         print(file=self._process.stdin, flush=True)
         return int(self._line())
 
@@ -59,31 +63,33 @@ class Nursery:
 
 
 def until_steps(runs: Path, count: int) -> None:
-    """Wait until a run has logged so many training steps."""
+    """Wait until the runs have logged ``count`` training steps together."""
     deadline = time.monotonic() + 120
     while sum(file.read_text().count('"kind": "train"') for file in runs.glob("default/*/metrics.jsonl")) < count:
-        assert time.monotonic() < deadline, "the run does not train"
+        assert time.monotonic() < deadline, "no training step within two minutes"
         time.sleep(0.05)
 
 
 def until_then(seconds: float, runs: Path) -> None:
-    """Wait so long, or until the run is over."""
+    """Wait ``seconds``, or until the run has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not any(runs.glob("default/*/summary.json")):
         time.sleep(0.01)
 
 
 def only_run(runs: Path) -> Path:
+    """Return the folder of the one run of experiment ``default``."""
     (file,) = runs.glob("default/*/config.yaml")
     return file.parent
 
 
 def without_times(row: dict) -> dict:
+    """Return a row of metrics without the keys that differ from one execution to the next."""
     return {k: v for k, v in row.items() if not k.startswith("time/") and k != "rollout/tokens_per_second"}
 
 
 def outcome(folder: Path) -> dict:
-    """What must not depend on interruptions: every row, sample and number, and the adapter's bytes."""
+    """Return what must not depend on interruptions: all rows, samples, numbers and the bytes of the adapter."""
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("time", "peak_memory_bytes"):
         del summary[name]
@@ -96,18 +102,18 @@ def outcome(folder: Path) -> dict:
 
 
 def outcome_of(folder: Path) -> dict:
-    """The same, wherever the run was asked to lie."""
+    """Return the outcome without the overrides, which name the folder of the run."""
     found = outcome(folder)
     del found["summary"]["overrides"]
     return found
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and output."""
+    """Wait for a process and return its exit code and output."""
     text, _ = process.communicate(timeout=400)
     return process.returncode, text
 
 
 def heed_interrupts() -> None:
-    """A shell that puts the tests in the background has them ignore Ctrl-C, and so would we."""
+    """Restore SIGINT, which is ignored by processes that a shell has started in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

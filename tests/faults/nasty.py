@@ -1,4 +1,4 @@
-"""Completions nobody should write, by family; none of them holds one of the gold answers."""
+"""Hostile completions, drawn at random from families; none of them states the gold answer that comes with it."""
 
 import random
 from collections.abc import Callable
@@ -35,16 +35,16 @@ JOINTS = (
     r" \geq ",
     r" \lor ",
 )
-Nasty = tuple[str, str]  # a payload, and a gold answer it is not
+Nasty = tuple[str, str]  # a text, and a gold answer that it does not state
 
 
 def length(draw: random.Random, most: int) -> int:
-    """Any order of magnitude up to ``most``."""
+    """Return a length; each order of magnitude up to ``most`` is about equally likely."""
     return int(10 ** draw.uniform(0.5, len(str(most)) - 1))
 
 
 def digits(draw: random.Random) -> str:
-    """An odd number: no quotient or product of such is a gold answer."""
+    """Return an odd number; no quotient or product of such numbers is a gold answer."""
     return "".join(draw.choices("579", k=draw.randint(3, 9)))
 
 
@@ -70,7 +70,7 @@ def braces(draw: random.Random) -> str:
 
 
 def sprinkled(draw: random.Random, marks: str | tuple[str, ...]) -> str:
-    """A number with marks in and around it."""
+    """Return a number with marks in it and around it."""
     return "".join(draw.choice(marks) + draw.choice("579") for _ in range(draw.randint(2, 30))) + draw.choice(marks)
 
 
@@ -139,25 +139,25 @@ FAMILIES: dict[str, Callable[[random.Random], str]] = {
     "repeated": lambda draw: draw.choice(REPEATED) * length(draw, 100_000) + draw.choice(("", digits(draw))),
     "soup": soup,
 }
-# math-verify takes long over these, up to the limit; drawn less often so that the suite ends
+# math-verify may take up to its time limit for these, so they are drawn less often
 SLOW_TO_PARSE = {"fractions", "braces", "control", "words", "scripts", "percents", "code", "soup", "repeated"}
 
 
 def hedge(draw: random.Random) -> Nasty:
-    """Two numbers, either of which could pass; as the last number is a number, the first is the gold answer."""
+    """Return two numbers, the first of which is the gold answer: a completion must not give both."""
     first, second = draw.sample(range(11, 99), 2)
     return f"{first}{draw.choice(JOINTS)}{second}", str(first)
 
 
 def nasty(draw: random.Random) -> Nasty:
-    """One payload of a family drawn at random, with a gold answer."""
+    """Return a text of a random family, with a gold answer."""
     names = [*FAMILIES, "hedge"]
     (family,) = draw.choices(names, [1 if name in SLOW_TO_PARSE else 4 for name in names])
     return hedge(draw) if family == "hedge" else (FAMILIES[family](draw), draw.choice(GOLDS))
 
 
 def slow(draw: random.Random) -> Nasty:
-    """What exact arithmetic never ends on."""
+    """Return an expression that exact arithmetic cannot finish in any time, with a gold answer."""
     one = draw.choice("579")
     shapes = (
         "{0}**{0}**{0}**{0}",

@@ -1,6 +1,6 @@
-"""``torchrun -m tests.faults.ranked FOLDER``: trains one step of each setting and writes what each rank saw of it.
+"""Train one or two steps of several settings and write what each rank saw: ``torchrun -m tests.faults.ranked FOLDER``.
 
-Without torchrun it is the same on one process: what the ranks must come to.
+Without torchrun a single process does the same, and writes what the ranks must agree with.
 """
 
 import json
@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rlsparse.model.cache import Loader
-from rlsparse.runtime.distributed import join_ranks
+from rlsparse.algorithm import Algorithm
+from rlsparse.model.cache import ModelCache
+from rlsparse.runtime.distributed import join_world
 from rlsparse.runtime.signals import StopRequest
 from rlsparse.tracking.profiling import Clock
-from rlsparse.tracking.tracker import Mute
+from rlsparse.tracking.tracker import NullTracker
 from rlsparse.train import train
-from rlsparse.training.checkpointing import Keeper
-from rlsparse.training.setup import workplace
+from rlsparse.training.setup import RunContext, training
 from tests.conftest import composed
 
 # every completion has something to teach (raw rewards, none of them 0);
@@ -28,20 +28,20 @@ COMMON = (
     "train.prompts_per_step=5",
     "train.group_size=8",
     "train.max_grad_norm=0",
-    "task.reward.wrong=-1",
+    "reward.wrong=-1",
     "eval.max_rows=17",
     "eval.batch_rows=6",
 )
 SETTINGS = {
     "grpo": ["algorithm=grpo", "advantage=raw_reward", "kl=on", "objective.l2=0.01"],
     "sgrpo": ["algorithm=sgrpo", "advantage=raw_reward", "token_sampler.reweight=true"],
-    "replay": ["algorithm=tspmo", "token_sampler.replay.successes=1", "token_sampler.replay.failures=1"],
+    "replay": ["algorithm=tspmo", "replay.successes=1", "replay.failures=1"],
     "l1ra": [
         "advantage=raw_reward",
         "adapter=l1ra",
         "adapter.update_every=0.5",
         "train.steps=2",
-        "objective.aggregation=token_mean",
+        "objective=token_mean",
     ],
     "skipping": ["advantage=raw_reward", "layer_skip=r25", "off_policy=truncated", "off_policy.level=sequence"],
     "several": [
@@ -54,7 +54,7 @@ SETTINGS = {
 }
 
 
-class Listing(Mute):
+class RowsInMemory(NullTracker):
     """Keeps the rows that rank 0 would write."""
 
     def train(self, step, metrics):
@@ -64,7 +64,7 @@ class Listing(Mute):
 
 
 class FirstGradient:
-    """What the first optimizer step takes: later ones come after steps of rounding's own."""
+    """Keeps the gradient of the first optimizer step; later ones depend on the rounding of the steps before them."""
 
     def __init__(self):
         self.found = {}
@@ -75,18 +75,19 @@ class FirstGradient:
 
 
 def main(folder: Path) -> None:
-    ranks, loader, device = join_ranks(), Loader(), torch.device("cpu")
+    world, models, device = join_world(), ModelCache(), torch.device("cpu")
     for name, overrides in SETTINGS.items():
         config = composed(*COMMON, *overrides)
-        tracker, clock = Listing(), Clock(device)
-        with workplace(config, device, loader) as place:
+        tracker = RowsInMemory()
+        context = RunContext(device, world, None, None, tracker, Clock(device), StopRequest(), models)
+        with training(config, Algorithm.build(config), context) as run:
             first = FirstGradient()
             hook = register_optimizer_step_pre_hook(first)
-            train(config, place, tracker, clock, Keeper(None, 1, tracker, clock, StopRequest(), None, ranks), ranks)
+            train(run)
             hook.remove()
-        save_file(first.found, folder / f"{name}-{ranks.number}-of-{ranks.size}.safetensors")
-        (folder / f"{name}-{ranks.number}-of-{ranks.size}.json").write_text(json.dumps(tracker.history))
-    ranks.part()
+        save_file(first.found, folder / f"{name}-{world.rank}-of-{world.size}.safetensors")
+        (folder / f"{name}-{world.rank}-of-{world.size}.json").write_text(json.dumps(tracker.history))
+    world.leave()
 
 
 if __name__ == "__main__":

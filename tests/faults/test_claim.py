@@ -1,4 +1,4 @@
-"""Who may work on a run: one process, until it dies; and what is said when the code has changed since."""
+"""One process works on a run at a time, until it ends; a change of versions between two starts is reported."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ import pytest
 from rlsparse.results.collect import collect
 from rlsparse.results.tables import version_notes
 from rlsparse.run import run
-from rlsparse.storage import locks as claim
+from rlsparse.storage import locks
 from rlsparse.storage.locks import claimed, holder
 from tests.conftest import composed
 from tests.faults.killing import SETTING, only_run, until_steps
@@ -21,9 +21,9 @@ from tests.faults.killing import SETTING, only_run, until_steps
 HOLD = """
 import sys, time
 from pathlib import Path
-from rlsparse.storage import locks as claim
-claim.EXPIRY = 2.0
-with claim.claimed(Path(sys.argv[1]), sys.argv[2]) as ours:
+from rlsparse.storage import locks
+locks.EXPIRY = 2.0
+with locks.claimed(Path(sys.argv[1]), sys.argv[2]) as ours:
     print(ours, flush=True)
     time.sleep(60)
 """
@@ -38,9 +38,9 @@ def hold(folder: Path, kind: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flock", "lease"])
-def test_a_run_has_one_holder_until_it_dies(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "EXPIRY", 2.0)
-    monkeypatch.setattr(claim, "ASKING", 0.5)
+def test_folder_has_one_holder_until_that_process_dies(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "EXPIRY", 2.0)
+    monkeypatch.setattr(locks, "ACQUIRE_TIMEOUT", 0.5)
     folder = tmp_path / "run"
     other = hold(folder, kind)
     with claimed(folder, kind) as ours:
@@ -61,22 +61,22 @@ def test_a_run_has_one_holder_until_it_dies(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_holder_that_was_stopped_ends_when_its_lease_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim, "EXPIRY", 2.0)
+def test_stopped_holder_exits_when_another_process_has_its_lease(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "EXPIRY", 2.0)
     other = hold(tmp_path / "run", "lease")
-    other.send_signal(signal.SIGSTOP)  # as a machine that lost the file system for a while
+    other.send_signal(signal.SIGSTOP)  # like a machine that loses the file system for a while
     with claimed(tmp_path / "run", "lease") as ours:
         assert ours
         other.send_signal(signal.SIGCONT)
-        assert other.wait(timeout=30) == claim.LOST
+        assert other.wait(timeout=30) == locks.LOST
 
 
-def test_a_folder_nobody_worked_on_has_no_holder_and_is_left_as_it_is(tmp_path):
+def test_folder_without_a_lock_has_no_holder_and_stays_unchanged(tmp_path):
     assert holder(tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_changed_config_is_another_run_and_how_often_it_saves_is_not(tmp_path):
+def test_changed_config_is_another_run_but_not_a_changed_checkpoint_interval(tmp_path):
     small = [*SETTING, "train.steps=1", f"runs_dir={tmp_path}"]
     first = run(composed(*small))
     assert run(composed(*small, "train.checkpoint_every=7", "sweep.lock=lease"))["id"] == first["id"]
@@ -85,9 +85,9 @@ def test_a_changed_config_is_another_run_and_how_often_it_saves_is_not(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_package_that_changed_in_the_middle_of_a_run_is_said(nursery, tmp_path, capfd):
+def test_version_that_changed_in_the_middle_of_a_run_is_reported(fork_server, tmp_path, capfd):
     overrides = ["algorithm=sgrpo", *SETTING, f"runs_dir={tmp_path}"]
-    nursery.run(overrides, partial(until_steps, tmp_path, 5))
+    fork_server.run(overrides, partial(until_steps, tmp_path, 5))
     folder = only_run(tmp_path)
     begun = json.loads((folder / "provenance.json").read_text())
     begun["versions"]["torch"] = "1.13.1"
@@ -96,13 +96,13 @@ def test_a_package_that_changed_in_the_middle_of_a_run_is_said(nursery, tmp_path
     (line,) = summary["changed"]
     assert line.endswith("was 1.13.1")
     assert line.startswith("torch is ")
-    assert f"warning: {line}: the run's steps are not all of one version" in capfd.readouterr().err
+    assert f"warning: {line}: the steps of the run are not all of one version" in capfd.readouterr().err
     (note,) = version_notes(collect(folder.parent).runs)
     assert note == f"Versions changed in the middle of a run: {folder.name} ({line})."
 
 
 @pytest.mark.slow
-def test_results_of_another_version_are_said_when_a_sweep_skips_them(tmp_path, full):
+def test_skipped_results_of_another_version_are_reported(tmp_path, full):
     if not full:
         pytest.skip("at full length only (make test-faults)")
     command = [

@@ -1,7 +1,7 @@
-"""Hostile config: any composition trains a step on a tiny random model, or is refused before a model loads.
+"""Random configs: each trains a step on a tiny random model, or is refused before a model loads.
 
-Values that are valid and would only ask for more time than a test has (a long run, many updates) are not drawn:
-``SMALL`` bounds them. Whatever would ask for absurd memory is drawn, and must be refused.
+Valid values that would only take longer than a test may (a long run, many updates) are not drawn: ``SMALL`` bounds
+them. Values that ask for an absurd amount of memory are drawn, and must be refused.
 """
 
 import gc
@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from rlsparse.config.compose import config_dir
-from rlsparse.config.ranges import BETWEEN, CHOICES
-from rlsparse.config.schema import ConfigError
-from rlsparse.model.cache import Loader
-from rlsparse.model.policy import EMBEDDED
+from rlsparse.config.ranges import OneOf, Range, keys_of
+from rlsparse.config.schema import Config, ConfigError
+from rlsparse.execution.run_once import Process
+from rlsparse.model.cache import ModelCache
+from rlsparse.model.loading import EMBEDDED
 from rlsparse.run import run
 from tests.conftest import composed
 
@@ -36,30 +38,35 @@ OPTIONS = {
     group: sorted(file.stem for file in (CONF / group).glob("*.yaml"))
     for group in (
         "algorithm", "advantage", "negative_feedback", "token_sampler", "clipping", "kl", "objective", "adapter",
-        "layer_skip", "off_policy", "rollout", "train", "eval", "task",
+        "layer_skip", "off_policy", "rollout", "replay", "reward", "train", "eval", "task",
     )
 }  # fmt: skip
-OPTIONS["layer_skip"] += ["off", "r25", "r15"]  # of four layers the smaller shares skip none, which is refused
-OPTIONS["adapter"] += ["lora", "l1ra"]  # beside none, which is refused
-OPTIONS["task"] = [name for name in OPTIONS["task"] if name not in ("svamp", "gsm8k")]  # these want the hub
-PRESET = ("advantage", "token_sampler", "clipping")  # what an algorithm chooses; few other combinations mean something
+OPTIONS["layer_skip"] += ["off", "r25", "r15"]  # smaller shares of four layers skip none, which is refused
+OPTIONS["adapter"] += ["lora", "l1ra"]  # more often than none, which is refused
+OPTIONS["task"] = [name for name in OPTIONS["task"] if name not in ("svamp", "gsm8k")]  # these need the hub
+PRESET = (
+    "advantage",
+    "token_sampler",
+    "clipping",
+    "replay",
+)  # chosen by the algorithm; few other combinations are valid
 LEAST = (
     "train.steps=1",
     "train.prompts_per_step=2",
     "train.group_size=4",
     "task.max_new_tokens=8",
-    "task.answer_format=last_number",  # with the next line: random text of digits and none is rewarded unequally
-    "task.reward.format=1",
+    "task.answer_format=last_number",  # with the next line, random texts with and without digits differ in reward
+    "reward.format=1",
     "task.train_rows=16",
     "task.test_rows=8",
     "eval.max_rows=4",
     "lora_rank=2",
     "tracker=none",
 )
-# most of what is drawn as a valid value, where more would be valid too and slow
+# largest valid values that are drawn, where larger ones would be valid too and slow
 SMALL = {"train.steps": 2, "train.updates_per_rollout": 3, "train.group_size": 16, "train.prompts_per_step": 16}
 SMALL |= {"eval.samples": 8, "task.train_rows": 200, "task.test_rows": 50, "threads": 1, "rollout.max_new_tokens": 24}
-ENDLESS = ("train.steps", "train.updates_per_rollout")  # a huge number is valid: the run goes on for as long
+ENDLESS = ("train.steps", "train.updates_per_rollout")  # a huge number is valid: the run takes as long
 NASTY = (
     "nan", "inf", "-inf", "1e30", "-1e30", "1e300", "1e-300", "1e999", "null", "''", "' '", "???", "true", "off", "many",
     "-1", "-0.5", "0", "1", "2", "3.7", "0x10", "'7'", "[]", "[1,2]", "[0,0]", "[-1]", "[x,null]", "[[1]]", "[1e400]",
@@ -75,13 +82,15 @@ UNKNOWN = (
     "+new=1", "new=1", "train.setps=3", "+train.setps=3", "+train.setps={a: 1}", "++lora_rank.x=3", "+a.b.c=1",
     "~train.lr", "~algorithm", "~model", "token_sampler.k=3", "algorithm=nope", "+algorithm=grpo", "algorithm=[]", "=3",
     "hydra=3", "train..lr=1", "algorithm", "kl=0.04", "layer_skip={ratio: 0.5}", "train=${eval}", "train=null",
-    "task.reward=${token_sampler.replay}", "train.lr=${train.lr}", "model.path=''", "model.path=/nowhere", "model=[]",
+    "reward=${replay}", "task.reward.wrong=-1", "token_sampler.replay.failures=1", "objective.aggregation=constant",
+    "reward._target_=os.system", "advantage._target_=rlsparse.components.advantage.Advantage", "kl._target_=nowhere.K3",
+    "import_path=[/nowhere]", "import_path=nowhere", "~kl._target_", "train.lr=${train.lr}", "model.path=''", "model.path=/nowhere", "model=[]",
     "model.path=null", "+hydra.nope=1", "experiment=[default,l1ra]", "tracker.samples=1000000000", "tracker=wandb=3",
 )  # fmt: skip
 
 
-class Watched(Loader):
-    """Keeps the model between examples, and notes when a run asked for it."""
+class WatchedCache(ModelCache):
+    """Keeps the model between examples, and records that a run asked for it."""
 
     asked = False
 
@@ -92,7 +101,7 @@ class Watched(Loader):
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory):
-    """The folder of a Qwen2 of 4 layers with random weights and the embedded model's tokenizer."""
+    """Return the folder of a Qwen2 of 4 layers with random weights and the tokenizer of the embedded model."""
     folder = tmp_path_factory.mktemp("random_model")
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED["tiny"])
     with torch.random.fork_rng():
@@ -109,12 +118,12 @@ def random_model(tmp_path_factory):
     return folder
 
 
-def keys_of(node, prefix):
-    """Value by dotted key; what is taken from another key is a number, as all that is so are."""
+def leaves_of(node, prefix):
+    """Return the values by dotted key; a number stands for an interpolation, since all of them are numbers."""
     found = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            found |= keys_of(value, f"{prefix}{key}.")
+            found |= leaves_of(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = 1e-3 if str(value).startswith("${") else value
     return found
@@ -122,26 +131,26 @@ def keys_of(node, prefix):
 
 @cache
 def option_keys(group, option):
-    """The keys that an option's yaml gives, those of the option it goes on from included."""
+    """Return the values by key in the yaml of an option, those of the option that it extends included."""
     node = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
-    above = [parent for parent in node.pop("defaults") if parent != "_self_" and not isinstance(parent, dict)]
+    above = [parent for parent in node.pop("defaults", []) if parent != "_self_" and not isinstance(parent, dict)]
     inherited = option_keys(group, above[0]) if above else {}
-    return inherited | keys_of(node, f"{group}.")
+    return inherited | leaves_of(node, f"{group}.")
 
 
 @cache
 def default_options():
-    """Option by group of ``conf/config.yaml``, and the keys that stand in the file itself."""
+    """Return the option of each group in ``conf/config.yaml``, and the values by key in the file itself."""
     node = yaml.safe_load((CONF / "config.yaml").read_text())
     options = {}
     for one in node.pop("defaults"):
         options |= one if isinstance(one, dict) else {}
     del node["hydra"]
-    return {group: option for group, option in options.items() if group in OPTIONS}, keys_of(node, "")
+    return {group: option for group, option in options.items() if group in OPTIONS}, leaves_of(node, "")
 
 
 def composed_keys(chosen):
-    """Value by key of what these options compose to, without the time that composing takes."""
+    """Return the values by key that these options compose to; much faster than composing them."""
     defaults, keys = default_options()
     preset = yaml.safe_load((CONF / "algorithm" / f"{chosen['algorithm']}.yaml").read_text())["defaults"]
     presets = {key.removeprefix("override /"): option for one in preset for key, option in one.items()}
@@ -152,16 +161,32 @@ def composed_keys(chosen):
     return {**keys, "tracker.name": "none", "tracker.samples": 4}
 
 
-def fitting(key, value):
-    """Values of the key's own type that may well be valid."""
-    if key in CHOICES:
-        return st.sampled_from(CHOICES[key])
+def bounds_of(key, keys):
+    """Return the ``Range`` or ``OneOf`` of a key of the composed config; None where it has neither."""
+    group, _, name = key.rpartition(".")
+    target = keys.get(f"{group}._target_")
+    if target is not None:
+        module, _, cls = target.rpartition(".")
+        return keys_of(getattr(import_module(module), cls))[name].bounds
+    return keys_of(keys_of(Config)[group].type if group else Config)[name].bounds
+
+
+def fitting(key, keys):
+    """Draw values of the type of the key that are often valid."""
+    value = keys[key]
+    if key.endswith("._target_"):
+        group = key.removesuffix("._target_")
+        return st.sampled_from(sorted({option_keys(group, option)[key] for option in OPTIONS[group]}))
+    bounds = bounds_of(key, keys)
+    if isinstance(bounds, OneOf) and key != "tracker.name":  # tracker=wandb would start a process for each run
+        return st.sampled_from(bounds.options)
     if isinstance(value, bool):
         return st.sampled_from(["true", "false"])
     if isinstance(value, int) or key in SMALL:
         return st.integers(0 if key == "seed" else 1, SMALL.get(key, 64)).map(str)
     if isinstance(value, float):
-        low, high, _ = BETWEEN.get(key, (0, 1e4, ""))
+        bounds = bounds if isinstance(bounds, Range) else Range(0)
+        low, high = max(bounds.low, 0.0), min(bounds.high, 1e4)
         return st.one_of(st.just(value), st.floats(low + 1e-6, high * 0.999)).map(repr)
     if key == "eval.pass_at":
         return st.lists(st.integers(1, 9), max_size=3).map(str)
@@ -175,7 +200,7 @@ def fitting(key, value):
 
 
 def boundary(key, value):
-    """Values of the key's own type at the ends of what it can hold."""
+    """Draw values of the type of the key that are close to its bounds or to those of the type."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return hostile(key)
     whole = isinstance(value, int) or key in SMALL
@@ -183,7 +208,7 @@ def boundary(key, value):
 
 
 def hostile(key):
-    """Anything a hand or a script may put there."""
+    """Draw any value that a person or a script may write."""
     numbers = st.one_of(st.integers(), st.floats()).map(str)
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8).map(_quoted)
     return st.one_of(st.sampled_from(NASTY), numbers, text).filter(lambda value: not _only_slow(key, value))
@@ -194,7 +219,7 @@ def _quoted(text):
 
 
 def _only_slow(key, value):
-    """Whether a valid value would make the run long, or write outside of the example's folder."""
+    """Return whether a valid value would make the run long, or write outside of the folder of the example."""
     if key == "runs_dir":
         return value != "/dev/null/x" and any(sign in value for sign in "/\\$")
     if key not in SMALL:
@@ -208,18 +233,18 @@ def _only_slow(key, value):
 
 @st.composite
 def compositions(draw):
-    """Overrides: an option for some groups, values for some keys of what that composes to, now and then nonsense."""
+    """Draw overrides: options of some groups, values of some keys that these compose to, and now and then nonsense."""
     chosen = {group: draw(st.sampled_from(OPTIONS[group])) for group in ("algorithm", "task")}
     for group in (name for name in OPTIONS if name not in chosen):
         if draw(st.integers(0, 99)) < (4 if group in PRESET else 40):
             chosen[group] = draw(st.sampled_from(OPTIONS[group]))
     overrides = [*(f"{group}={option}" for group, option in chosen.items()), *LEAST]
     if "l1ra" in chosen.get("adapter", ""):
-        overrides.append("train.steps=2")  # one would leave it no step to move its ranks in
+        overrides.append("train.steps=2")  # with one step there is none between which ranks could move
     keys = composed_keys(chosen)
     names = sorted(keys)
     for key in draw(st.lists(st.sampled_from(names), max_size=4, unique=True)):
-        overrides.append(f"{key}={draw(fitting(key, keys[key]))}")
+        overrides.append(f"{key}={draw(fitting(key, keys))}")
     numbers = [name for name in names if type(keys[name]) in (int, float)]
     if draw(st.booleans()):
         for key in draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=2, unique=True)):
@@ -235,7 +260,8 @@ def compositions(draw):
 
 
 @contextmanager
-def folder_of_its_own():
+def temporary_folder():
+    """Make a folder that is removed afterwards, whatever lies in it."""
     folder = tempfile.mkdtemp()
     try:
         yield folder
@@ -243,22 +269,22 @@ def folder_of_its_own():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def outcome(overrides, model, loader):
-    """How the composition ends: refused, finished or diverged. Anything else raises."""
-    loader.asked = False
-    with folder_of_its_own() as folder:
+def outcome(overrides, model, models):
+    """Return how a run of these overrides ends: refused, finished or diverged. Anything else raises."""
+    models.asked = False
+    with temporary_folder() as folder:
         first = [f"model.path={model}", f"runs_dir={folder}/runs"]
         given_keys = {o.partition("=")[0].strip("+~") for o in overrides}
         first = [o for o in first if o.partition("=")[0] not in given_keys]
         try:
             config = composed(*first, *overrides)
-            summary = run(config, loader=loader)
+            summary = run(config, process=Process(models))
         except HydraException as error:
             message = f"{error} {error.__cause__ or ''}"
-            documented = "leaves so much room in the model's context" in message  # only the tokenizer can tell
-            assert documented or not loader.asked, f"refused after the model was loaded: {message}"
+            documented = "leaves so much room in the context of the model" in message  # only the tokenizer knows
+            assert documented or not models.asked, f"refused after the model was loaded: {message}"
             if isinstance(error, ConfigError):
-                assert re.match(r"[\w.]*(=|: )", message), message  # the key, and its value where it has one
+                assert re.match(r"[\w.]*(=|: )", message), message  # the key, with its value where it has one
             return "refused"
     assert summary["status"] in ("finished", "diverged"), summary
     if summary["status"] == "finished":
@@ -266,12 +292,14 @@ def outcome(overrides, model, loader):
     return summary["status"]
 
 
-def test_any_composition_trains_or_is_refused(random_model, full, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)  # where a relative runs_dir would write
+def test_random_config_trains_a_step_or_is_refused_before_a_model_loads(
+    random_model, full, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # a relative runs_dir is created here
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     gc.collect()
-    gc.freeze()  # each run collects, and there is much here that it need not look at
-    ends, loader = Counter(), Watched()
+    gc.freeze()  # each run collects garbage, which is faster without the objects of this process
+    ends, models = Counter(), WatchedCache()
 
     @settings(
         max_examples=700 if full else 40,
@@ -283,7 +311,7 @@ def test_any_composition_trains_or_is_refused(random_model, full, tmp_path, monk
     )
     @given(overrides=compositions())
     def example(overrides):
-        ends[outcome(overrides, random_model, loader)] += 1
+        ends[outcome(overrides, random_model, models)] += 1
 
     try:
         example()

@@ -1,4 +1,4 @@
-"""Hostile text: no completion hangs the verifier, crashes it, fills the memory, or is right when it is wrong."""
+"""Hostile texts: no completion makes the verifier hang or crash, fills the memory, or is counted as right by mistake."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from rlsparse.components.reward.answer import ANSWER_FORMATS
 from rlsparse.components.reward.math_worker import MEMORY_LIMIT
 from rlsparse.components.reward.verifier import Score, Verifier
 from rlsparse.storage.jsonl import JsonLines
-from tests.conftest import composed
 from tests.faults.nasty import nasty, slow
 
 LIMIT = 1.0
@@ -30,12 +29,12 @@ WRAPPED = {
 
 
 def verifier_of(answer_format: str, limit: float = LIMIT) -> Verifier:
-    return Verifier(composed(f"task.answer_format={answer_format}", f"task.verifier_time_limit={limit}").task)
+    return Verifier(answer_format, limit)
 
 
 @pytest.fixture(scope="module")
-def judge():
-    """One worker for all tests that leave it as it was: each start takes seconds."""
+def shared_verifier():
+    """Return a verifier for the tests that leave it as it was; the start of its process takes seconds."""
     with verifier_of("boxed", limit=20) as verifier:
         yield verifier
 
@@ -46,7 +45,7 @@ def worker_pid(verifier: Verifier) -> int:
 
 
 def worker_peak(verifier: Verifier) -> int:
-    """The most memory the present worker ever held, in KiB; 0 where there is none, or no /proc."""
+    """Return the peak memory of the process of the verifier, KiB; 0 where it has none, or without /proc."""
     if verifier._worker is None:
         return 0
     file = Path(f"/proc/{worker_pid(verifier)}/status")
@@ -56,7 +55,7 @@ def worker_peak(verifier: Verifier) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
-def test_no_hostile_text_is_right_hangs_or_fills_the_memory(answer_format, full):
+def test_hostile_text_is_wrong_within_time_and_memory_limits(answer_format, full):
     draw = random.Random(f"{answer_format} {full}")
     count, hangs = (10_000, 10) if full else (250, int(answer_format == "boxed"))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -75,15 +74,15 @@ def test_no_hostile_text_is_right_hangs_or_fills_the_memory(answer_format, full)
         assert verifier.score(WRAPPED[answer_format].format("42"), "42") == Score(True, True)
         last = verifier._worker
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(  # the figures, with pytest -s
+    print(  # shown with pytest -s
         f"{answer_format}: {count + hangs} texts in {time.monotonic() - start:.0f} s, {timed_out} timed out, longest "
-        f"{longest:.1f} s, worker's peak {peak // 1024} MiB, own growth {growth // 1024} MiB"
+        f"{longest:.1f} s, peak of the worker {peak // 1024} MiB, growth of this process {growth // 1024} MiB"
     )
     assert wrong == []
     assert late == []
     assert growth < GROWTH, f"{growth} KiB"
     assert peak * 1024 <= MEMORY_LIMIT, f"{peak} KiB"
-    assert last is None or last.poll() is not None, "the worker outlives its verifier"
+    assert last is None or last.poll() is not None, "the worker still runs after its verifier was closed"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +100,12 @@ def test_no_hostile_text_is_right_hangs_or_fills_the_memory(answer_format, full)
     ids=ascii,
 )
 @pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
-def test_right_answers_in_odd_dress_are_right_in_every_format(answer_format, payload, gold):
+def test_right_number_in_unusual_notation_is_right_in_every_format(answer_format, payload, gold):
     with verifier_of(answer_format) as verifier:
         assert verifier.score(WRAPPED[answer_format].format(payload), gold) == Score(True, True)
 
 
-def test_right_answers_that_math_verify_reads_are_right(judge):
+def test_right_answer_that_math_verify_reads_is_right(shared_verifier):
     right = [
         (r"$\frac{3}{4}$", "0.75"),
         (r"$\frac{84}{2}$ cups", "42"),
@@ -123,41 +122,41 @@ def test_right_answers_that_math_verify_reads_are_right(judge):
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
         ("\ud800 x+1", "\ud800 x+1"),
     ]
-    scores = {text: judge.score(rf"\boxed{{{text}}}", gold) for text, gold in right}
+    scores = {text: shared_verifier.score(rf"\boxed{{{text}}}", gold) for text, gold in right}
     assert [text for text, score in scores.items() if score != Score(True, True)] == []
 
 
-def test_a_worker_killed_between_two_answers_costs_neither(judge):
-    assert judge.score(r"\boxed{x+1}", "1+x").correct
-    os.kill(worker_pid(judge), signal.SIGKILL)
-    os.waitid(os.P_PID, worker_pid(judge), os.WEXITED | os.WNOWAIT)
-    assert judge.score(r"\boxed{x+1}", "1+x") == Score(True, True)
+def test_worker_killed_between_two_answers_changes_neither_score(shared_verifier):
+    assert shared_verifier.score(r"\boxed{x+1}", "1+x").correct
+    os.kill(worker_pid(shared_verifier), signal.SIGKILL)
+    os.waitid(os.P_PID, worker_pid(shared_verifier), os.WEXITED | os.WNOWAIT)
+    assert shared_verifier.score(r"\boxed{x+1}", "1+x") == Score(True, True)
 
 
-def test_a_late_reply_is_not_taken_for_the_next_answer(judge, monkeypatch):
-    judge.score(r"\boxed{x}", "y")
-    slow_worker = worker_pid(judge)
-    os.kill(slow_worker, signal.SIGSTOP)  # would it go on, its reply were "equal"
+def test_late_reply_is_not_taken_for_the_next_answer(shared_verifier, monkeypatch):
+    shared_verifier.score(r"\boxed{x}", "y")
+    slow_worker = worker_pid(shared_verifier)
+    os.kill(slow_worker, signal.SIGSTOP)  # its reply would be "equal"
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "_time_limit", LIMIT)
-        assert judge.score(r"\boxed{x+1}", "1+x") == Score(False, True, timed_out=True)
+        patch.setattr(shared_verifier, "_time_limit", LIMIT)
+        assert shared_verifier.score(r"\boxed{x+1}", "1+x") == Score(False, True, timed_out=True)
     assert not Path(f"/proc/{slow_worker}").exists(), "it could still reply"
-    assert judge.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+    assert shared_verifier.score(r"\boxed{x+2}", "1+x") == Score(False, True)
 
 
-def test_an_interrupted_question_leaves_no_reply_behind(judge, monkeypatch):
+def test_interrupted_question_leaves_no_reply_for_the_next_answer(shared_verifier, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    judge.score(r"\boxed{x}", "y")
+    shared_verifier.score(r"\boxed{x}", "y")
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "_read_line", interrupt)
+        patch.setattr(shared_verifier, "_read_line", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            judge.score(r"\boxed{x+1}", "1+x")
-    assert judge.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+            shared_verifier.score(r"\boxed{x+1}", "1+x")
+    assert shared_verifier.score(r"\boxed{x+2}", "1+x") == Score(False, True)
 
 
-def test_hostile_text_is_written_and_read_back(tmp_path, full):
+def test_hostile_text_in_json_lines_is_read_back_unchanged(tmp_path, full):
     draw = random.Random(0)
     texts = [nasty(draw)[0][:20_000] for _ in range(10_000 if full else 500)]
     texts += ["\ud800", "\\\ud800", '"\udfff"', "a\u2028b\u2029c\x85d\x1ce\rf\ng", "\x00"]
@@ -167,6 +166,6 @@ def test_hostile_text_is_written_and_read_back(tmp_path, full):
     *rows, end = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")
     assert end == ""
     assert len(rows) == len(texts)
-    # JSON has one spelling for a character beyond U+FFFF and its two surrogates: they come back as the character
+    # JSON writes a character beyond U+FFFF and its two surrogates alike; both are read as the character
     expected = [text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") for text in texts]
     assert [text for row, text in zip(rows, expected, strict=True) if json.loads(row)["text"] != text] == []

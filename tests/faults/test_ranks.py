@@ -1,4 +1,4 @@
-"""Several ranks under torchrun are one run: the same gradient, metrics and files, and one end for all of them."""
+"""Several ranks under torchrun train one run: same gradient, metrics and files as one process, and they end together."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.faults.ranked import SETTINGS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 FULL = "at full length only (make test-faults)"
-ALONG = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
 def run_of(*overrides: str, setting: Sequence[str] = SETTING, ranks: bool = True) -> subprocess.Popen[str]:
@@ -32,7 +32,7 @@ def run_of(*overrides: str, setting: Sequence[str] = SETTING, ranks: bool = True
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=ALONG,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,7 +42,7 @@ def run_of(*overrides: str, setting: Sequence[str] = SETTING, ranks: bool = True
 
 
 def rank_processes(agent: int) -> list[int]:
-    """Of the ranks, 0 first: the agent's children that run our module."""
+    """Return the process ids of the ranks, rank 0 first: the children of torchrun that have a rank."""
     found = []
     for line in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -56,48 +56,48 @@ def rank_processes(agent: int) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
-def test_shares_are_even_and_cover_all():
+def test_bounds_of_ranks_are_even_and_cover_all_rows():
     for count in (0, 1, 5, 8):
-        bounds = [World(number, 3).bounds(count) for number in range(3)]
+        bounds = [World(rank, 3).bounds(count) for rank in range(3)]
         assert [row for start, end in bounds for row in range(start, end)] == list(range(count))
         assert max(end - start for start, end in bounds) - min(end - start for start, end in bounds) <= 1
 
 
-def test_one_alone_does_everything_itself():
+def test_world_of_one_process_does_all_work_itself():
     assert ALONE.each(lambda a, b: a + b, [1, 2], [10, 20]) == [11, 22]
     assert ALONE.gathered([3]) == [3]
     assert ALONE.largest(4) == 4
 
 
-def test_prompts_that_teach_are_dealt_out_in_turn():
+def test_prompts_that_teach_are_assigned_to_ranks_in_turn():
     # groups of two; of five prompts the third has nothing to teach: 0, 3 to rank 0 and 1, 4 to rank 1
     scales = torch.tensor([[1.0], [0], [2], [2], [0], [0], [0], [3], [4], [4]])
     rollout = make_rollout([[5]] * 10, prompts=5)
     batch = ScoredBatch(rollout, torch.ones(10, 1), scales)
-    parts = [share_of(batch, World(number, 2)).scales.flatten().tolist() for number in range(2)]
+    parts = [share_of(batch, World(rank, 2)).scales.flatten().tolist() for rank in range(2)]
     assert parts == [[1, 0, 0, 0, 0, 0, 0, 3, 0, 0], [0, 0, 2, 2, 0, 0, 0, 0, 4, 4]]
     assert share_of(batch, ALONE) is batch
 
 
-def test_what_ranks_know_of_the_mismatch_adds_up():
+def test_mismatches_of_two_ranks_add_up():
     both = Mismatch(2, 0.5, 3.0, 5.0, 2.5, 1) + Mismatch(1, 0.25, 1.0, 1.0, 4.0, 0)
     assert both == Mismatch(3, 0.75, 4.0, 6.0, 4.0, 1)
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> Path:
-    """What one process and two ranks write of a step of each setting."""
+    """Return the folder with what one process and two ranks wrote of each setting."""
     folder = tmp_path_factory.mktemp("ranked")
     script = ["-m", "tests.faults.ranked", str(folder)]
     for command in ([sys.executable, *script], [*TORCHRUN, *script]):
-        done = subprocess.run(command, cwd=ROOT, env=ALONG, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_gradient_of_two_ranks_is_that_of_one_process(name, seen):
+def test_gradient_of_two_ranks_equals_that_of_one_process(name, seen):
     alone, first, second = (load_file(seen / f"{name}-{which}.safetensors") for which in ("0-of-1", "0-of-2", "1-of-2"))
     norm = torch.cat([grad.flatten() for grad in alone.values()]).norm()
     assert norm > 0
@@ -108,28 +108,28 @@ def test_the_gradient_of_two_ranks_is_that_of_one_process(name, seen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
-def test_metrics_are_those_of_all_ranks_together(name, seen):
+def test_metrics_of_two_ranks_equal_those_of_one_process(name, seen):
     alone, first, second = (
         [without_times(row) for row in json.loads((seen / f"{name}-{which}.json").read_text())]
         for which in ("0-of-1", "0-of-2", "1-of-2")
     )
     assert len(alone) == (3 if name != "l1ra" else 4)  # two evaluations and the steps
     assert first == second
-    # the later ones come after steps whose gradients differ by rounding
+    # later rows come after steps whose gradients differ by rounding
     for row, expected in zip(first[:2], alone[:2], strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_once_and_its_second_start_skips(tmp_path, full):
+def test_sweep_under_torchrun_writes_once_and_is_skipped_the_second_time(tmp_path, full):
     if not full:
-        pytest.skip("at full length only (make test-faults)")
+        pytest.skip(FULL)
     axes = ["-m", "algorithm=tspmo,grpo", f"runs_dir={tmp_path}", *(one for one in SETTING if one != "tracker=none")]
     code, text = ended(run_of(*axes, setting=()))
     assert code == 0, text
     summaries = [json.loads(file.read_text()) for file in tmp_path.glob("default/*/summary.json")]
     assert [(one["status"], one["ranks"]) for one in summaries] == [("finished", 2)] * 2
-    assert text.count("[1/2] tspmo seed=0: sampled") == 1  # one voice
+    assert text.count("[1/2] tspmo seed=0: sampled") == 1  # rank 0 alone logs
     assert len(list(tmp_path.glob("default/*/wandb/offline-run-*"))) == 2
     assert len(list((tmp_path / ".hydra").iterdir())) == 1
     code, text = ended(run_of(*axes, setting=()))
@@ -137,7 +137,7 @@ def test_a_sweep_writes_once_and_its_second_start_skips(tmp_path, full):
 
 
 @pytest.mark.slow
-def test_bad_input_is_said_once(tmp_path, full):
+def test_bad_input_under_torchrun_is_reported_once(tmp_path, full):
     if not full:
         pytest.skip(FULL)
     code, text = ended(run_of("train.group_size=0", f"runs_dir={tmp_path}"))
@@ -147,7 +147,7 @@ def test_bad_input_is_said_once(tmp_path, full):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict:
-    """The outcome of a run of two ranks that nothing befell."""
+    """Return the outcome of a run of two ranks that was not disturbed."""
     runs = tmp_path_factory.mktemp("whole")
     code, text = ended(run_of(f"runs_dir={runs}"))
     assert code == 0, text
@@ -156,7 +156,7 @@ def whole(tmp_path_factory) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["rank 1", "rank 0", "Ctrl-C"])
-def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, full, tmp_path, request):
+def test_run_with_a_dead_rank_ends_and_resumes_to_the_same_outcome(victim, full, tmp_path, request):
     if not full:
         pytest.skip(FULL)
     whole = request.getfixturevalue("whole")
@@ -164,7 +164,7 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, full, tmp_path, request
     until_steps(tmp_path, 7)
     ranks = rank_processes(process.pid)
     assert len(ranks) == 2
-    if victim == "Ctrl-C":  # the terminal's, to all, and torchrun hands it on to its ranks once more
+    if victim == "Ctrl-C":  # a terminal sends it to all processes, and torchrun sends it to its ranks once more
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(ranks[int(victim[-1])], signal.SIGKILL)
@@ -173,19 +173,19 @@ def test_a_dead_rank_ends_the_run_and_it_goes_on(victim, full, tmp_path, request
     assert ("stopped by SIGINT" in text) == (victim == "Ctrl-C"), text
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):
-        assert time.monotonic() < deadline, "a rank is left"
+        assert time.monotonic() < deadline, "a rank still runs"
         time.sleep(0.1)
     folder = only_run(tmp_path)
     assert not (folder / "summary.json").exists()
     assert any((folder / "checkpoint").glob("step-*"))
     code, text = ended(run_of(f"runs_dir={tmp_path}"))
     assert code == 0, text
-    assert "goes on after step" in text
+    assert "resumes after step" in text
     assert outcome_of(only_run(tmp_path)) == whole
 
 
 @pytest.mark.slow
-def test_a_run_of_two_ranks_goes_on_with_one(tmp_path, full, request):
+def test_run_of_two_ranks_resumes_with_one(tmp_path, full, request):
     if not full:
         pytest.skip(FULL)
     whole = request.getfixturevalue("whole")

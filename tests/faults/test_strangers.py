@@ -1,4 +1,4 @@
-"""Run folders from a stranger: nothing in them is executed, and nothing is written outside of them."""
+"""Run folders from an untrusted source: nothing in them is executed, and nothing is written outside of them."""
 
 import ast
 import json
@@ -24,8 +24,8 @@ from tests.conftest import ROOT, composed
 from tests.faults.killing import SETTING
 
 
-def test_no_code_of_ours_loads_a_pickle():
-    """numpy.load, torch.load, joblib.load, yaml.load and their kind; from_pretrained takes safetensors only."""
+def test_package_never_loads_a_pickle():
+    """No numpy.load, torch.load, joblib.load, yaml.load and the like; from_pretrained reads safetensors only."""
     for file in [*(ROOT / "rlsparse").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
@@ -38,9 +38,10 @@ def test_no_code_of_ours_loads_a_pickle():
                 assert (owner, node.func.attr) not in {
                     (one, "load") for one in ("torch", "numpy", "np", "yaml", "OmegaConf")
                 } | {("pd", "read_pickle"), ("yaml", "unsafe_load"), ("yaml", "full_load")}, file
-        if "from_pretrained" in file.read_text() and file.name == "policy.py":
-            assert "use_safetensors=True" in file.read_text()
-            assert "trust_remote_code=False" in file.read_text()
+    loading = (ROOT / "rlsparse" / "model" / "loading.py").read_text()
+    assert "from_pretrained" in loading
+    assert "use_safetensors=True" in loading
+    assert "trust_remote_code=False" in loading
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def folder(config):
-    (identity,) = preflight([config])
+    (identity,) = preflight([config]).identities
     folder = Path(config.runs_dir) / config.experiment.name / identity.id
     folder.mkdir(parents=True)
     return folder
@@ -75,7 +76,7 @@ def folder(config):
         "wandb",
     ],
 )
-def test_a_link_in_a_run_s_folder_is_refused_and_what_it_leads_to_untouched(name, config, folder, tmp_path):
+def test_link_in_a_run_folder_is_refused_and_its_target_unchanged(name, config, folder, tmp_path):
     outside = tmp_path / "outside"
     if name in ("checkpoint", "checkpoint/step-000002", "attempts", "adapter", "wandb"):
         outside.mkdir()
@@ -91,7 +92,7 @@ def test_a_link_in_a_run_s_folder_is_refused_and_what_it_leads_to_untouched(name
         assert len(list(outside.iterdir())) == 1
 
 
-def test_sync_follows_no_link_either(folder, tmp_path):
+def test_sync_does_not_follow_a_link(folder, tmp_path):
     (tmp_path / "outside" / "offline-run-20240101_1-precious").mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
     (folder / "metrics.jsonl").write_text("")
@@ -103,7 +104,7 @@ def test_sync_follows_no_link_either(folder, tmp_path):
     assert [file.name for file in (tmp_path / "outside").iterdir()] == ["offline-run-20240101_1-precious"]
 
 
-def test_a_run_s_folder_that_is_a_link_is_refused(folder, tmp_path):
+def test_run_folder_that_is_a_link_is_refused(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     folder.rmdir()
     folder.symlink_to(tmp_path / "elsewhere")
@@ -112,7 +113,7 @@ def test_a_run_s_folder_that_is_a_link_is_refused(folder, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_checkpoint_that_is_a_pickle_is_passed_over(config, folder, tmp_path, capfd):
+def test_checkpoint_that_is_a_pickle_is_skipped(config, folder, tmp_path, capfd):
     class Bomb:
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path / 'boom'}",))
@@ -124,27 +125,27 @@ def test_a_checkpoint_that_is_a_pickle_is_passed_over(config, folder, tmp_path, 
     sums = subprocess.run(
         ["sha256sum", "state.json", "tensors.safetensors"], cwd=forged, capture_output=True, text=True, check=True
     ).stdout
-    (forged / "SHA256SUMS").write_text(sums)  # a stranger can make them fit
+    (forged / "SHA256SUMS").write_text(sums)  # an attacker can write matching checksums
     assert run(config)["status"] == "finished"
     assert not (tmp_path / "boom").exists()
-    assert "step-000001 is damaged and passed over" in capfd.readouterr().err
+    assert "step-000001 is damaged and skipped" in capfd.readouterr().err
 
 
-def test_a_checkpoint_of_another_adapter_fails_the_run_with_its_cause(config, folder):
+def test_checkpoint_of_another_adapter_fails_the_run_and_is_kept(config, folder):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (folder / name).write_text("")
-    marks = {name: JsonLines(folder / name).mark() for name in ("metrics.jsonl", "samples.jsonl")}
-    state = {"files": marks, "time": {}, "pending": [], "count": {}, "memory": {}}
+    files = {name: JsonLines(folder / name).fingerprint() for name in ("metrics.jsonl", "samples.jsonl")}
+    state = {"files": files, "time": {}, "pending": [], "count": {}, "memory": {}}
     save_checkpoint(folder / "checkpoint", Checkpoint(1, {"adapter.nonsense": torch.zeros(3)}, state))
     with pytest.raises(ValueError, match="other modules"):
         run(config)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "Error" in summary["error"]
-    assert (folder / "checkpoint" / "step-000001").is_dir()  # kept, for whoever can read it
+    assert (folder / "checkpoint" / "step-000001").is_dir()
 
 
-def test_a_plan_does_not_lead_out_of_its_folder(tmp_path):
+def test_plan_with_paths_out_of_its_folder_is_not_followed(tmp_path):
     experiment = tmp_path / "runs" / "default"
     experiment.mkdir(parents=True)
     outside = tmp_path / "secret"
@@ -158,8 +159,8 @@ def test_a_plan_does_not_lead_out_of_its_folder(tmp_path):
     assert "secret" not in str(collect(experiment).not_counted)
 
 
-def test_a_config_of_a_stranger_reads_no_secret(tmp_path):
-    """What W&B is told comes from config.yaml, whose interpolations are text here and not looked up."""
+def test_interpolation_in_the_config_of_a_run_is_not_resolved(tmp_path):
+    """W&B is sent the values of config.yaml, in which an interpolation is only text."""
     folder = tmp_path / "runs" / "default" / "grpo-s0-1234567890"
     folder.mkdir(parents=True)
     config = "experiment: {name: default}\nalgorithm: '${oc.env:SECRET}'\nmodel: {name: m}\ntask: {name: t}\n"
@@ -176,9 +177,9 @@ def test_a_config_of_a_stranger_reads_no_secret(tmp_path):
     assert not (tmp_path / "boom").exists()
 
 
-def test_tensors_alone_are_no_checkpoint(config, folder, capfd):
+def test_folder_with_tensors_alone_is_skipped_as_a_checkpoint(config, folder, capfd):
     forged = folder / "checkpoint" / "step-000001"
     forged.mkdir(parents=True)
     save_file({"x": torch.zeros(1)}, forged / "tensors.safetensors")
     assert run(config)["status"] == "finished"
-    assert "damaged and passed over" in capfd.readouterr().err
+    assert "damaged and skipped" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Sweeps in which runs break, exit, run out of memory or are killed, and sweeps that are started twice."""
+"""Sweeps whose runs fail, exit, run out of memory or are killed, and sweeps that are started twice at once."""
 
 import fcntl
 import json
@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.killing import SETTING, ended, heed_interrupts, until_steps
 
-# raised where a run's first checkpoint is opened, in whatever process that is: no code of ours is changed
+# an audit hook raises the fault where the first checkpoint of a run is opened, in any process, without a change of code
 FAULT = """
 import os, signal, sys
 KIND, WHERE = os.environ["FAULT"].split(":")
@@ -25,7 +25,7 @@ KIND, WHERE = os.environ["FAULT"].split(":")
 def fault(event, args):
     if event == "open" and str(args[0]).endswith("state.json") and f"/{WHERE}-" in str(args[0]) and "w" in str(args[1]):
         if KIND == "exception":
-            raise RuntimeError("the coffee is out")
+            raise RuntimeError("a fault on purpose")
         if KIND == "exit":
             raise SystemExit(7)
         if KIND == "memory":
@@ -36,7 +36,7 @@ def fault(event, args):
 sys.addaudithook(fault)
 """
 CAUSES = {
-    "exception": "RuntimeError: the coffee is out",
+    "exception": "RuntimeError: a fault on purpose",
     "exit": "SystemExit: 7",
     "memory": "MemoryError: no room for a checkpoint",
     "killed": "its process died: TerminatedWorkerError",
@@ -59,12 +59,13 @@ def sweep(
 
 
 def states(runs: Path) -> dict[str, str]:
-    """Status by algorithm and seed."""
+    """Return the status of each run by algorithm and seed."""
     summaries = [json.loads(file.read_text()) for file in runs.glob("default/*/summary.json")]
     return {f"{one['algorithm']}{one['seed']}": one["status"] for one in summaries}
 
 
 def faulty(tmp_path: Path, fault: str) -> dict[str, str]:
+    """Return the environment of a process in which the audit hook raises a fault, ``KIND:ALGORITHM``."""
     (tmp_path / "site").mkdir(exist_ok=True)
     (tmp_path / "site" / "sitecustomize.py").write_text(FAULT)
     return {"PYTHONPATH": str(tmp_path / "site"), "FAULT": fault}
@@ -83,7 +84,7 @@ def faulty(tmp_path: Path, fault: str) -> dict[str, str]:
         ("joblib", "memory", False),
     ],
 )
-def test_one_bad_run_does_not_end_a_sweep(launcher, kind, always, tmp_path, full):
+def test_sweep_with_a_failing_run_finishes_the_others(launcher, kind, always, tmp_path, full):
     if not (always or full):
         pytest.skip("at full length only (make test-faults)")
     axes = ["algorithm=grpo,tspmo,sgrpo", *(JOBLIB if launcher == "joblib" else ())]
@@ -95,7 +96,7 @@ def test_one_bad_run_does_not_end_a_sweep(launcher, kind, always, tmp_path, full
     assert "algorithm=tspmo" in failure
     assert CAUSES[kind] in failure
     assert count == "3 runs: 2 finished, 1 failed"
-    # the same command again, where nothing is wrong any more
+    # the same command again, without the fault
     code, text = ended(sweep(tmp_path / "runs", *axes))
     assert code == 0
     assert states(tmp_path / "runs") == {"grpo0": "finished", "sgrpo0": "finished", "tspmo0": "finished"}
@@ -103,7 +104,7 @@ def test_one_bad_run_does_not_end_a_sweep(launcher, kind, always, tmp_path, full
 
 
 @pytest.mark.slow
-def test_the_last_lines_name_every_failure(tmp_path):
+def test_last_lines_of_a_sweep_name_every_failure(tmp_path):
     code, text = ended(sweep(tmp_path, "rollout.max_new_tokens=255,8,254"))
     assert code == 1
     *_, one, two, count = text.strip().splitlines()
@@ -114,7 +115,7 @@ def test_the_last_lines_name_every_failure(tmp_path):
     code, text = ended(sweep(tmp_path, "rollout.max_new_tokens=255,8,254", "sweep.retry_failed=false"))
     assert code == 1
     assert len(re.findall("failed before, skipped", text)) == 2
-    assert not list(tmp_path.glob("default/*/attempts"))  # nothing was tried again
+    assert not list(tmp_path.glob("default/*/attempts"))  # no failed run was started again
     shown = subprocess.run(
         [sys.executable, "-m", "rlsparse.status", "--runs", str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
@@ -124,7 +125,7 @@ def test_the_last_lines_name_every_failure(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_copies_share_the_work_and_one_outlives_the_other(tmp_path):
+def test_two_copies_of_a_sweep_do_each_run_once(tmp_path):
     axes = ["algorithm=sgrpo", "seed=0,1,2,3", "train.steps=30"]
     one, two = sweep(tmp_path, *axes), sweep(tmp_path, *axes)
     until_steps(tmp_path, 3)
@@ -139,7 +140,7 @@ def test_two_copies_share_the_work_and_one_outlives_the_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path, full):
+def test_run_of_a_killed_copy_is_resumed_by_the_other_copy(tmp_path, full):
     if not full:
         pytest.skip("at full length only (make test-faults)")
     axes = ["algorithm=sgrpo", "seed=0,1", "train.steps=60"]
@@ -159,15 +160,15 @@ def test_a_copy_that_dies_leaves_its_run_to_the_other(tmp_path, full):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_ends_the_sweep_saved(number, tmp_path):
-    """As a terminal's Ctrl-C: to the program, the process that judges answers, and whatever else it has started."""
+def test_sweep_with_a_signal_to_all_processes_ends_with_a_checkpoint(number, tmp_path):
+    """Like Ctrl-C in a terminal: to the program, the process of the verifier, and all others that it has started."""
     one = sweep(tmp_path, "algorithm=sgrpo", "seed=0,1", "train.steps=5000", "task.answer_format=boxed", group=0)
     until_steps(tmp_path, 3)
     os.killpg(one.pid, number)
     code, text = ended(one)
     assert code == 128 + number
     assert "Traceback" not in text
-    assert f"{number.name}: stops when the step at hand is done" in text
+    assert f"{number.name}: stops after the current step" in text
     assert f"stopped by {number.name}" in text
     assert "verifier" not in text.lower()
     *_, folder = sorted(tmp_path.glob("default/*-s0-*/checkpoint/*"))
@@ -178,9 +179,9 @@ def test_a_signal_to_all_processes_ends_the_sweep_saved(number, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
-    """As a dropped ssh session: SIGHUP, and nobody reads the display any more."""
-    ours, theirs = pty.openpty()
+def test_run_whose_terminal_is_closed_ends_with_a_checkpoint(tmp_path):
+    """Like an ssh session that is lost: SIGHUP, and the display cannot be written any more."""
+    terminal, theirs = pty.openpty()
     one = subprocess.Popen(
         [sys.executable, "-m", "rlsparse.run", *SETTING, "train.steps=5000", f"runs_dir={tmp_path}"],
         stdin=theirs,
@@ -191,7 +192,7 @@ def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
     )
     os.close(theirs)
     until_steps(tmp_path, 3)
-    os.close(ours)
+    os.close(terminal)
     one.wait(timeout=120)
     *_, folder = sorted(tmp_path.glob("default/*/checkpoint/*"))
     rows = [json.loads(line) for line in (folder.parent.parent / "metrics.jsonl").read_text().splitlines()]
@@ -200,7 +201,7 @@ def test_a_terminal_that_is_closed_ends_the_run_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_status_of_what_runs_was_cut_off_and_never_began(tmp_path):
+def test_status_names_runs_that_are_running_cut_off_and_missing(tmp_path):
     one = sweep(tmp_path, "algorithm=sgrpo", "seed=0,1", "train.steps=5000")
     until_steps(tmp_path, 3)
     status = [sys.executable, "-m", "rlsparse.status", "--runs", str(tmp_path), "--experiment", "default"]

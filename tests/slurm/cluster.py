@@ -1,4 +1,4 @@
-"""A SLURM of one node, with its own munge, in a folder of its own: nothing under /etc is read or changed."""
+"""A SLURM of one node with its own munge, in a temporary folder: nothing under /etc is read or changed."""
 
 import getpass
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 START = 30  # seconds
 
-# more than this machine has may be promised: what is tested is the queue, not the speed
+# the node claims more than this machine has: the tests are about the queue, not the speed
 CONF = """
 ClusterName=rlsparse
 SlurmctldHost={host}(127.0.0.1)
@@ -47,19 +47,20 @@ PartitionName=high Nodes={host} PriorityTier=2
 
 
 class CannotStart(Exception):
-    """This machine cannot have a SLURM, for the reason given."""
+    """SLURM cannot run on this machine; the message says why."""
 
 
 class Cluster:
-    """
+    """Runs a SLURM of one node until it is closed.
+
     Attributes:
-        env: that SLURM's commands find it by.
+        env: environment in which the commands of SLURM find it.
     """
 
     def __init__(self, grace: int = 5) -> None:
         """
         Args:
-            grace: seconds that a job has after SLURM told it that it is preempted.
+            grace: seconds between the signal of a preemption and the end of the job.
 
         Raises:
             CannotStart: SLURM is not installed or does not start here.
@@ -105,11 +106,15 @@ class Cluster:
         self._until("slurmd", lambda: "idle" in self("sinfo", "--noheader", "--format=%T", "--partition=low"))
 
     def __call__(self, *command: str) -> str:
-        """What a command of SLURM's prints."""
+        """Run a command of SLURM and return its output."""
         return subprocess.run(command, env=self.env, capture_output=True, text=True, check=True).stdout
 
     def tasks(self, name: str = "") -> dict[str, str]:
-        """State of each task in the queue, by its id ``JOB_TASK``; only of jobs whose name begins so."""
+        """Return the state of each task in the queue by its id, ``JOB_TASK``.
+
+        Args:
+            name: only jobs whose name begins with it.
+        """
         lines = self("squeue", "--noheader", "--array", "--format=%i %T %j").splitlines()
         return {task: state for task, state, job in map(str.split, lines) if job.startswith(name)}
 
@@ -145,7 +150,7 @@ class Cluster:
 
 
 def _path() -> str:
-    """Where programs are; a user's own PATH may lack the daemons'."""
+    """Return the search path of programs; that of a user may lack the folders of the daemons."""
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 

@@ -1,4 +1,4 @@
-"""One SLURM for all of these tests."""
+"""The SLURM that all tests of this folder share."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM: queued again when they are preempted, gone on with when their jobs are killed."""
+"""Sweeps on a real SLURM: preempted jobs are queued again, and runs of killed jobs are resumed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FULL = "at full length only (make test-slurm ARGS=--full)"
 
 
 class Sweep:
-    """A sweep's command, under way on a cluster."""
+    """Runs the command of a sweep on a cluster."""
 
     def __init__(self, cluster: Cluster, runs: Path, *overrides: str) -> None:
         self.cluster, self.runs = cluster, runs
@@ -38,10 +38,12 @@ class Sweep:
         )
 
     def ended(self) -> tuple[int, str]:
+        """Wait for the command and return its exit code and output."""
         text, _ = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, text
 
     def until(self, ready: Callable[[], object]) -> None:
+        """Wait until ``ready`` is true, while the command is running."""
         deadline = time.monotonic() + PATIENCE
         while not ready():
             assert self._process.poll() is None, self._process.communicate()[0]
@@ -49,7 +51,7 @@ class Sweep:
             time.sleep(0.2)
 
     def steps(self, run: str) -> int:
-        """Steps done by a run, whose folder's name begins so."""
+        """Return the number of finished steps of the runs whose id begins with ``run``."""
         files = self.runs.glob(f"default/{run}-*/metrics.jsonl")
         return sum(file.read_text().count('"kind": "train"') for file in files)
 
@@ -57,17 +59,17 @@ class Sweep:
         self.until(lambda: self.steps(run) >= count)
 
     def task(self, number: int) -> str:
-        """Id of the job of the sweep's point with this number, counted from 0."""
+        """Return the job id of a point of the sweep, counted from 0."""
         ours = sorted(task for task in self.cluster.tasks() if task not in self._before)
         return next(task for task in ours if task.endswith(f"_{number}") or "_" not in task)
 
     def until_requeued(self, task: str) -> None:
-        """Until it waits in the queue for the second time or more, where SLURM would hold it for two minutes: not now."""
+        """Wait until a job is queued again, and release it: SLURM would hold it there for two minutes."""
         self.until(lambda: self.cluster.tasks().get(task) == "PENDING")
         self.cluster("scontrol", "update", f"JobId={task}", "StartTime=now")
 
     def printed(self, number: int | None = None) -> str:
-        """What the jobs have printed, or one of an array, where conf/hydra/launcher/slurm.yaml says."""
+        """Return what the jobs have printed, or the job of one point, in the folder that the config of the launcher names."""
         suffix = "" if number is None else f"_{number}"
         files = sorted(self.runs.glob(f".hydra/*/.submitit/*{suffix}/*_log.err"))
         return "".join(file.read_text() for file in files)
@@ -80,7 +82,7 @@ def restarts(cluster: Cluster, task: str) -> int:
 
 
 def outcomes(runs: Path) -> dict[str, dict]:
-    """What finished runs came to, by their folders; overrides aside: SLURM's launcher adds the kind of device."""
+    """Return the outcome of each finished run by run id, without overrides: the SLURM launcher adds the device."""
     found = {folder.parent.name: outcome(folder.parent) for folder in runs.glob("default/*/adapter")}
     for one in found.values():
         del one["summary"]["overrides"]
@@ -89,7 +91,7 @@ def outcomes(runs: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """The runs of these tests, made without SLURM."""
+    """Return the outcomes of the same runs without SLURM."""
     runs = tmp_path_factory.mktemp("undisturbed")
     axes = ["algorithm=grpo,sgrpo", "seed=0,1"]
     command = [sys.executable, "-m", "rlsparse.run", "-m", *SETTING, *LENGTH, f"runs_dir={runs}", *axes]
@@ -97,7 +99,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> d
     return outcomes(runs)
 
 
-def test_a_preempted_job_is_queued_again_and_goes_on(cluster, undisturbed, tmp_path):
+def test_job_with_a_signal_is_queued_again_and_resumes(cluster, undisturbed, tmp_path):
     axes = ["algorithm=grpo,sgrpo", "seed=0,1"]
     sweep = Sweep(cluster, tmp_path, *axes)
     sweep.until_steps("grpo-s1")
@@ -112,19 +114,19 @@ def test_a_preempted_job_is_queued_again_and_goes_on(cluster, undisturbed, tmp_p
     assert code == 0, text
     assert outcomes(tmp_path) == undisturbed
     assert "stopped by SIGUSR2" in sweep.printed(1)
-    assert re.search(r"seed=1: goes on after step [1-9]\d? ", sweep.printed(1))
-    assert sweep.printed().count("step 0/60") == 4  # each begun once
+    assert re.search(r"seed=1: resumes after step [1-9]\d? ", sweep.printed(1))
+    assert sweep.printed().count("step 0/60") == 4  # each run started once
     code, text = Sweep(cluster, tmp_path, *axes).ended()
     assert code == 0
     assert text.count("finished before, skipped") == 4
     assert not cluster.tasks()
 
 
-def test_slurms_own_preemption(cluster, undisturbed, tmp_path, full):
-    """SLURM says SIGTERM, as scancel does, and a job that simply ends on that has failed."""
-    sweep = Sweep(cluster, tmp_path, "algorithm=grpo", "seed=0")
+def test_job_preempted_by_slurm_is_queued_again_and_resumes(cluster, undisturbed, tmp_path, full):
+    """SLURM sends SIGTERM, as scancel does, and counts a job that ends on it as failed."""
     if not full:
         pytest.skip(FULL)
+    sweep = Sweep(cluster, tmp_path, "algorithm=grpo", "seed=0")
     graces = [5, 0]  # seconds that the job has
     for times, grace in enumerate(graces, start=1):
         sweep.until_steps("grpo-s0", sweep.steps("grpo-s0") + 8)
@@ -137,11 +139,13 @@ def test_slurms_own_preemption(cluster, undisturbed, tmp_path, full):
     assert code == 0, text
     ((name, one),) = outcomes(tmp_path).items()
     assert one == undisturbed[name]
-    assert sweep.printed().count(": goes on after step") == len(graces)
+    assert sweep.printed().count(": resumes after step") == len(graces)
 
 
-def test_what_ends_with_its_job_goes_on_alone_and_is_named_if_it_does_so_again(cluster, undisturbed, tmp_path, full):
-    """One job is killed, one has had all its time limits; up to ten minutes, any warning is one of the limit's."""
+def test_run_that_ends_with_its_job_is_resumed_alone_and_is_reported_the_second_time(
+    cluster, undisturbed, tmp_path, full
+):
+    """One job is killed, and one has used up its time limit: within ten minutes of it, any warning counts as that."""
     if not full:
         pytest.skip(FULL)
     few = ("hydra.launcher.timeout_min=10", "hydra.launcher.max_num_timeout=0")
@@ -164,15 +168,15 @@ def test_what_ends_with_its_job_goes_on_alone_and_is_named_if_it_does_so_again(c
     code, text = sweep.ended()
     assert code == 1
     assert held == {0, 1}
-    assert "the launcher gave up" in text
-    assert "goes on one run at a time: 2" in text
+    assert "the launcher failed" in text
+    assert "the runs in progress continue one at a time: 2" in text
     *_, failure, count = text.strip().splitlines()
     assert failure.startswith("failed: ")
     assert "algorithm=sgrpo" in failure
     assert "timed-out too many times" in failure
     assert count == "2 runs: 1 finished, 1 failed"
-    assert list(tmp_path.glob("default/sgrpo-s0-*/checkpoint/*"))  # to go on from, by the same command
+    assert list(tmp_path.glob("default/sgrpo-s0-*/checkpoint/*"))  # the same command can resume from it
     ((name, one),) = outcomes(tmp_path).items()
     assert one == undisturbed[name]
-    assert sweep.printed().count(": goes on after step") == 2
+    assert sweep.printed().count(": resumes after step") == 2
     assert "another process" not in sweep.printed()

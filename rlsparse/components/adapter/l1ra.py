@@ -1,8 +1,8 @@
-"""L1RA: LoRA with a gate on each component, ΔW = scale·B·diag(c)·A, and a rank budget that moves (2509.04884).
+"""L1RA: LoRA with a gate on each component, ΔW = scale·B·diag(c)·A, and ranks that move between adapters (2509.04884).
 
-c starts at 1 and is drawn to 0 by a proximal L1 step of its own. Now and then the components whose gate has closed are
-removed, and their ranks go to the adapters that lost none. Training, merging and the fast paths see ordinary LoRA
-matrices, B and diag(c)·A.
+The gates c start at 1, and a proximal L1 step after each optimizer step moves them towards 0. At regular intervals,
+components with a small gate are removed, and their ranks are reassigned to adapters that lost none. Training, merging
+and the fast paths use ordinary LoRA matrices, B and diag(c)·A.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from rlsparse.model.policy import Policy
 
 
 class Gate(nn.Module):
-    """What A goes through wherever it is used: diag(c)·A."""
+    """Replaces A by diag(c)·A in every use of A, as a parametrization of torch."""
 
     def __init__(self, rank: int, device: torch.device) -> None:
         super().__init__()
@@ -35,16 +35,18 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True)
 class L1ra(Lora):
-    """L1RA, Singh et al. 2025 (2509.04884): ΔW = scale·B·diag(c)·A, c in [0, 1], and a budget of ranks that moves.
+    """L1RA, Singh et al. 2025 (2509.04884): ΔW = scale·B·diag(c)·A, c in [0, 1], with ranks that move between adapters.
 
     Attributes:
-        budget: ranks of all adapters together, spread evenly at the start; None: ``lora_rank`` times the adapters.
-        l1: λ: each optimizer step draws every gate towards 0 by gate_lr·λ.
+        budget: sum of the ranks of all adapters, distributed evenly at the start; None is ``lora_rank`` times the
+            number of adapters.
+        l1: λ: after each optimizer step, every gate is reduced by gate_lr·λ.
         gate_lr: peak learning rate of the gates.
-        update_every: share of the training steps between two rank updates.
+        update_every: interval between two rank updates, as a share of the training steps.
         threshold: components with a smaller gate are removed.
-        reassign: whether freed ranks go to other adapters. exclude_pruned: not to those that lost one just now.
-        min_rank: what each adapter keeps at least.
+        reassign: whether freed ranks go to other adapters.
+        exclude_pruned: whether adapters that lost a component in this update get no rank.
+        min_rank: minimum rank of each adapter.
     """
 
     moves_ranks: ClassVar[bool] = True
@@ -65,50 +67,54 @@ class L1ra(Lora):
         super().check(model, rank, steps)
         adapters = len(self.adapted_modules(model))
         if self.budget is None and rank < self.min_rank:
-            raise ConfigError(f"adapter.min_rank={self.min_rank}: the adapters start with lora_rank={rank}; lower it")
+            raise ConfigError(f"adapter.min_rank={self.min_rank}: above the initial rank lora_rank={rank}; lower it")
         if self.budget is not None and self.budget < adapters * self.min_rank:
             raise ConfigError(
                 f"adapter.budget={self.budget}: the model gets {adapters} adapters of rank adapter.min_rank="
-                f"{self.min_rank} or more, so it must be at least {adapters * self.min_rank}; raise it, or take fewer "
-                "modules (adapter.target_modules, adapter.layers)"
+                f"{self.min_rank} or more, so the budget must be at least {adapters * self.min_rank}; raise it, or "
+                "adapt fewer modules (adapter.target_modules, adapter.layers)"
             )
         every = interval(self.update_every, steps)
         if every >= steps:
             raise ConfigError(
-                f"adapter.update_every={self.update_every}: the first rank update would come after step {every} of "
-                f"{steps}, so never; give a smaller share of the steps (0.1), or more of them"
+                f"adapter.update_every={self.update_every}: the first rank update would be after step {every} of "
+                f"{steps}, so there would be none; give a smaller share of the steps (0.1), or more steps"
             )
 
     def reallocate(self, gates: Sequence[Tensor], most: Sequence[int], budget: int) -> list[Change]:
-        """Return what a rank update does to each adapter: see ``reallocation.reallocate``."""
+        """Return the change of each adapter in a rank update; see ``reallocation.reallocate``."""
         return reallocate(gates, most, budget, self)
 
 
 class GatedMatrices(LoraMatrices):
-    """Gated LoRA matrices whose ranks change while they train; Σ r never exceeds ``budget``."""
+    """Gated LoRA matrices in the model of a policy. Their ranks change in training; Σ r never exceeds ``budget``."""
 
     def __init__(self, policy: Policy, config: L1ra, rank: int, seed: int) -> None:
-        """Puts the gated matrices into ``policy.model``, the ranks as even as the budget allows.
+        """Put the gated matrices into ``policy.model``, with ranks as even as possible for the budget.
 
         Args:
-            rank: r of every adapter at the start, where ``config.budget`` is null; α/r₀ is ``config.scale``, whatever
-                becomes of the ranks.
-            seed: of A's random start and of the random rows of later components.
+            policy: the policy.
+            config: the settings of the adapter; its ``scale`` is α/r for all ranks.
+            rank: initial r of every adapter if ``config.budget`` is None.
+            seed: seed of the initial values of A and of the rows of A for later components.
         """
         super().__init__(policy, config, rank, seed)
         self._config = config
         self._seed = seed
-        self._optimizer: torch.optim.Optimizer | None = None  # before training: ranks may be spread without one
+        self._optimizer: torch.optim.Optimizer | None = None  # before ``optimizer`` is called, ranks may already change
         for layer in self.layers.values():
             gate = Gate(rank, layer.lora_A["default"].weight.device)
             parametrize.register_parametrization(layer.lora_A["default"], "weight", gate)
         self._most = [min(layer.in_features, layer.out_features) for layer in self.layers.values()]
         if config.budget is not None:
             self.budget = config.budget
-            self._spread(even_ranks(config.budget, self._most))
+            self._set_ranks(even_ranks(config.budget, self._most))
 
     def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """AdamW over matrices and gates, these with their own rate and no decay, and the proximal step after each."""
+        """Return AdamW over matrices and gates, with the proximal step after each of its steps.
+
+        The gates have their own learning rate and no weight decay.
+        """
         gates = [_gate(layer).c for layer in self.layers.values()]
         ids = {id(c) for c in gates}
         matrices = [p for p in self.parameters() if id(p) not in ids]
@@ -129,17 +135,20 @@ class GatedMatrices(LoraMatrices):
 
     @torch.no_grad()
     def shrink(self, optimizer: torch.optim.Optimizer) -> None:
-        """The L1 term, decoupled from Adam: c ← min(max(c − η_c·λ, 0), 1), η_c the gates' rate of this step."""
+        """Apply the L1 term, decoupled from Adam: c ← min(max(c − η_c·λ, 0), 1).
+
+        η_c is the learning rate of the gates in this step.
+        """
         group = optimizer.param_groups[1]
         for c in group["params"]:
             c.sub_(group["lr"] * self._config.l1).clamp_(0.0, 1.0)
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Move ranks where an update is due; none after the last step, whose new components nothing would train.
+        """Move ranks if a rank update is due. None is due after the last step, since new components would get no step.
 
         Returns:
-            The step's metrics by their documented names, the gates' as they were before the ranks moved; those that end
-            in pruned and reassigned only where an update was due.
+            Metrics of the step by their documented names. Those of the gates are from before the rank update;
+            ``adapter/pruned`` and ``adapter/reassigned`` are present only after a rank update.
         """
         gates = torch.cat([_gate(layer).c.detach() for layer in self.layers.values()])  # (Σ r,)
         metrics: dict[str, float] = {"adapter/gate_min": float(gates.min()), "adapter/gate_mean": float(gates.mean())}
@@ -150,10 +159,12 @@ class GatedMatrices(LoraMatrices):
         return {**metrics, "adapter/rank_total": sum(self.ranks().values())}
 
     def move_ranks(self, generator: torch.Generator) -> list[Change]:
-        """Prune, hand on and grow; the function is the same afterwards, up to what gates below the threshold carried.
+        """Do a rank update and return the change of each adapter.
+
+        The function of the model changes only by the removed components: new ones start with B = 0.
 
         Args:
-            generator: for the A rows of new components.
+            generator: random stream for the rows of A of new components.
         """
         gates = [_gate(layer).c.detach().cpu() for layer in self.layers.values()]
         changes = self._config.reallocate(gates, self._most, self.budget)
@@ -163,9 +174,9 @@ class GatedMatrices(LoraMatrices):
         return changes
 
     def export(self, folder: Path) -> None:
-        """Write an ordinary LoRA adapter in peft's format, gates folded into A, with each module's own rank."""
+        """Write an ordinary LoRA adapter in the format of peft: gates multiplied into A, one rank for each module."""
         peft_config = self.model.peft_config["default"]
-        # patterns, of which peft accepts any that a name ends with; α is divided by the module's own rank
+        # peft matches these patterns with the ends of module names, and divides α by the rank of the module
         peft_config.rank_pattern = {f"^{name}": rank for name, rank in self.ranks().items()}
         peft_config.alpha_pattern = {f"^{name}": self._config.scale * rank for name, rank in self.ranks().items()}
         folded = {}
@@ -189,7 +200,7 @@ class GatedMatrices(LoraMatrices):
             replace_components(part.owner, part.name, part.dim, change.kept, new[key], self._optimizer)
         set_rank(layer, len(change.kept) + change.added)
 
-    def _spread(self, ranks: Sequence[int]) -> None:
+    def _set_ranks(self, ranks: Sequence[int]) -> None:
         generator = torch.Generator().manual_seed(self._seed)
         for layer, rank in zip(self.layers.values(), ranks, strict=True):
             kept = torch.arange(min(rank, layer.r["default"]))
@@ -202,5 +213,5 @@ def _gate(layer: Any) -> Gate:
 
 
 def _random_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """(rows, width): as peft starts A: uniform in ±1/√width (Kaiming with a = √5)."""
+    """Return new rows of A, (rows, width), uniform in ±1/√width (Kaiming with a = √5), the initial values of peft."""
     return (2 * torch.rand(rows, width, generator=generator) - 1) / width**0.5

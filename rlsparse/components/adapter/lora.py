@@ -1,4 +1,4 @@
-"""LoRA through peft."""
+"""LoRA, implemented with peft."""
 
 import re
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class Lora(Adapter):
     """LoRA, Hu et al. 2021 (2106.09685): ΔW = scale·B·A, B (out, r) zero and A (r, in) random at the start.
 
     Attributes:
-        scale: α/r. It is kept while the rank is swept, so that the rank alone changes.
-        target_modules: ``all-linear`` (without the output head) or names of modules, such as ``[q_proj, v_proj]``.
-        layers: ``all``, ``last_third``, or numbers of decoder layers from 0.
+        scale: α/r. It does not depend on the rank, so that a sweep over the rank changes the rank alone.
+        target_modules: ``all-linear`` (all except the output head) or a list of names such as ``[q_proj, v_proj]``.
+        layers: ``all``, ``last_third``, or a list of numbers of decoder layers, from 0.
     """
 
     scale: Annotated[float, Range(0, above=True)]
@@ -46,11 +46,11 @@ class Lora(Adapter):
         most = max(min(weight.shape) for weight in weights)
         if rank > most:
             raise ConfigError(
-                f"lora_rank={rank}: no module that this model adapts has matrices of a rank above {most}; lower it"
+                f"lora_rank={rank}: the adapted modules of this model allow at most rank {most}; lower it"
             )
 
     def peft_config(self, model: nn.Module, rank: int) -> Any:
-        """Return the configuration that peft makes the matrices from; a subclass may change it."""
+        """Return the configuration for peft; a subclass may change it."""
         from peft import LoraConfig
 
         return LoraConfig(
@@ -63,10 +63,10 @@ class Lora(Adapter):
         )
 
     def target_names(self, model: nn.Module) -> list[str]:
-        """Return the names of the modules (``q_proj``, …) that get an adapter.
+        """Return the last parts of the names of the modules that get an adapter, such as ``q_proj``.
 
         Raises:
-            ConfigError: a name that no linear module of a decoder layer has.
+            ConfigError: no linear module of a decoder layer has a name in ``target_modules``.
         """
         present = sorted({name.rsplit(".", 1)[-1] for name in _decoder_linears(model)})
         if self.target_modules == "all-linear":
@@ -81,10 +81,10 @@ class Lora(Adapter):
         return wanted
 
     def target_layers(self, model: nn.Module) -> list[int]:
-        """Return the numbers of the decoder layers that get adapters, ascending.
+        """Return the numbers of the decoder layers that get adapters, in ascending order.
 
         Raises:
-            ConfigError: a layer that the model does not have.
+            ConfigError: the model does not have one of the layers.
         """
         layers = sorted({int(number) for name in _decoder_linears(model) for number in LAYER.findall(name)})
         if self.layers == "all":
@@ -108,7 +108,7 @@ class Lora(Adapter):
 
 @dataclass(frozen=True)
 class Part:
-    """A trained tensor of one adapter: the parameter ``owner.name``, whose components lie along ``dim``."""
+    """Names a trained tensor of one adapter: the parameter ``owner.name`` with its components along ``dim``."""
 
     owner: nn.Module
     name: str
@@ -116,21 +116,23 @@ class Part:
 
 
 class LoraMatrices:
-    """LoRA matrices on a policy's model. The adapter is kept in float32, whatever the base model's dtype.
+    """LoRA matrices in the model of a policy, in float32 for any dtype of the model.
 
-    There is no dropout: the policy is sampled without it, so it is trained without it too.
+    There is no dropout in training, since completions are sampled without dropout.
 
     Attributes:
-        layers: peft's layer of each adapted module, by the module's name.
-        budget: the ranks of all adapters together, at most.
+        layers: the LoRA layer of peft for each adapted module, by module name.
+        budget: maximum sum of the ranks of all adapters.
     """
 
     def __init__(self, policy: Policy, config: Lora, rank: int, seed: int) -> None:
         """Put the matrices into ``policy.model``, which becomes a peft model.
 
         Args:
+            policy: the policy.
+            config: scale, modules and layers of the adapter.
             rank: r of every matrix pair.
-            seed: of the random start of A.
+            seed: seed of the initial values of A.
         """
         from peft import get_peft_model
 
@@ -150,7 +152,7 @@ class LoraMatrices:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, the adapted weights are W + ΔW, rounded to W's dtype; afterwards W is back, the very tensors."""
+        """Within the context, adapted weights are W + ΔW in the dtype of W; afterwards they are the same tensors W."""
         layers = list(self.layers.values())
         kept = [layer.base_layer.weight.data for layer in layers]
         try:
@@ -164,24 +166,24 @@ class LoraMatrices:
                 layer.merged_adapters.clear()
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer trains, in a fixed order."""
+        """Return the trained parameters in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """AdamW over the matrices. A group's ``initial_lr`` is the peak that a schedule takes its share of."""
+        """Return AdamW over the matrices. ``initial_lr`` of a group is the peak of the learning rate schedule."""
         groups = [{"params": self.parameters(), "initial_lr": lr}]
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Called after each training step, counted from 1; the adapter's own metrics, of which LoRA has none."""
+        """Do nothing after a training step, and return no metrics."""
         return {}
 
     def ranks(self) -> dict[str, int]:
-        """Rank of the adapter on each module, by module name."""
+        """Return the rank of the adapter on each module, by module name."""
         return {name: layer.r["default"] for name, layer in self.layers.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all trained tensors, named ``<module>.A`` (r, in), ``<module>.B`` (out, r), …"""
+        """Return copies of all trained tensors, named ``<module>.A`` (r, in) and ``<module>.B`` (out, r)."""
         return {
             f"{name}.{key}": getattr(part.owner, part.name).detach().clone()
             for name, layer in self.layers.items()
@@ -189,13 +191,13 @@ class LoraMatrices:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved state, its ranks too; before ``optimizer`` is called, whose state loads afterwards.
+        """Load a saved state with its ranks; call this before ``optimizer``, whose state is loaded later.
 
         Raises:
-            ValueError: it is the state of an adapter on other modules.
+            ValueError: the state belongs to an adapter on other modules, or to another kind of adapter.
         """
         if state.keys() != self.state().keys():
-            raise ValueError("the adapter's saved state does not fit: it belongs to other modules or another adapter")
+            raise ValueError("the saved adapter does not match: it belongs to other modules or another kind of adapter")
         for name, layer in self.layers.items():
             for key, part in self._parts(layer).items():
                 value = state[f"{name}.{key}"].to(getattr(part.owner, part.name))
@@ -203,15 +205,15 @@ class LoraMatrices:
             set_rank(layer, state[f"{name}.B"].shape[1])
 
     def export(self, folder: Path) -> None:
-        """Write the adapter in peft's format (``adapter_model.safetensors``, ``adapter_config.json``)."""
+        """Write the adapter in the format of peft (``adapter_model.safetensors``, ``adapter_config.json``)."""
         self.model.save_pretrained(str(folder))
 
     def merge(self) -> Any:
-        """Make it part of the weights for good, added in float32; the transformers model, which peft has left."""
+        """Add the adapter to the weights in float32 and return the model without the wrapper of peft."""
         return self.model.float().merge_and_unload()
 
     def remove(self) -> None:
-        """Take it out of the model again, whose weights are what they were."""
+        """Remove the adapter from the model; the weights of the model are unchanged."""
         self.model.unload()
 
     def _parts(self, layer: Any) -> dict[str, Part]:
@@ -219,7 +221,7 @@ class LoraMatrices:
 
 
 def set_rank(layer: Any, rank: int) -> None:
-    """Tell peft's layer the rank that its matrices have."""
+    """Set the rank in a LoRA layer of peft to that of its matrices."""
     layer.r["default"] = layer.lora_A["default"].out_features = layer.lora_B["default"].in_features = rank
 
 
@@ -228,6 +230,6 @@ def _decoder_linears(model: nn.Module) -> list[str]:
     names = [name for name, module in modules if isinstance(module, nn.Linear) and LAYER.search(name)]
     if not names:
         raise ConfigError(
-            "model: it has no linear modules under .layers.N., so it cannot carry this adapter; take another"
+            "model: it has no linear modules under .layers.N., which this adapter needs; take another model"
         )
     return names

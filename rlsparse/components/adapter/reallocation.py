@@ -1,4 +1,4 @@
-"""L1RA's rank update: which components go, and which adapters get their ranks (Singh et al. 2025, 2509.04884)."""
+"""The rank update of L1RA: which components are removed, and which adapters get their ranks (2509.04884)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Rules(Protocol):
-    """The settings of an adapter that a rank update follows; see ``L1ra``."""
+    """The settings of a rank update; see ``L1ra``."""
 
     @property
     def threshold(self) -> float: ...
@@ -22,11 +22,11 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one adapter.
+    """The change of one adapter in a rank update.
 
     Attributes:
-        kept: (k,) indices of the components that stay, ascending, k ≥ ``min_rank``.
-        added: number of new components after them.
+        kept: (k,) indices of the components that stay, in ascending order, k ≥ ``min_rank``.
+        added: number of new components, which come after the others.
     """
 
     kept: Tensor
@@ -34,48 +34,50 @@ class Change:
 
 
 def interval(update_every: float, steps: int) -> int:
-    """Steps from one rank update to the next: ``update_every`` is their share of the training steps."""
+    """Return the number of steps between two rank updates; ``update_every`` is a share of the training steps."""
     return max(1, round(update_every * steps))
 
 
 def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, rules: Rules) -> list[Change]:
-    """Prune the components whose gate is below the threshold and hand free ranks on, one each in turn.
+    """Remove components with a gate below the threshold and distribute free ranks, one to each adapter in turn.
 
-    Free is what the budget leaves, earlier rounds' rest included. It goes to the adapters that lost none (to all with
-    ``exclude_pruned=false``), the one with the largest smallest gate first. The total never exceeds the budget. An
-    adapter that is at ``min_rank`` already loses none, even with its gates closed: it comes last.
+    The free ranks are the difference between the budget and the remaining ranks, including ranks that earlier updates
+    could not distribute. They go to the adapters that lost none (with ``exclude_pruned=false`` to all), in descending
+    order of their smallest gate. The sum of the ranks never exceeds the budget. An adapter that is at ``min_rank``
+    already loses none, even if its gates are 0; it is then the last in this order.
 
     Args:
-        gates: of each adapter, (r,) in [0, 1].
-        most: the rank that each adapter's matrix allows, min(in, out).
-        budget: Σ r at most.
+        gates: gates of each adapter, (r,) in [0, 1].
+        most: maximum rank of each adapter, min(in, out) of its matrix.
+        budget: maximum of Σ r.
+        rules: threshold, ``min_rank``, and whether ranks are reassigned.
     """
     kept = [_survivors(gate, rules) for gate in gates]
     ranks = [len(indices) for indices in kept]
     if rules.reassign:
-        takers = [i for i, gate in enumerate(gates) if not rules.exclude_pruned or len(kept[i]) == len(gate)]
-        takers.sort(key=lambda i: -float(gates[i][kept[i]].min()))  # stable: ties in the adapters' order
-        ranks = _hand_out(budget - sum(ranks), ranks, takers, most)
+        receivers = [i for i, gate in enumerate(gates) if not rules.exclude_pruned or len(kept[i]) == len(gate)]
+        receivers.sort(key=lambda i: -float(gates[i][kept[i]].min()))  # stable: equal gates in the order of adapters
+        ranks = _distribute(budget - sum(ranks), ranks, receivers, most)
     return [Change(indices, rank - len(indices)) for indices, rank in zip(kept, ranks, strict=True)]
 
 
 def even_ranks(budget: int, most: Sequence[int]) -> list[int]:
-    """The start: the budget handed out one each in turn, to none more than its matrix allows."""
-    return _hand_out(budget, [0] * len(most), range(len(most)), most)
+    """Return the initial ranks: the budget distributed evenly, up to the maximum rank of each adapter."""
+    return _distribute(budget, [0] * len(most), range(len(most)), most)
 
 
-def _hand_out(free: int, ranks: Sequence[int], takers: Sequence[int], most: Sequence[int]) -> list[int]:
-    """The ranks after one each in turn to the takers, as long as there are free ones and matrices with room."""
+def _distribute(free: int, ranks: Sequence[int], receivers: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Return the ranks after free ranks are given one by one to the receivers in turn, up to their maximum ranks."""
     after = list(ranks)
-    while free > 0 and (takers := [i for i in takers if after[i] < most[i]]):
-        for i in takers[:free]:
+    while free > 0 and (receivers := [i for i in receivers if after[i] < most[i]]):
+        for i in receivers[:free]:
             after[i] += 1
-        free -= min(free, len(takers))
+        free -= min(free, len(receivers))
     return after
 
 
 def _survivors(gate: Tensor, rules: Rules) -> Tensor:
-    """Components at or above the threshold; where they are too few, the ``min_rank`` largest."""
+    """Return the components with a gate of at least the threshold; if they are too few, the ``min_rank`` largest."""
     above = (gate >= rules.threshold).nonzero().squeeze(1)
     if len(above) >= rules.min_rank:
         return above

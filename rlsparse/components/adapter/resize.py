@@ -1,4 +1,4 @@
-"""Giving a parameter other components while it is trained: in its module and in the optimizer at once."""
+"""Replacement of components of a parameter during training, in its module and in the optimizer."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,19 @@ from torch import Tensor, nn
 def replace_components(
     owner: nn.Module, name: str, dim: int, kept: Tensor, new: Tensor, optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Put a parameter with some of the old components, and new ones after them, in the place of ``owner.name``.
+    """Replace the parameter ``owner.name`` by one with some of its components and new ones after them.
 
-    The moments of the kept components go along, bit for bit. A new component starts with no momentum, and with the mean
-    second moment of the kept ones: the count of steps is the whole parameter's, so Adam no longer corrects a second
-    moment that starts at 0, and would take its steps several times too long.
+    The moments of the kept components stay the same, bit for bit. A new component starts with a first moment of 0 and
+    with the mean second moment of the kept components. A second moment of 0 would make its first steps several times
+    too large: Adam counts steps for the whole parameter, so it would not correct the bias of that moment any more.
 
     Args:
-        dim: along which the components lie.
-        kept: (k,) indices of those that stay.
-        new: the new ones, any number of them along ``dim``.
-        optimizer: whose parameter groups and state follow; None before there is one.
+        owner: the module of the parameter.
+        name: name of the parameter in the module.
+        dim: dimension along which the components are stacked.
+        kept: (k,) indices of the components that stay.
+        new: the new components, any number of them along ``dim``.
+        optimizer: the optimizer with the parameter in its groups and state; None if there is none yet.
     """
     old: nn.Parameter = getattr(owner, name)
     kept, new = kept.to(old.device), new.to(old)
@@ -33,7 +35,8 @@ def replace_components(
 
 
 def _moment(key: str, value: Tensor, old: Tensor, dim: int, kept: Tensor, new: Tensor) -> Tensor:
-    if value.shape != old.shape:  # the count of steps
+    """Return an entry of the state of Adam for the new parameter."""
+    if value.shape != old.shape:  # the number of steps
         return value
     survivors = value.index_select(dim, kept)
     if key == "exp_avg":

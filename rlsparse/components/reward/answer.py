@@ -1,4 +1,4 @@
-"""Reading the final answer of a completion, and settling plain numbers exactly."""
+"""Extraction of the final answer of a completion, and exact values of plain numbers."""
 
 import re
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from fractions import Fraction
 
 NUMBER = re.compile(r"(?<![\d)\w])-?\$?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?|\$?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?|-?\$?\.\d+")
 PLAIN = re.compile(r"(-?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?")
-SIGN_SPACE = re.compile(r"^([-+])\s+|\s*(/)\s*")  # "- 3", "3 / 4"; a space between digits parts two numbers
-LONGEST_PLAIN = 60  # characters; a longer number is nobody's answer, and exact arithmetic on it is not free
+SIGN_SPACE = re.compile(r"^([-+])\s+|\s*(/)\s*")  # "- 3", "3 / 4"; a space between digits separates two numbers
+LONGEST_PLAIN = 60  # characters; longer numbers are no real answers, and exact arithmetic on them is slow
 UNIT = re.compile(r"(?<=\d)\s+([A-Za-z][A-Za-z -]*)$")
-# words after a number that change its value or hedge it: no unit, so not a plain number
+# words after a number that are no units: they change its value or make it uncertain, so it is no plain number
 NO_UNIT = {
     "hundred",
     "thousand",
@@ -33,32 +33,32 @@ NO_UNIT = {
     "wrong",
     "incorrect",
 }
-# What makes a text more or less than one number, though math-verify drops what it cannot read and takes the last one.
+# a text with one of these is not one number, although math-verify ignores what it cannot read and takes the last number
 NOT_ONE_NUMBER = re.compile(
     r"\\\\|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # rows, lines
     r"|[<>≤≥≠→⇒∪∩∈]"
     r"|\\(?:to|cup|cap|in|notin|not|ni|lt|gt|leq?|geq?|neq?|mid|land|lor|wedge|vee|implies|iff|equiv|pmod|&"
     r"|(?:long)?(?:left|right)+arrow)(?![a-z])"
     r"|\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
-    r"|\d[\s\\]*[$#][\s$#]*\d"  # two numbers parted by markup
+    r"|\d[\s\\]*[$#][\s$#]*\d"  # two numbers with markup between them
     r"|\\degree\s*\d"
-    r"|^[^{]*\}\s*\{"  # the text behind a brace that was never opened
+    r"|^[^{]*\}\s*\{"  # text after a closing brace that was never opened
     r"|[¼-¾⅐-⅞]|\d[²³¹⁰-⁹₀-₉]"
-    r"|\d_(?!\{?10(?!\d))",  # a number in another base than ten
+    r"|\d_(?!\{?10(?!\d))",  # a number in a base other than ten
     re.IGNORECASE,
 )
 DASHES = str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "-": "-"})
 
 
 def after_hash(text: str) -> str | None:
-    """What follows the last ``####`` on its line."""
+    """Return the text after the last ``####`` on its line; None if there is none."""
     _, marker, rest = text.rpartition("####")
     line = rest.strip().split("\n", 1)[0].strip()
     return line if marker and line else None
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{…}``, braces balanced."""
+    r"""Return the content of the last ``\boxed{…}`` up to its closing brace; None if there is none."""
     start = text.rfind(r"\boxed{")
     if start < 0:
         return None
@@ -72,7 +72,7 @@ def boxed(text: str) -> str | None:
 
 
 def answer_is(text: str) -> str | None:
-    """What follows the last "the answer is", to the end of the sentence."""
+    """Return the text after the last "the answer is" up to the end of the sentence; None if there is none."""
     found = list(re.finditer(r"the\s+(?:final\s+)?answer\s+is\s*:?", text, re.IGNORECASE))
     if not found:
         return None
@@ -81,7 +81,7 @@ def answer_is(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number in the text; a minus sign after a digit is a subtraction, not a sign."""
+    """Return the last number in the text; None if there is none. A minus sign after a digit counts as subtraction."""
     numbers = NUMBER.findall(text.translate(DASHES))
     return numbers[-1] if numbers else None
 
@@ -95,7 +95,7 @@ ANSWER_FORMATS: dict[str, Callable[[str], str | None]] = {
 
 
 def nesting(text: str) -> int:
-    """The most brackets open at once, of whatever kind."""
+    """Return the maximum depth of nested brackets of all kinds."""
     depth = deepest = 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -104,14 +104,15 @@ def nesting(text: str) -> int:
 
 
 def is_one_number(text: str) -> bool:
-    """Whether a text may be compared with a number: a list, relation or multiple of a number is none."""
+    """Return whether a text may be compared with a number; False for a list, a relation or a multiple of a number."""
     return NOT_ONE_NUMBER.search(text) is None
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of a plain number, exactly; None for anything else.
+    """Return the exact value of a plain number; None for any other text.
 
-    1,234 = 1234 = 1234.0; a Unicode minus; $5.00; 3/4 = 0.75; "45 apples"; a full stop at the end is the sentence's.
+    Plain numbers are, for example, 1,234 = 1234 = 1234.0; $5.00; 3/4 = 0.75; and "45 apples". The minus may be a
+    Unicode character. A full stop at the end is ignored.
     """
     cleaned = text.translate(DASHES).strip().rstrip(".,").replace(r"\$", "$").strip("* ")
     unit = UNIT.search(cleaned)

@@ -1,4 +1,4 @@
-"""Scoring completions: read the answer, settle plain numbers here, give the rest to math-verify in its own process."""
+"""The verifier: plain numbers are compared here, all other answers by math-verify in a separate process."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from rlsparse.components.reward.answer import ANSWER_FORMATS, is_one_number, nes
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
-WALL = 10  # seconds on the wall for each of processor time, after which a worker counts as stuck
-LONGEST_CANDIDATE = 1000  # characters; a longer final answer is wrong without asking
-DEEPEST_CANDIDATE = 6  # brackets in brackets; the time math-verify's parser takes doubles and more with each
+WALL = 10  # elapsed seconds per second of processor time, after which a worker counts as stuck
+LONGEST_CANDIDATE = 1000  # characters; a longer answer counts as wrong without math-verify
+DEEPEST_CANDIDATE = 6  # nested brackets; each level at least doubles the time of the parser of math-verify
 
 
 @dataclass(frozen=True)
 class Score:
-    """What the verifier says of one completion.
+    """The result of the verifier for one completion.
 
     Attributes:
         correct: the answer equals the gold answer.
-        answered: an answer stands in the asked format, right or wrong.
+        answered: the completion has an answer in the requested format, right or wrong.
         timed_out: math-verify did not finish in time; the answer counts as wrong.
     """
 
@@ -36,17 +36,18 @@ class Score:
 
 
 class VerifierError(RuntimeError):
-    """math-verify's process cannot be started: rewards would silently be zero, so the run must stop."""
+    """The process of math-verify cannot be started. The run must stop, since all its rewards would be zero."""
 
 
 class Verifier:
-    """Reads and checks final answers. A context manager, since it may own a process."""
+    """Extracts and checks final answers. It is a context manager, since it may have to end a process."""
 
     def __init__(self, answer_format: str, time_limit: float) -> None:
-        """
+        """Create a verifier; the process starts when it is first needed.
+
         Args:
-            answer_format: name in ``ANSWER_FORMATS``.
-            time_limit: processor time that math-verify may take for one answer, seconds.
+            answer_format: a name in ``ANSWER_FORMATS``.
+            time_limit: processor time for one answer in math-verify, seconds.
         """
         self._read = ANSWER_FORMATS[answer_format]
         self._time_limit = time_limit
@@ -59,13 +60,17 @@ class Verifier:
         self._kill()
 
     def score(self, completion: str, gold: str) -> Score:
-        """Score a completion against the gold answer. No completion can make this raise or hang."""
+        """Return the score of a completion for a gold answer. No completion can cause an error or an endless loop.
+
+        Raises:
+            VerifierError: math-verify cannot be started.
+        """
         answer = self._read(completion)
         if answer is None:
             return Score(correct=False, answered=False)
         if answer == gold:
             return Score(correct=True, answered=True)
-        if len(answer) > LONGEST_CANDIDATE:  # first: a megabyte of spaces takes a pattern below an hour
+        if len(answer) > LONGEST_CANDIDATE:  # must be first: some patterns below take an hour for a megabyte of spaces
             return Score(correct=False, answered=True)
         value, gold_value = plain_number(answer), plain_number(gold)
         if value is not None and gold_value is not None:
@@ -76,9 +81,9 @@ class Verifier:
         return Score(correct=verdict is True, answered=True, timed_out=verdict is None)
 
     def _ask(self, candidate: str, gold: str) -> bool | None:
-        """math-verify's verdict; None when it had to be killed or died of the answer."""
+        """Return the verdict of math-verify; None if its process died or was killed because of this answer."""
         if self._worker is not None and self._worker.poll() is not None:
-            self._kill()  # ended since the last answer, which is not this one's fault
+            self._kill()  # it ended after the last answer, so this answer is not the cause
         worker = self._worker if self._worker is not None else self._start()
         assert worker.stdin is not None
         try:
@@ -87,10 +92,10 @@ class Verifier:
             reply = self._read_line(worker, WALL * self._time_limit)
         except BrokenPipeError:
             reply = b""
-        except BaseException:  # an interrupted question leaves a reply behind, which is not the next one's
+        except BaseException:  # the reply to an interrupted question must not be read as that to the next one
             self._kill()
             raise
-        if not reply:  # too slow, or the answer brought the process down: a fresh one for the next answer
+        if not reply:  # too slow, or the process died: the next answer gets a new process
             self._kill()
             return None
         return bool(json.loads(reply))
@@ -101,7 +106,7 @@ class Verifier:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # a Ctrl-C is for training, whose answers in hand are still to be judged
+            process_group=0,  # Ctrl-C must not end it: the current training step still needs it
         )
         if self._read_line(self._worker, START_LIMIT) != b"ready\n":
             self._kill()
@@ -111,7 +116,7 @@ class Verifier:
         return self._worker
 
     def _read_line(self, worker: subprocess.Popen[bytes], limit: float) -> bytes:
-        """One line from the worker, or b"" when it dies or the limit passes."""
+        """Return one line from the worker; b"" if it dies or the time limit, in seconds, is over."""
         assert worker.stdout is not None
         deadline = time.monotonic() + limit
         line = b""

@@ -1,7 +1,8 @@
-"""The packed path: prompts and completions as one row of tokens that computes nothing twice.
+"""The packed path: log-probabilities from one row of tokens in which every prompt occurs once.
 
-The model's own modules need no knowledge of it: positions say where a token stands, and an attention function of our
-own says what it sees. Exact: log-probabilities and gradients equal the plain path's to rounding.
+The modules of the model stay as they are: the position ids give the place of each token in its sequence, and an
+attention function of this package decides which tokens it attends to. Log-probabilities and gradients equal those of
+the plain path up to rounding.
 """
 
 from contextlib import ExitStack
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsparse.batch import FrozenStates, Rollout
-from rlsparse.model.attention import attend, attending_by, obstacle, register
+from rlsparse.model.attention import attend, obstacle, register, use_attention
 from rlsparse.model.frozen_layers import captured, starting_from
 from rlsparse.model.fused_head import chosen_log_probs
-from rlsparse.model.packing.layout import Layout, stretches
+from rlsparse.model.packing.layout import Layout, pack
 from rlsparse.model.policy import Policy, positions
 from rlsparse.model.self_check import TOKENS, differs_from_plain
 
@@ -24,10 +25,10 @@ ATTENTION = "rlsparse_packed"
 
 
 def can_pack(policy: Policy) -> str | None:
-    """Why this model cannot be packed; None where its modules allow it and a small batch comes out as it should."""
+    """Return why the packed path cannot be used for this model; None if its modules and a small batch allow it."""
 
     def attempt() -> tuple[Rollout, Tensor]:
-        rollout = _probe(policy)
+        rollout = _small_rollout(policy)
         return rollout, packed_log_probs(policy, rollout, torch.arange(4, device=policy.device), rollout.mask, 1.0)
 
     reason = obstacle(policy.model)
@@ -38,20 +39,20 @@ def can_pack(policy: Policy) -> str | None:
 
 
 def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of chosen completion tokens, (b, T) float32, nats; 0 where they are not needed.
+    """Return log-probabilities of chosen completion tokens, (b, T) float32, nats; 0 where they are not needed.
 
     Args:
-        rows: (b,) row numbers into the rollout, those of a prompt side by side.
-        needed: (b, T) bool: tokens to score, none past a completion's end.
+        rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
+        needed: (b, T) bool: the tokens to score, none after the end of a completion.
     """
     dtype = policy.causal_lm.dtype
-    packed = stretches(rollout, rows, needed, dtype)
+    packed = pack(rollout, rows, needed, dtype)
     decoder = policy.causal_lm.get_decoder()
     with ExitStack() as changed:
-        changed.enter_context(attending_by(policy.model, ATTENTION))
+        changed.enter_context(use_attention(policy.model, ATTENTION))
         if dtype != torch.float32:
-            # the adapter's float32 matrices are multiplied in the model's dtype, as under the usual autocast;
-            # else peft would copy every input to float32 and keep the copy
+            # multiply the float32 matrices of the adapter in the dtype of the model, as autocast usually does;
+            # otherwise peft would copy every input to float32 and keep the copy
             changed.enter_context(torch.autocast(policy.device.type, dtype))
             changed.enter_context(disable_input_dtype_casting(policy.causal_lm))
         if rollout.frozen_states is not None:
@@ -65,7 +66,7 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
         ).last_hidden_state[0]  # (L, H)
     targets = rollout.completion_ids[rows, : needed.shape[1]][needed]  # (k,)
     head = policy.causal_lm.get_output_embeddings()
-    # autocast on CUDA leaves a LayerNorm's output in float32
+    # under autocast on CUDA, the output of a LayerNorm is float32
     predictors = states.index_select(0, packed.predictors).to(head.weight.dtype)  # (k, H)
     chosen = chosen_log_probs(predictors, head, targets, temperature)  # (k,)
     return torch.zeros(needed.shape, device=rows.device).masked_scatter(needed, chosen)
@@ -83,58 +84,60 @@ def packed_attention(
     layout: Layout,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within stretches; what it computes in between is computed again in the backward pass, not kept.
+    """Return the attention within each segment, (1, L, heads, d). The backward pass recomputes intermediate results.
 
     Args:
-        query: (1, heads, L, d) of a row of p stretches, L = p·(S + g·T).
-        key: (1, kv heads, L, d); value: the same.
+        query: (1, heads, L, d) of a row of p segments, L = p·(S + g·T).
+        key: (1, kv heads, L, d).
+        value: (1, kv heads, L, d).
+        layout: which keys each token attends to.
     """
     query = query * scaling
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        out = checkpoint(_attend_stretches, query, key, value, layout, use_reentrant=False, preserve_rng_state=False)
+        out = checkpoint(_attend_segments, query, key, value, layout, use_reentrant=False, preserve_rng_state=False)
     else:
-        out = _attend_stretches(query, key, value, layout)
+        out = _attend_segments(query, key, value, layout)
     return out, None
 
 
-def _attend_stretches(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+def _attend_segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     p, _, _, S, _ = layout.prompt_bias.shape
-    T, g = layout.own_bias.shape[4], layout.blocks
+    T, g = layout.completion_bias.shape[4], layout.blocks
     kv, d = key.shape[1], key.shape[3]
     r = query.shape[1] // kv  # query heads that share a key head
     q = query.reshape(kv, r, p, S + g * T, d).permute(2, 0, 1, 3, 4)  # (p, kv, r, S + gT, d)
     k, v = (x.reshape(kv, p, S + g * T, d).transpose(0, 1) for x in (key, value))  # (p, kv, S + gT, d)
     of_prompt = attend(q[:, :, :, :S], k[:, :, :S], v[:, :, :S], layout.prompt_bias)  # (p, kv, r, S, d)
 
-    def seen(x: Tensor) -> Tensor:
-        """(p, kv, g, S + T, d): what a block sees: the prompt's and its own."""
+    def visible_to_blocks(x: Tensor) -> Tensor:
+        """Return what each block attends to, (p, kv, g, S + T, d): the prompt and its own tokens."""
         prompt = x[:, :, None, :S].expand(p, kv, g, S, d)
         return torch.cat([prompt, x[:, :, S:].reshape(p, kv, g, T, d)], dim=3)
 
-    own = q[:, :, :, S:].reshape(p, kv, r, g, T, d).transpose(2, 3)  # (p, kv, g, r, T, d)
-    of_own = attend(own, seen(k), seen(v), layout.own_bias)  # (p, kv, g, r, T, d)
-    of_own = of_own.transpose(2, 3).reshape(p, kv, r, g * T, d)
-    out = torch.cat([of_prompt, of_own], dim=3)  # (p, kv, r, S + gT, d)
+    queries = q[:, :, :, S:].reshape(p, kv, r, g, T, d).transpose(2, 3)  # (p, kv, g, r, T, d)
+    of_blocks = attend(queries, visible_to_blocks(k), visible_to_blocks(v), layout.completion_bias)
+    of_blocks = of_blocks.transpose(2, 3).reshape(p, kv, r, g * T, d)
+    out = torch.cat([of_prompt, of_blocks], dim=3)  # (p, kv, r, S + gT, d)
     return out.permute(0, 3, 1, 2, 4).reshape(1, p * (S + g * T), kv * r, d)
 
 
 register(ATTENTION, packed_attention)
 
 
-def _probe(policy: Policy) -> Rollout:
-    """Two prompts of 3 and 2 tokens with two completions each, and what the frozen layers give for them."""
+def _small_rollout(policy: Policy) -> Rollout:
+    """Return a rollout of two prompts of 3 and 2 tokens with two completions each, and their frozen states."""
     vocabulary = policy.causal_lm.get_output_embeddings().out_features
     S, B, T = 3, 4, TOKENS
     ids = torch.arange(1, 1 + 2 * S + B * T, device=policy.device) % vocabulary
     prompt_ids, completion_ids = ids[: 2 * S].view(2, S), ids[2 * S :].view(B, T)
     prompt_lengths = torch.tensor([3, 2], device=policy.device)
-    whole = torch.cat([prompt_ids.repeat_interleave(2, dim=0), completion_ids], dim=1)  # (B, S + T)
+    sequences = torch.cat([prompt_ids.repeat_interleave(2, dim=0), completion_ids], dim=1)  # (B, S + T)
     mask = torch.arange(S + T, 0, -1, device=policy.device) <= T + prompt_lengths.repeat_interleave(2)[:, None]
     decoder = policy.causal_lm.get_decoder()
     states = None
     if policy.first_adapted > 0:
         with captured(decoder, policy.first_adapted) as capture:
-            decoder(input_ids=whole, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+            decoder(input_ids=sequences, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
         states = FrozenStates(capture.hidden[::2, :S], capture.hidden[:, S:])
     zeros = torch.zeros(B, T, device=policy.device)
     return Rollout(

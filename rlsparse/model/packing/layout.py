@@ -1,7 +1,8 @@
-"""Which tokens stand in the packed row, and what each sees.
+"""The layout of the packed row: which tokens it holds, and which of them each token attends to.
 
-A stretch is [prompt | own tokens]: every token sees the prompt, and of the own tokens those that come before it in its
-completion. Two ways to fill it: the group's completions side by side, or the tree of their prefixes.
+A row is a sequence of segments [prompt | completion tokens], one for each prompt. A completion token attends to the
+prompt and to the earlier tokens of its own completion. There are two ways to fill a segment: the completions of the
+group side by side, or the tree of their distinct prefixes.
 """
 
 from dataclasses import dataclass
@@ -16,30 +17,32 @@ from rlsparse.model.policy import positions
 
 @dataclass(frozen=True)
 class Layout:
-    """What attention must know: p stretches of S prompt tokens and g blocks of T own tokens.
+    """Tells attention what to mask in p segments of S prompt tokens and g blocks of T completion tokens.
 
     Attributes:
-        prompt_bias: (p, 1, 1, S, S): 0 where a prompt token sees a key, −inf at padding and at later tokens.
-        own_bias: (p, 1, 1, 1, T, S + T): 0 where an own token sees a key of the prompt or of its block, else −inf.
-        blocks: g; a token sees nothing of other blocks.
+        prompt_bias: (p, 1, 1, S, S): 0 where a prompt token attends to a key, −inf at padding and at later tokens.
+        completion_bias: (p, 1, 1, 1, T, S + T): 0 where a completion token attends to a key of the prompt or of its
+            block, else −inf.
+        blocks: g; a token attends to no token of another block.
     """
 
     prompt_bias: Tensor
-    own_bias: Tensor
+    completion_bias: Tensor
     blocks: int
 
 
 @dataclass(frozen=True)
-class Stretches:
-    """A packed row.
+class PackedRow:
+    """Holds p segments of S prompt tokens and n = g·T completion tokens as one row of L = p·(S + n) tokens.
 
     Attributes:
-        prompts: (p,) numbers of the prompts.
+        prompts: (p,) number of the prompt of each segment.
         in_prompt: (p, S) bool: prompt tokens, padded on the left.
-        rows: (p, n) whose completion each own token is read from; n = g·T.
-        columns: (p, n) and where.
-        predictors: (k,) place in the flat row that predicts each needed token, in the order of ``needed.nonzero()``.
-        layout: for attention.
+        rows: (p, n) row of the rollout that each completion token is read from.
+        columns: (p, n) column of the rollout that each completion token is read from.
+        predictors: (k,) index into the row of the token that predicts each needed token, in the order of
+            ``needed.nonzero()``.
+        layout: which keys each token attends to.
     """
 
     prompts: Tensor
@@ -50,49 +53,50 @@ class Stretches:
     layout: Layout
 
     def tokens(self) -> int:
+        """Return the length L of the row, padding included."""
         return self.in_prompt.numel() + self.rows.numel()
 
     def positions(self, rollout: Rollout) -> Tensor:
-        """(p, S + n): the distance of each token from the start of its sequence."""
+        """Return the position of each token in its sequence, (p, S + n)."""
         return torch.cat([positions(self.in_prompt), rollout.prompt_lengths[self.prompts, None] + self.columns], dim=1)
 
     def gather(self, of_prompts: Tensor, of_completions: Tensor) -> Tensor:
-        """(1, L, …): the row's tokens from a rollout's (P, S, …) and (B, T, …) tensors."""
+        """Return the values of the tokens of this row, (1, L, …), from (P, S, …) and (B, T, …) tensors of a rollout."""
         S = self.in_prompt.shape[1]
-        own = of_completions[self.rows, self.columns]  # (p, n, …)
-        return torch.cat([of_prompts[self.prompts, -S:], own], dim=1).flatten(0, 1)[None]
+        completion = of_completions[self.rows, self.columns]  # (p, n, …)
+        return torch.cat([of_prompts[self.prompts, -S:], completion], dim=1).flatten(0, 1)[None]
 
 
-def stretches(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> Stretches:
-    """The shorter of the two packings; groups where a tree would not be much shorter.
+def pack(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> PackedRow:
+    """Pack rows of a rollout: side by side, or as a tree where that takes less than half as many tokens.
 
     Args:
-        dtype: of the attention scores.
-        rows: (b,) row numbers into the rollout, those of a prompt side by side.
-        needed: (b, T) bool: tokens to score, none past a completion's end.
+        rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
+        needed: (b, T) bool: the tokens to score, none after the end of a completion.
+        dtype: dtype of the attention scores.
     """
     groups = _by_group(rollout, rows, needed, dtype)
-    if 2 * int(needed.sum()) > needed.numel():  # most tokens count: seldom are they so alike that a tree pays
+    if 2 * int(needed.sum()) > needed.numel():  # most tokens are needed: too few of them are shared for a tree to pay
         return groups
     tree = _by_prefix(rollout, rows, needed, dtype)
     return tree if 2 * tree.tokens() < groups.tokens() else groups
 
 
-def _by_group(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> Stretches:
-    """[prompt | completion 1 | … | completion g], each completion up to the last column that is needed."""
+def _by_group(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> PackedRow:
+    """Return segments [prompt | completion 1 | … | completion g], each completion up to the last needed column."""
     prompts, counts = (rows // rollout.group_size).unique_consecutive(return_counts=True)  # (p,)
     g, T = int(counts.max()), needed.shape[1]
     in_prompt = _in_prompt(rollout, prompts)  # (p, S)
-    stretch = in_prompt.shape[1] + g * T
+    length = in_prompt.shape[1] + g * T  # of a segment
     first = (counts.cumsum(dim=0) - counts)[:, None]  # (p, 1)
     block = torch.arange(g, device=rows.device).expand(len(prompts), g)  # (p, g)
-    completion = rows[first + block.minimum(counts[:, None] - 1)]  # (p, g): where some are missing, one is repeated
-    # a token is predicted where the one before it stands: for a first token, the end of the prompt
-    end_of_prompt = torch.arange(1, len(prompts) + 1, device=rows.device)[:, None] * stretch - g * T - 1  # (p, 1)
+    completion = rows[first + block.minimum(counts[:, None] - 1)]  # (p, g): the last one again if there are fewer
+    # a token is predicted at the token before it; the first one of a completion at the end of the prompt
+    end_of_prompt = torch.arange(1, len(prompts) + 1, device=rows.device)[:, None] * length - g * T - 1  # (p, 1)
     column = torch.arange(T, device=rows.device)
     predictors = (end_of_prompt + block * T)[:, :, None] + column  # (p, g, T)
     predictors[:, :, 0] = end_of_prompt
-    return Stretches(
+    return PackedRow(
         prompts=prompts,
         in_prompt=in_prompt,
         rows=completion.repeat_interleave(T, dim=1),
@@ -102,23 +106,23 @@ def _by_group(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype
     )
 
 
-def _by_prefix(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> Stretches:
-    """[prompt | nodes]: each distinct prefix once, down to the deepest one that predicts a needed token."""
+def _by_prefix(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> PackedRow:
+    """Return segments [prompt | nodes], with each prefix once, down to the last one that predicts a needed token."""
     prompts = (rows // rollout.group_size).unique_consecutive()  # (p,)
     trees = {prompt: _Tree() for prompt in prompts.tolist()}
-    place = {prompt: i for i, prompt in enumerate(trees)}
+    segment_of = {prompt: i for i, prompt in enumerate(trees)}
     completions, last = rollout.completion_ids[rows].tolist(), _last_needed(needed)
-    predictors: list[tuple[int, int]] = []  # stretch and node of each needed token; node -1 is the prompt's end
+    predictors: list[tuple[int, int]] = []  # segment and node that predict each needed token; -1: the last prompt token
     for i, (row, wanted) in enumerate(zip(rows.tolist(), needed.tolist(), strict=True)):
         prompt = row // rollout.group_size
         path = [-1, *trees[prompt].insert(row, completions[i][: last[i]])]
-        predictors += [(place[prompt], path[t]) for t, want in enumerate(wanted) if want]
+        predictors += [(segment_of[prompt], path[t]) for t, want in enumerate(wanted) if want]
     n = max(1, *(len(tree.rows) for tree in trees.values()))
     in_prompt = _in_prompt(rollout, prompts)
     S = in_prompt.shape[1]
     visible = torch.stack([tree.visible(n) for tree in trees.values()]).to(rows.device)  # (p, n, n)
     nodes = torch.tensor([[t.padded(t.rows, n), t.padded(t.depths, n)] for t in trees.values()], device=rows.device)
-    return Stretches(
+    return PackedRow(
         prompts=prompts,
         in_prompt=in_prompt,
         rows=nodes[:, 0],
@@ -129,16 +133,21 @@ def _by_prefix(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtyp
 
 
 class _Tree:
-    """The distinct prefixes of a prompt's completions, numbered parents first."""
+    """Holds the distinct prefixes of the completions of a prompt as nodes; a parent has a lower number than its child.
+
+    Attributes:
+        rows: for each node, a row of the rollout whose completion begins with this prefix.
+        depths: for each node, the column of its token in that row.
+    """
 
     def __init__(self) -> None:
-        self.rows: list[int] = []  # a row whose completion holds the node
-        self.depths: list[int] = []  # and the column where
+        self.rows: list[int] = []
+        self.depths: list[int] = []
         self._parents: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
 
     def insert(self, row: int, ids: list[int]) -> list[int]:
-        """The nodes along these tokens, added where they are new."""
+        """Return the nodes along these tokens; nodes that do not exist yet are added."""
         path, node = [], -1
         for depth, token in enumerate(ids):
             child = self._children.setdefault((node, token), len(self.rows))
@@ -151,7 +160,7 @@ class _Tree:
         return path
 
     def visible(self, n: int) -> Tensor:
-        """(n, n) bool: a node sees itself and its ancestors; padding sees itself."""
+        """Return which nodes each node attends to, (n, n) bool: itself and its ancestors; padding attends to itself."""
         seen = torch.eye(n, dtype=torch.bool)
         for node, parent in enumerate(self._parents):
             if parent >= 0:
@@ -159,29 +168,32 @@ class _Tree:
         return seen
 
     def padded(self, values: list[int], n: int) -> list[int]:
+        """Return the values padded with zeros to the length n."""
         return values + [0] * (n - len(values))
 
 
 def _in_prompt(rollout: Rollout, prompts: Tensor) -> Tensor:
+    """Return which columns hold prompt tokens, (p, S) bool, with padding on the left."""
     lengths = rollout.prompt_lengths[prompts]  # (p,)
     return torch.arange(int(lengths.max()), 0, -1, device=lengths.device) <= lengths[:, None]
 
 
 def _last_needed(needed: Tensor) -> list[int]:
-    """Column of each row's last needed token; what stands before it must be forwarded."""
+    """Return the column of the last needed token of each row; all tokens before it must go through the model."""
     columns = torch.arange(needed.shape[1], device=needed.device)
     last: list[int] = (needed * columns).amax(dim=1).tolist()
     return last
 
 
-def _layout(in_prompt: Tensor, own_visible: Tensor, blocks: int, dtype: torch.dtype) -> Layout:
-    """
+def _layout(in_prompt: Tensor, visible: Tensor, blocks: int, dtype: torch.dtype) -> Layout:
+    """Return the layout of segments.
+
     Args:
         in_prompt: (p, S) bool.
-        own_visible: (p or 1, T, T) bool.
+        visible: (p or 1, T, T) bool: which tokens of its block each completion token attends to.
     """
     p, S = in_prompt.shape
-    T = own_visible.shape[1]
+    T = visible.shape[1]
     prompt = causal_visible(in_prompt)  # (p, S, S)
-    own = torch.cat([in_prompt[:, None].expand(p, T, S), own_visible.expand(p, T, T)], dim=2)  # (p, T, S + T)
-    return Layout(bias(prompt, dtype)[:, None, None], bias(own, dtype)[:, None, None, None], blocks)
+    completion = torch.cat([in_prompt[:, None].expand(p, T, S), visible.expand(p, T, T)], dim=2)  # (p, T, S + T)
+    return Layout(bias(prompt, dtype)[:, None, None], bias(completion, dtype)[:, None, None, None], blocks)

@@ -1,1 +1,1 @@
-"""Figures from tidy tables, as SVG and PNG, readable in grey; the same table gives the same bytes."""
+"""Figures from tidy tables, as SVG and PNG, readable in grey. The same table always gives the same bytes."""

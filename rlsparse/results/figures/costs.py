@@ -1,4 +1,4 @@
-"""Accuracy against what it cost: tokens updated, seconds of steps, peak memory."""
+"""Figure of accuracy against cost: tokens updated, seconds of steps and peak memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,20 @@ from matplotlib.ticker import NullFormatter
 
 from rlsparse.results.figures.style import STYLE, WIDTH
 from rlsparse.results.measures import by_seed, collapsed_methods
-from rlsparse.results.names import beside, in_order
+from rlsparse.results.names import short_name, sorted_methods
 from rlsparse.results.statistics import estimate
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis."""
+    """A cost on the x axis of a panel.
+
+    Attributes:
+        column: a column of the tidy table.
+        title: label of the axis with unit.
+        factor: multiplies the stored value to give the unit of the label.
+        log: whether the axis is logarithmic.
+    """
 
     column: str
     title: str
@@ -29,26 +36,28 @@ COSTS = (
     Cost("time_steps", "seconds of steps"),
     Cost("peak_memory_bytes", "peak memory, GiB", 2**-30),
 )
-STAGES = ("time_rollout", "time_reward", "time_train")  # evaluations take as long for all
-LONG = 75  # characters of a name that has no room beside another
+# evaluations are left out: they take the same time for all methods
+STAGES = ("time_rollout", "time_reward", "time_train")
+LONG = 75  # characters; a longer legend entry leaves no room for a second column
 
 
 def cost_figure(runs: pd.DataFrame, baseline: str | None) -> Figure:
-    """A panel a cost, a numbered point a method; the line joins those that none is both cheaper and better than.
+    """Draw one panel per cost with a numbered point per method; a dotted line is the Pareto front.
 
-    Means over seeds with 95 % bootstrap intervals of the accuracy; what the numbers stand for is below. A method of
-    which a run collapsed is not on the line.
+    Points are means over seeds with the 95 % bootstrap interval of the accuracy. The numbers are explained below the
+    panels. A method with a collapsed run is not on the Pareto front.
 
     Args:
         runs: the tidy table of ``results.collect``.
+        baseline: the method that gets number 1; None for no such method.
     """
     runs = runs.assign(
         tokens_updated=runs["tokens_generated"] * runs["frac_updated"],
         time_steps=runs.filter(items=STAGES).sum(axis=1, min_count=1),
     )
-    methods = in_order(list(runs["method"]), baseline)
+    methods = sorted_methods(list(runs["method"]), baseline)
     known = [cost for cost in COSTS if runs[cost.column].notna().any()]
-    names = [beside(method, baseline) for method in methods]
+    names = [short_name(method, baseline) for method in methods]
     legend = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
     columns = 1 if max(map(len, legend)) > LONG else 2
     rows = -(-len(legend) // columns)
@@ -68,7 +77,10 @@ def cost_figure(runs: pd.DataFrame, baseline: str | None) -> Figure:
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, gain) than which none costs as little and gains more, or gains as much and costs less; by cost."""
+    """Return the Pareto front of pairs (cost, gain), sorted by cost.
+
+    A point is on the front if no other point has a higher gain at no more cost, or a lower cost at no less gain.
+    """
     front: list[tuple[float, float]] = []
     for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or gain > front[-1][1]:
@@ -77,17 +89,17 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _points(panel: Any, runs: pd.DataFrame, methods: list[str], cost: Cost) -> None:
-    collapsed, sound = collapsed_methods(runs), []
+    collapsed, candidates = collapsed_methods(runs), []
     for number, method in enumerate(methods, start=1):
         x = cost.factor * by_seed(runs, method, cost.column).mean()
         accuracy = estimate(100 * by_seed(runs, method, "final_sampled"))
         if x == x and accuracy.n and method not in collapsed:
-            sound.append((x, accuracy.mean))
+            candidates.append((x, accuracy.mean))
         if accuracy.n > 1:
             panel.plot([x, x], [accuracy.low, accuracy.high], color="0.6", lw=1, zorder=1)
         panel.plot(x, accuracy.mean, "o", color="white", mec="black", ms=10, zorder=2)
         panel.annotate(str(number), (x, accuracy.mean), ha="center", va="center", fontsize=6, zorder=3)
-    front = pareto(sound)
+    front = pareto(candidates)
     panel.plot([x for x, _ in front], [y for _, y in front], color="0.3", lw=1, ls=":", zorder=0)
     if cost.log:
         panel.set_xscale("log")

@@ -1,20 +1,20 @@
-"""A forest plot: a row a difference, with its interval and a line at none."""
+"""Forest plot: one row per difference with its interval, and a vertical line at 0."""
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from rlsparse.results.figures.style import STYLE, WIDTH
-from rlsparse.results.statistics import LEVEL, Test
+from rlsparse.results.statistics import LEVEL, PermutationTest
 
 ROW_HEIGHT = 0.24  # inches
 
 
-def forest_figure(rows: list[tuple[str, Test]], title: str) -> Figure:
-    """Mean differences with 95 % bootstrap intervals; filled where p is small enough to tell, hollow where not.
+def forest_figure(rows: list[tuple[str, PermutationTest]], title: str) -> Figure:
+    """Draw mean differences with 95 % bootstrap intervals; a marker is filled if p is at most ``LEVEL``.
 
     Args:
-        rows: label and test against 0, in the order from top to bottom.
-        title: of the axis, with its unit.
+        rows: label and test against 0, from top to bottom.
+        title: label of the axis, with its unit.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.0 + ROW_HEIGHT * len(rows)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Where the rank went: a heat map of final ranks by module type and layer, and their way there."""
+"""Figure of adapter ranks: a heat map of final ranks by module type and layer, and their history."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rlsparse.results.figures.style import MOST, STYLE, WIDTH, cut_short
-from rlsparse.results.names import in_order
+from rlsparse.results.figures.style import MAX_METHODS, STYLE, WIDTH, truncation_note
+from rlsparse.results.names import sorted_methods
 
 ROW_HEIGHT = 2.4  # inches
 LINES = ("-", "--", ":", "-.")
 
 
 def rank_figure(final: pd.DataFrame, history: pd.DataFrame) -> Figure:
-    """A row a method, the first ``MOST``: means over seeds.
+    """Draw one row per method with means over seeds, for the first ``MAX_METHODS`` methods.
 
-    The brighter, the more rank; the line on the colour bar is the rank at the start.
+    Brighter cells have a higher rank; the line on the colour bar is the rank at the start.
 
     Args:
         final, history: tables as in ``results.ranks.Ranks``.
     """
-    every = in_order(list(final["method"]))
-    methods = every[:MOST]
+    every = sorted_methods(list(final["method"]))
+    methods = every[:MAX_METHODS]
     modules = list(dict.fromkeys(final["module"]))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(methods)), layout="constrained")
@@ -38,7 +38,7 @@ def rank_figure(final: pd.DataFrame, history: pd.DataFrame) -> Figure:
         panels[-1][1].set_xlabel("step")
         panels[0][1].legend(fontsize=6, frameon=False, ncols=2)
         if len(methods) < len(every):
-            figure.suptitle(cut_short(len(methods), len(every)), fontsize=9)
+            figure.suptitle(truncation_note(len(methods), len(every)), fontsize=9)
     return figure
 
 
@@ -57,6 +57,6 @@ def _lines(panel: Any, history: pd.DataFrame, modules: list[str]) -> None:
     shades = matplotlib.colormaps["viridis"]
     for i, module in enumerate(modules):
         by_step = means.loc[module]
-        look = {"color": shades(0.85 * i / max(1, len(modules) - 1)), "ls": LINES[i % len(LINES)], "lw": 1.2}
-        panel.plot(by_step.index, by_step.to_numpy(), drawstyle="steps-post", label=module, **look)
+        style = {"color": shades(0.85 * i / max(1, len(modules) - 1)), "ls": LINES[i % len(LINES)], "lw": 1.2}
+        panel.plot(by_step.index, by_step.to_numpy(), drawstyle="steps-post", label=module, **style)
     panel.set_ylabel("mean rank")

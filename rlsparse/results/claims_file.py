@@ -1,4 +1,4 @@
-"""Claims as they are stated in ``claims.yaml``, read strictly."""
+"""Read the published claims of a study from ``claims.yaml`` and check every key."""
 
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -12,24 +12,24 @@ FILE = "claims.yaml"
 
 
 class ClaimError(ValueError):
-    """A claims file that cannot be used: names the file, the key and what would be right."""
+    """An error in a claims file. The message names the file, the key and the remedy."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A published sentence as a comparison over results.
+    """A published claim as a comparison of results.
 
     Attributes:
-        claim: the sentence.
-        published: its figure, and for which model and data.
-        source: paper.
-        of: methods by their names in the table, * for any text; their mean is taken seed by seed. Where ``versus`` has
-            * too, only methods count whose text for it is found on both sides: like is compared with like.
+        claim: the claim in words.
+        published: the published value, with its model and data.
+        source: the paper.
+        of: names of methods as in the table; * stands for any text. Their mean is taken for each seed. If ``versus``
+            also has *, only those methods count whose text for * is found on both sides.
         measure: a column of results.csv.
-        expect: what the claim says of the value: {above: x}, {below: x} or both, in the measure's stored unit.
-        versus: methods whose mean is subtracted seed by seed; none to look at the value itself.
-        minus: a column of the same run that is subtracted, on both sides.
-        ratio: of the mean to that of ``versus``, less 1, instead of the difference.
+        expect: the claimed bounds of the value: {above: x}, {below: x} or both, in the unit of the measure.
+        versus: names of methods whose mean is subtracted for each seed; None to test the value itself.
+        minus: a column of the same run that is subtracted, on both sides; None to subtract nothing.
+        ratio: whether to take the ratio to the mean of ``versus``, minus 1, instead of the difference.
     """
 
     claim: str
@@ -45,22 +45,22 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """A study's claims and the method that its table compares with."""
+    """The claims of a study, and the method that its table compares with (None to choose it by name)."""
 
     baseline: str | None
     claims: list[Claim]
 
 
 def read_claims(file: Path) -> Claims:
-    """A study's claims.
+    """Return the claims of a file.
 
     Raises:
-        ClaimError: a key that is missing, unknown, or of another form than it has to be.
+        ClaimError: the file is not YAML, or a key is missing, unknown or of the wrong type.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ClaimError(f"{file}: is no YAML ({' '.join(str(error).split())})") from error
+        raise ClaimError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
         raise ClaimError(f"{file}: needs baseline: METHOD and claims: a list")
     return Claims(content.get("baseline"), [_claim(one, file, n) for n, one in enumerate(content["claims"], start=1)])
@@ -84,7 +84,7 @@ def _claim(content: Any, file: Path, number: int) -> Claim:
             raise ClaimError(f"{where}: {key}={column}: no such measure; here there are {', '.join(MEASURED)}")
     for key, patterns in (("of", claim.of), ("versus", claim.versus or [])):
         if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
-            raise ClaimError(f"{where}: {key}={patterns}: give a method's name or a list of them")
+            raise ClaimError(f"{where}: {key}={patterns}: give the name of a method or a list of names")
     _check_bounds(claim.expect, where)
     if claim.ratio and not claim.versus:
         raise ClaimError(f"{where}: ratio: needs versus, the methods to divide by")
@@ -98,4 +98,4 @@ def _check_bounds(expect: Any, where: str) -> None:
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise ClaimError(f"{where}: expect.{side}={bound}: must be a number")
     if len(expect) == 2 and expect["above"] >= expect["below"]:
-        raise ClaimError(f"{where}: expect={expect}: nothing lies there; above must be the smaller of the two")
+        raise ClaimError(f"{where}: expect={expect}: no value satisfies both; above must be smaller than below")

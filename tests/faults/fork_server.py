@@ -1,7 +1,7 @@
-"""Starts runs without the seconds that imports take: a process that has everything loaded forks one for each.
+"""Start runs without the seconds that imports take: a process that has imported everything forks once for each run.
 
-A line on standard input is a JSON list of overrides. It answers with the number of the process that runs them and,
-after an empty line and when that has ended, with what ``waitpid`` says. A child's standard error goes where this process's does.
+A line on standard input is a JSON list of overrides. The process prints the process id of the run; after an empty
+line, and when the run has ended, it prints its wait status (``waitpid``). Runs share the standard error of the process.
 """
 
 import json
@@ -12,7 +12,7 @@ import traceback
 
 import torch
 
-from rlsparse.config.compose import compose_config
+from rlsparse.config.compose import compose
 from rlsparse.run import run
 from rlsparse.runtime.preload import import_all
 from rlsparse.runtime.signals import Interrupted
@@ -20,9 +20,8 @@ from rlsparse.runtime.signals import Interrupted
 
 def main() -> None:
     import_all()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell has put the tests in the background
+    # SIGINT is ignored where a shell runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     print("ready", flush=True)
     while line := sys.stdin.readline():
@@ -36,7 +35,7 @@ def main() -> None:
 
 def _run(overrides: list[str]) -> int:
     try:
-        run(compose_config(overrides))
+        run(compose(overrides))
     except Interrupted:
         return 3
     except BaseException:
