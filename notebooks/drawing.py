@@ -1,4 +1,4 @@
-"""Drawings for the notebooks, readable in grey: a group's prefix tree, and completions with their chosen tokens."""
+"""Draw figures for the notebooks, readable in grey: the prefix tree of a group, and completions with chosen tokens."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from rlsparse.components.advantage.prefix_tree import ROOT, node_values, tree_paths
 
-UNIT, ROW, SIZE = 0.115, 0.4, 8  # inches a character, inches a row of the tree, points of the text
-NODE, SHORTEST = 6, 7  # characters: a node's box, the shortest edge (its advantage stands under it)
-DARKEST = 0.45  # of the shades from white, 0, to black, 1: black text must stay readable on it
+UNIT, ROW, SIZE = 0.115, 0.4, 8  # inches per character, inches per row of the tree, font size in points
+NODE, SHORTEST = 6, 7  # characters: the box of a node, the shortest edge (with its advantage below)
+DARKEST = 0.45  # from white, 0, to black, 1: black text must stay readable on it
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Tokens that follow one another in a prefix tree without a branch.
+class Segment:
+    """Holds consecutive tokens of a prefix tree without a branch between them.
 
     Attributes:
-        parent: number of the stretch that it goes on from; None at the root.
+        parent: number of the segment before it; None at the root.
         depth: position of its first token in the completions.
         tokens: as text.
-        completions: how many go through it.
-        value: V, the mean reward of these; the same after each of the tokens.
-        advantage: of the first token; of the others it is 0.
+        completions: number of completions through it.
+        value: V, the mean reward of these completions; the same after each of the tokens.
+        advantage: of the first token; the others have 0.
     """
 
     parent: int | None
@@ -38,25 +38,25 @@ class Stretch:
     advantage: float
 
 
-def stretches(completions: list[list[int]], rewards: list[float], text: Callable[[int], str]) -> list[Stretch]:
-    """The prefix tree of one prompt's completions, a parent before its children.
+def segments(completions: list[list[int]], rewards: list[float], text: Callable[[int], str]) -> list[Segment]:
+    """Return the prefix tree of the completions of one prompt, each parent before its children.
 
     Args:
         completions: token ids. rewards: of each.
-        text: of a token id.
+        text: returns the text of a token id.
     """
     paths = tree_paths(completions)
     values = node_values(paths, rewards)
     parent: dict[int, int] = {}
-    token: dict[int, tuple[int, str]] = {}  # of a node: where it stands, and as text
+    token: dict[int, tuple[int, str]] = {}  # of a node: its position, and its text
     for path, completion in zip(paths, completions, strict=True):
         for t, (before, after) in enumerate(pairwise(path)):
             parent[after], token[after] = before, (t, text(completion[t]))
     through = Counter(node for path in paths for node in path)
     children = Counter(parent.values())
     ends = {path[-1] for path in paths}
-    found: list[Stretch] = []
-    lies_in: dict[int, int] = {}  # node -> number of its stretch
+    found: list[Segment] = []
+    lies_in: dict[int, int] = {}  # node -> number of its segment
     for node in sorted(parent):  # in the order of their first visit
         before, (depth, word) = parent[node], token[node]
         if before != ROOT and children[before] == 1 and before not in ends:
@@ -65,12 +65,12 @@ def stretches(completions: list[list[int]], rewards: list[float], text: Callable
             continue
         lies_in[node] = len(found)
         advantage = float(values[node] - values[before])
-        found.append(Stretch(lies_in.get(before), depth, [word], through[node], float(values[node]), advantage))
+        found.append(Segment(lies_in.get(before), depth, [word], through[node], float(values[node]), advantage))
     return found
 
 
-def tree_figure(tree: Sequence[Stretch], root_value: float) -> Figure:
-    """The tree from left to right: V in the nodes, tokens above the edges, the advantage of the first one below.
+def tree_figure(tree: Sequence[Segment], root_value: float) -> Figure:
+    """Draw the tree from left to right: V in the nodes, tokens above the edges, the advantage of the first one below.
 
     A node with a thick frame is a branch point. An edge with A > 0 is solid, with A < 0 dashed, with A = 0 dotted.
     """
@@ -78,7 +78,7 @@ def tree_figure(tree: Sequence[Stretch], root_value: float) -> Figure:
     for i, one in enumerate(tree):
         children[one.parent].append(i)
     row = _rows(children)
-    start: dict[int | None, float] = {None: 0.0}  # left side of the node that a stretch ends in
+    start: dict[int | None, float] = {None: 0.0}  # left side of the node that a segment ends in
     for i, one in enumerate(tree):
         start[i] = start[one.parent] + NODE + max(SHORTEST, len("".join(one.tokens)) + 1)
     panel = _panel(max(start.values()) + NODE, max(row.values()) + 1, ROW)
@@ -97,7 +97,7 @@ def tree_figure(tree: Sequence[Stretch], root_value: float) -> Figure:
 
 
 def _rows(children: dict[int | None, list[int]]) -> dict[int | None, float]:
-    """Leaves in rows of their own, in order; every other node, None the root, between its first and last child."""
+    """Return the row of each node (None: root): leaves in order, other nodes between their first and last child."""
     row: dict[int | None, float] = {}
     leaves = 0
 
@@ -123,7 +123,7 @@ def _node(panel: Axes, left: float, middle: float, value: float, branches: bool)
 def token_figure(
     tokens: list[list[str]], labels: list[str], chosen: dict[str, tuple[Tensor, Tensor]], columns: int = 2
 ) -> Figure:
-    """The completions once for each choice of tokens. Chosen: bold in a box; left out: grey.
+    """Draw the completions once for each choice of tokens: chosen tokens bold in a box, the others grey.
 
     The box is solid where A > 0 and dashed where A < 0, and the darker the larger \\|A\\| is within the choice.
 
@@ -162,7 +162,7 @@ def _token(panel: Axes, left: float, middle: float, word: str, advantage: float 
 
 
 def _panel(width: float, height: float, row: float) -> Axes:
-    """An empty panel, x in characters and y in rows from the top, that is the whole figure."""
+    """Return an empty panel that fills a figure, x in characters and y in rows from the top."""
     figure = Figure(figsize=(width * UNIT, height * row), dpi=100)
     panel = figure.add_axes((0, 0, 1, 1))
     panel.set(xlim=(-0.5, width + 0.5), ylim=(height - 0.4, -0.6))

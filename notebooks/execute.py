@@ -1,4 +1,4 @@
-"""Run notebooks from their first cell, with no word of the time or the interpreter in them.
+"""Run notebooks from their first cell, and keep times and versions of the interpreter out of the files.
 
 ``python notebooks/execute.py FILE.ipynb ...`` writes the outputs into the files.
 """
@@ -12,18 +12,18 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-LIMIT = 300  # seconds a cell
+LIMIT = 300  # seconds for each cell
 
 
 def executed(file: Path) -> NotebookNode:
-    """The notebook with the outputs of a fresh kernel of this interpreter, which works in the notebook's folder.
+    """Return the notebook with the outputs of a new kernel of this interpreter, run in the folder of the notebook.
 
     Raises:
         CellExecutionError: a cell failed.
     """
     notebook = nbformat.read(file, as_version=4)
     about = dict(notebook.metadata)
-    with TemporaryDirectory() as sockets:  # of this user alone, where the kernel's default is open ports
+    with TemporaryDirectory() as sockets:  # only for this user; by default a kernel opens ports
         transport = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         NotebookClient(
             notebook,
@@ -33,7 +33,7 @@ def executed(file: Path) -> NotebookNode:
             resources={"metadata": {"path": str(file.parent)}},
             config=Config({"KernelManager": transport}),
         ).execute()
-    notebook.metadata = NotebookNode(about)  # the client notes the interpreter's version there
+    notebook.metadata = NotebookNode(about)  # the client writes the version of the interpreter there
     return notebook
 
 

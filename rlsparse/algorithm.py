@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rlsparse.batch import Rollout, Selection
 from rlsparse.components.adapter import Adapter
 from rlsparse.components.advantage import Advantage
-from rlsparse.components.component import Component, Digest, build, describe, use_import_path
+from rlsparse.components.component import Component, Digest, build, checked, describe, use_import_path
 from rlsparse.components.negative_feedback import NegativeFeedback
 from rlsparse.components.objective import Aggregation, KLPenalty, Surrogate, TokenObjective
 from rlsparse.components.off_policy import OffPolicyWeight
@@ -62,8 +62,28 @@ class Algorithm:
 
         Args:
             rewards: (P, G).
+
+        Raises:
+            ComponentError: a component returned another shape, or numbers that are not finite.
         """
-        return self.negative_feedback(self.advantage(rewards, rollout))
+        shape = tuple(rollout.completion_ids.shape)
+        advantages = checked("advantage", self.advantage, self.advantage(rewards, rollout), shape)  # (B, T)
+        return checked("negative_feedback", self.negative_feedback, self.negative_feedback(advantages), shape)
+
+    def select(self, advantages: Tensor, rollout: Rollout, generator: Generator) -> Selection:
+        """Return which tokens enter the loss.
+
+        Args:
+            advantages: (B, T).
+            generator: CPU stream of the draws of this stage.
+
+        Raises:
+            ComponentError: weights or counts have another shape than the rollout, or are not finite.
+        """
+        selection = self.token_sampler(advantages, rollout, generator)
+        checked("token_sampler", self.token_sampler, selection.weights, tuple(advantages.shape))
+        checked("token_sampler", self.token_sampler, selection.counts, (len(advantages),))
+        return selection
 
     def token_scales(self, selection: Selection, advantages: Tensor, origins: Sequence[int]) -> Tensor:
         """Return the share of each token in the loss, (B, T); 0 where its term cannot change the policy.
@@ -85,7 +105,7 @@ class Algorithm:
 
     @property
     def token_objective(self) -> TokenObjective:
-        """What the update minimises."""
+        """Return the objective that the update minimises."""
         return TokenObjective(self.clipping, self.kl)
 
     def identity(self, digest: Digest) -> dict[str, Any]:
@@ -93,7 +113,7 @@ class Algorithm:
         return identities({field.name: getattr(self, field.name) for field in fields(self)}, digest)
 
     def problems(self, train: TrainConfig) -> Iterator[str]:
-        """Yield what is wrong between components. A rule asks for traits, never for names."""
+        """Yield the problems of combinations of components. The rules use traits, never names."""
         if self.adapter.trains_all_weights:
             yield (
                 f"adapter={self.adapter.label}: trains all weights, which only a warm start does; take adapter=lora or "
@@ -117,7 +137,7 @@ class Algorithm:
         if self.advantage.per_transition and not self.token_sampler.per_transition:
             yield (
                 f"token_sampler={self.token_sampler.label}: advantage={self.advantage.label} credits each distinct "
-                "transition once; take token_sampler=prefix_tree"
+                "transition once; take one that does, such as token_sampler=prefix_tree"
             )
         if self.token_sampler.per_transition and not self.advantage.per_transition:
             yield (

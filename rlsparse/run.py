@@ -38,7 +38,7 @@ OmegaConf.register_new_resolver("gpus_or_cores", gpus_or_cores, replace=True)
 
 
 def main() -> None:
-    """Do one run, or with -m the points of a sweep. Under torchrun rank 0 does so, and the others train along."""
+    """Do one run, or with -m the points of a sweep. Under torchrun the other ranks take part in the training."""
     log_to_terminal()
     world = join_world()
     if world.rank > 0:
@@ -63,6 +63,8 @@ def main() -> None:
         except BaseException as error:
             in_step = world.size == 1
             if context.mode == RunMode.RUN and in_step:
+                if RECORDED in getattr(error, "__notes__", ()):
+                    sys.exit(1)  # one message; error.txt of the run has the traceback
                 raise
             # the rest of a sweep continues; its last lines name every failure
             if RECORDED not in getattr(error, "__notes__", ()):

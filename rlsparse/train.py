@@ -21,7 +21,7 @@ def train(run: Training) -> None:
         collected = run.collect(next(state.batches))
         experience = collected.all
         advantages = algorithm.token_advantages(experience.rewards, experience.rollout)  # (B, T)
-        selection = algorithm.token_sampler(advantages, experience.rollout, state.streams["token_sampler"])
+        selection = algorithm.select(advantages, experience.rollout, state.streams["token_sampler"])
         scales = algorithm.token_scales(selection, advantages, collected.origins)  # (B, T)
         batch = ScoredBatch(experience.rollout, advantages, scales, on_policy=not collected.skipped)
         set_learning_rates(state.optimizer, step, config.train)

@@ -125,11 +125,11 @@ def test_logged_run_has_the_keys_that_the_dashboard_uses(tmp_path):
         check=True,
     )
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    (begun,) = [one["run"] for one in records if one["type"] == "run"]
+    (started,) = [one["run"] for one in records if one["type"] == "run"]
     rows = [one["history"]["item"] for one in records if one["type"] == "history"]
     spec = json.loads(specification(workspace("project", experiment="svamp")))["section"]
-    assert begun["run_group"] == spec["runSets"][0]["filters"]["filters"][0]["value"]
-    assert begun["config"]["update"]["algorithm"] == config["algorithm"]
+    assert started["run_group"] == spec["runSets"][0]["filters"]["filters"][0]["value"]
+    assert started["config"]["update"]["algorithm"] == config["algorithm"]
     assert {"step", "eval/accuracy_sampled"} <= set(rows[0])
     tables = [key for key, value in rows[-1].items() if value == "table-file"]
     assert tables == [f"{name}._type" for section, name in shown(json.dumps({"section": spec})) if section == "Samples"]

@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlsparse.algorithm import Algorithm
+from rlsparse.batch import Problem
+from rlsparse.components.component import ComponentError
+from rlsparse.components.reward import Completion, Score
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import identity_of
-from tests.conftest import ROOT
+from rlsparse.training.collect import checked_reward
+from tests.conftest import ROOT, make_rollout
 
 PAGE = ROOT / "docs" / "extending.md"
 SHORT = ["train.steps=2", "eval.max_rows=4", "eval.every=2", "tracker=none", "threads=1"]
@@ -30,12 +35,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def write_page(folder: Path) -> Path:
-    """Write the files that the page shows; the folder ``mine`` with them."""
-    for block in re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        for first, rest in re.findall(r"^# (mine/\S+?):? *(\{.*\})?\n", block, re.MULTILINE):
-            file = folder / first
+    """Write the files that the page shows and run its commands that make files; the folder ``mine`` with them."""
+    for language, block in re.findall(r"```(python|yaml|sh)\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        if language == "sh" and "mkdir" in block:
+            subprocess.run(["sh", "-e", "-c", block], cwd=folder, check=True)
+        elif language != "sh":
+            file = folder / block.splitlines()[0].removeprefix("# ")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(rest or block)
+            file.write_text(block)
     return folder / "mine"
 
 
@@ -66,6 +73,10 @@ def summaries(mine: Path) -> dict[str, dict]:
 def identity(mine: Path, *overrides: str) -> str:
     config = compose(overrides, [str(mine)])
     return identity_of(config, Algorithm.build(config), "cpu").id
+
+
+def completion() -> Completion:
+    return Completion("228", 4, True, Problem("57*4=", "228", ""), Score(True, True))
 
 
 def test_page_has_under_80_lines_and_a_file_for_each_kind(mine):
@@ -129,11 +140,49 @@ def test_run_id_changes_with_the_file_and_with_nothing_else(mine):
     assert identity(mine) == identity(mine, "reward=correctness")
 
 
+def test_run_id_changes_with_a_file_that_the_component_imports(mine):
+    (mine / "prices.py").write_text("FACTOR = 1.0")
+    file = mine / "brevity.py"
+    file.write_text("from prices import FACTOR\n" + file.read_text().replace("self.price *", "FACTOR * self.price *"))
+    before = identity(mine, "reward=brief")
+    (mine / "prices.py").write_text("FACTOR = 2.0")
+    assert identity(mine, "reward=brief") != before
+
+
+def test_changed_file_is_imported_again_in_the_same_process(mine):
+    def reward() -> float:
+        return Algorithm.build(compose(["reward=brief"], [str(mine)])).reward(completion())
+
+    assert reward() == pytest.approx(1 - 4 * 0.01)
+    (mine / "brevity.py").write_text((mine / "brevity.py").read_text().replace("- self.price", "+ self.price"))
+    assert reward() == pytest.approx(1 + 4 * 0.01)
+
+
+def test_module_name_that_python_has_already_is_refused(mine):
+    (mine / "json.py").write_text((mine / "brevity.py").read_text())
+    with pytest.raises(
+        ConfigError, match=r"Python imports another module of this name, .*json.*; rename .*mine/json.py"
+    ):
+        Algorithm.build(compose(["reward=brief", "reward._target_=json.Brief"], [str(mine)]))
+
+
+def test_advantage_of_a_wrong_shape_names_its_file(mine):
+    file = mine / "parts.py"
+    page = (
+        file.read_text().replace("import GroupBaseline", "import Advantage").replace("(GroupBaseline)", "(Advantage)")
+    )
+    formula = "def per_completion(self, rewards): return rewards - rewards.median(dim=1, keepdim=True).values"
+    assert formula in page
+    file.write_text(page.replace(formula, "def __call__(self, rewards, rollout): return rewards"))
+    algorithm = Algorithm.build(compose(["advantage=median"], [str(mine)]))
+    expected = r"advantage \(.*parts.py\): returned shape \(1, 2\); it must be a tensor of shape \(2, 2\)"
+    with pytest.raises(ComponentError, match=expected):
+        algorithm.token_advantages(torch.ones(1, 2), make_rollout([[5, 6], [7]]))
+
+
 def test_run_id_does_not_depend_on_where_the_folder_lies(mine, tmp_path):
     before = identity(mine, "reward=brief")
     moved = mine.rename(tmp_path / "moved")
-    del sys.modules["brevity"]
-    sys.path.remove(str(mine))
     assert identity(moved, "reward=brief") == before
 
 
@@ -202,14 +251,28 @@ def test_exception_in_a_formula_fails_its_run_and_the_sweep_continues(mine):
 
 @pytest.mark.parametrize("returned", ["None", "float('nan')", "True", "'1'"])
 def test_own_reward_that_returns_no_number_fails_with_its_file(mine, returned):
-    from rlsparse.batch import Problem
-    from rlsparse.components.reward import Completion, Score
-    from rlsparse.training.collect import RewardError, checked_reward
-
-    (mine / "brevity.py").write_text(
-        (mine / "brevity.py").read_text().replace("return float", f"return {returned}; float")
-    )
+    file = mine / "brevity.py"
+    file.write_text(file.read_text().replace("return float", f"return {returned}; float"))
     reward = Algorithm.build(compose(["reward=brief"], [str(mine)])).reward
-    completion = Completion("228", 4, True, Problem("57*4=", "228", ""), Score(True, True))
-    with pytest.raises(RewardError, match=r"reward \(.*brevity.py\): returned"):
-        checked_reward(reward, completion)
+    with pytest.raises(ComponentError, match=r"reward \(.*brevity.py\): returned .*; return a finite number, float"):
+        checked_reward(reward, completion())
+
+
+def test_own_reward_may_return_a_number_of_numpy(mine):
+    file = mine / "brevity.py"
+    file.write_text("import numpy\n" + file.read_text().replace("return float", "return numpy.float32(0.5) or float"))
+    reward = Algorithm.build(compose(["reward=brief"], [str(mine)])).reward
+    assert checked_reward(reward, completion()) == 0.5
+
+
+def test_dataclass_that_is_not_frozen_is_refused_with_its_file(mine):
+    (mine / "brevity.py").write_text((mine / "brevity.py").read_text().replace("(frozen=True)", ""))
+    with pytest.raises(ConfigError, match=r"mine/brevity.py, line \d+: .*; write @dataclass\(frozen=True\)"):
+        Algorithm.build(compose(["reward=brief"], [str(mine)]))
+
+
+def test_own_field_without_a_line_in_the_yaml_is_given_with_a_plus(mine):
+    (mine / "reward" / "brief.yaml").write_text("_target_: brevity.Brief\n")
+    with pytest.raises(ConfigError, match=r"reward.price: has no value; give \+reward.price="):
+        Algorithm.build(compose(["reward=brief"], [str(mine)]))
+    assert Algorithm.build(compose(["reward=brief", "+reward.price=0.5"], [str(mine)])).reward.price == 0.5

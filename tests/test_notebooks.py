@@ -103,7 +103,7 @@ def test_committed_notebook_is_from_one_complete_run_without_errors(name):
 
 def test_tree_of_the_worked_example_has_the_values_by_hand(drawing):
     """Completions a b c, a b d, a e with rewards 1, 0, 0: the example of T-SPMO."""
-    tree = drawing.stretches([[0, 1, 2], [0, 1, 3], [0, 4]], [1.0, 0.0, 0.0], "abcde".__getitem__)
+    tree = drawing.segments([[0, 1, 2], [0, 1, 3], [0, 4]], [1.0, 0.0, 0.0], "abcde".__getitem__)
     assert [("".join(one.tokens), one.parent, one.depth, one.completions) for one in tree] == [
         ("a", None, 0, 3),
         ("b", 0, 1, 2),
@@ -115,6 +115,6 @@ def test_tree_of_the_worked_example_has_the_values_by_hand(drawing):
     assert [one.advantage for one in tree] == pytest.approx([0, 1 / 6, 1 / 2, -1 / 2, -1 / 3])
 
 
-def test_tokens_without_a_branch_are_one_stretch_until_a_completion_ends(drawing):
-    tree = drawing.stretches([[0, 1, 2, 3], [0, 1]], [1.0, 0.0], "abcd".__getitem__)
+def test_tokens_without_a_branch_are_one_segment_until_a_completion_ends(drawing):
+    tree = drawing.segments([[0, 1, 2, 3], [0, 1]], [1.0, 0.0], "abcd".__getitem__)
     assert [("".join(one.tokens), one.parent, one.value) for one in tree] == [("ab", None, 0.5), ("cd", 0, 1.0)]

@@ -18,7 +18,8 @@ LEVELS = [
     {"algorithm"},
     {"components", "rollout", "tracking", "results"},
     {"model", "storage", "runtime"},
-    {"components.component", "config", "batch"},
+    {"components.component"},
+    {"config", "batch"},
 ]
 ONLY = {"results": {"storage"}}  # rooms that may import less than what is below them
 

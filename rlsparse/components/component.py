@@ -1,27 +1,37 @@
 """What every component is, and how one is built from its yaml file.
 
 A component is a frozen dataclass in one file: its fields are the keys of its yaml, their annotations the types and
-ranges, its methods the formula, and its class variables (traits) what other parts must know about it. A yaml file of
+ranges, its methods the formula, and its class variables (traits) properties that other components check. A yaml file of
 its config group names the class in ``_target_``. The class may lie anywhere that Python can import it from.
 """
 
+import ast
+import dataclasses
 import hashlib
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
-from importlib import import_module
+from importlib import import_module, invalidate_caches
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor
+
+from rlsparse.config import ranges
 from rlsparse.config.ranges import MOST_ROWS, OneOf, Range, convert
 from rlsparse.config.schema import ConfigError
 
 __all__ = ["MOST_ROWS", "Component", "OneOf", "Range", "build", "use_import_path"]
 
 PACKAGE = "rlsparse"
+NO_CAUSE = (ranges.__file__, dataclasses.__file__, "<string>", __file__)  # frames of these files do not name the cause
 TARGET = "_target_"
 Digest = Callable[[str], str]
 
@@ -63,21 +73,25 @@ def build(group: str, node: Mapping[str, Any], base: type[Kind]) -> Kind:
         ConfigError: the class cannot be imported or is no subclass of ``base``; a key is unknown, missing, of another
             type or out of range. All problems, a line each: key, value and remedy.
     """
-    if not isinstance(node, Mapping) or not isinstance(node.get(TARGET), str):
+    if not isinstance(node, Mapping):
         raise ConfigError(f"{group}={node}: names no class; choose an option of the group, {group}=NAME")
-    cls = _import(group, node[TARGET], base)
-    values, problems = convert(cls, group, {key: value for key, value in node.items() if key != TARGET})
-    if problems:
-        raise ConfigError("\n".join(problems))
-    component = cls(**values)
-    broken = [f"{group}.{line}" for line in component.problems()]
+    target = node.get(TARGET)
+    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
+        raise ConfigError(f"{group}.{TARGET}={target}: must be MODULE.CLASS, such as brevity.Brief")
+    cls = _import(group, target, base)
+    with one_line(f"{group}.{TARGET}={target}"):
+        values, problems = convert(cls, group, {key: value for key, value in node.items() if key != TARGET})
+        if problems:
+            raise ConfigError("\n".join(problems))
+        component = cls(**values)
+        broken = [f"{group}.{line}" for line in component.problems()]
     if broken:
         raise ConfigError("\n".join(broken))
     return component
 
 
 def describe(component: Component, digest: Digest) -> dict[str, Any]:
-    """Return who a component is for the run id: its class, its values and, outside the package, its source files.
+    """Return the description of a component for the run id: class, values and, outside the package, source files.
 
     The module of the class does not count, so that moving a file inside the package changes no run id.
     """
@@ -89,14 +103,45 @@ def describe(component: Component, digest: Digest) -> dict[str, Any]:
 
 
 def sources(cls: type) -> list[Path]:
-    """Return the files that define a class and its base classes, those of this package left out."""
-    found = []
+    """Return the files that define a class outside the package: its own, those of its base classes, and their imports.
+
+    An import counts where it is found in a folder of ``use_import_path``; installed packages do not count.
+    """
+    found: list[Path] = []
     for one in cls.__mro__:
         module = sys.modules.get(one.__module__)
         file = getattr(module, "__file__", None)
         if file is not None and one.__module__.partition(".")[0] not in (PACKAGE, "abc", "typing"):
-            found.append(Path(file))
-    return list(dict.fromkeys(found))
+            _add_with_imports(Path(file), found)
+    return found
+
+
+def _add_with_imports(file: Path, found: list[Path]) -> None:
+    if file in found:
+        return
+    found.append(file)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        for name in names:
+            for module in _modules(name):
+                _add_with_imports(module, found)
+
+
+def _modules(name: str) -> list[Path]:
+    """Return the files of a module in the folders of a user, packages above it included; none for other modules."""
+    parts = name.split(".")
+    for folder in map(Path, _user_folders):
+        stems = [folder.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+        files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+        if files:
+            return files
+    return []
 
 
 def origin(component: Component) -> str:
@@ -105,24 +150,69 @@ def origin(component: Component) -> str:
     return str(files[0]) if files else type(component).__name__
 
 
+def checked(group: str, component: Component, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor that a component gave, which must have the shape and hold finite numbers.
+
+    Raises:
+        ComponentError: it does not. The message names the component and its file.
+    """
+    if not isinstance(tensor, Tensor) or tensor.shape != shape:
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ComponentError(f"{group} ({origin(component)}): returned {got}; it must be a tensor of shape {shape}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ComponentError(f"{group} ({origin(component)}): returned a number that is not finite")
+    return tensor
+
+
+class ComponentError(ValueError):
+    """A component returned something that it must not."""
+
+
+_user_folders: list[str] = []
+_digests: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()  # module of a user -> hash of its imported file
+
+
 def use_import_path(folders: Sequence[str]) -> None:
-    """Make the modules of some folders importable, after everything that is importable already."""
-    for folder in folders:
-        if folder not in sys.path:
-            sys.path.append(folder)
+    """Append the folders of a user to the import path, in the place of those of an earlier config."""
+    if list(folders) == _user_folders:
+        return
+    _forget(_user_modules())
+    for folder in _user_folders:
+        if folder in sys.path:
+            sys.path.remove(folder)
+    _user_folders[:] = folders
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Turn an exception of a component into a ConfigError of one line with the file and line that raised it.
+
+    Args:
+        where: key and value, for the message.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{where}: {_raised(error)}") from error
 
 
 def _import(group: str, target: str, base: type[Kind]) -> type[Kind]:
     where = f"{group}.{TARGET}={target}"
     module_name, _, class_name = target.rpartition(".")
-    if not module_name:
-        raise ConfigError(f"{where}: must be MODULE.CLASS, such as brevity.Brief")
+    expected = _modules(module_name)
+    _forget_if_changed()
     try:
         module = import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: {_cannot_import(module_name, error)}") from error
     found = getattr(module, class_name, None)
     file = getattr(module, "__file__", None) or module_name
+    if expected and Path(file) not in expected:
+        raise ConfigError(f"{where}: Python imports another module of this name, {file}; rename {expected[-1]}")
+    _remember()
     if not isinstance(found, type):
         classes = sorted(n for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == module_name)
         raise ConfigError(f"{where}: {file} has no class {class_name}; it has {', '.join(classes) or 'none'}")
@@ -139,16 +229,59 @@ def _import(group: str, target: str, base: type[Kind]) -> type[Kind]:
     return found
 
 
-def _cannot_import(module: str, error: Exception) -> str:
-    """Say why a module cannot be imported, and where in which file."""
+def _user_modules() -> dict[ModuleType, Path]:
+    """Return the loaded modules that lie in a folder of a user."""
+    if not _user_folders:
+        return {}
+    found = {}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or "site-packages" in file or module.__name__.partition(".")[0] == PACKAGE:
+            continue
+        if any(Path(file).is_relative_to(folder) for folder in _user_folders):
+            found[module] = Path(file)
+    return found
+
+
+def _remember() -> None:
+    for module, file in _user_modules().items():
+        if module not in _digests and file.is_file():
+            _digests[module] = hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _forget_if_changed() -> None:
+    """Have the modules of a user imported again where a file has changed: the run id is made from the file."""
+    modules = _user_modules()
+    for module, file in modules.items():
+        if module in _digests and (
+            not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != _digests[module]
+        ):
+            _forget(modules)
+            return
+
+
+def _forget(modules: Iterable[ModuleType]) -> None:
+    invalidate_caches()
+    for module in modules:
+        sys.modules.pop(module.__name__, None)
+
+
+def _cannot_import(module: str, error: BaseException) -> str:
+    """Return why a module cannot be imported, and where in which file."""
     if isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0]):
         return (
             f"there is no module {module}; put {module.replace('.', '/')}.py into the folder that --config-dir names, "
             "or install its package"
         )
-    reason = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    return _raised(error)
+
+
+def _raised(error: BaseException) -> str:
+    """Return an error with the file and line outside this file that raised it."""
+    hint = "; write @dataclass(frozen=True)" if "non-frozen dataclass" in str(error) else ""
+    reason = f"{type(error).__name__}: {error}{hint}"
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-    outside = [one for one in frames if one.filename != __file__]
+    outside = [one for one in frames if one.filename not in NO_CAUSE]
     return f"{outside[-1].filename}, line {outside[-1].lineno}: {reason}" if outside else reason

@@ -26,9 +26,10 @@ def problems(config: Config | WarmStartConfig) -> list[str]:
 
 
 def refuse(lines: list[str]) -> None:
-    """
+    """Raise an error with all problems, if there are any.
+
     Raises:
-        ConfigError: there are any lines.
+        ConfigError: there are lines.
     """
     if lines:
         raise ConfigError("\n".join(lines))

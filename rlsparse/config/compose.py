@@ -75,6 +75,8 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
         _refuse_renamed(key, word)
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
+        if word.startswith("+") and group in COMPONENT_GROUPS:
+            continue  # a field of the class may have no line in a yaml file; building the component checks it
         known = _keys_of_group(group, folders)
         if known and rest.split(".")[0] not in {*known, "_target_"}:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(known))}")
@@ -93,7 +95,7 @@ def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
         return {field.name for node in SCHEMAS[group].values() for field in fields(node)}
     if group not in COMPONENT_GROUPS:
         return set()
-    files = [file for folder in (config_dir(), *folders) for file in Path(folder, group).glob("*.yaml")]
+    files = [file for folder in (config_dir(), *folders) for file in Path(folder, group).rglob("*.yaml")]
     try:
         nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     except (OSError, ValueError, yaml.YAMLError):  # Hydra will say so
@@ -165,11 +167,16 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> C
     Raises:
         ConfigError: see ``run_config``; Hydra's own errors for what it refuses.
     """
-    check_group_options([*(f"--config-dir={folder}" for folder in config_dirs), *overrides])
+    folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"config_dirs={folder}: there is no such folder; give one with yaml files")
+    check_group_options([*(f"--config-dir={folder}" for folder in folders), *overrides])
     register_schemas()
-    search = [f"hydra.searchpath=[{','.join(f'file://{Path(one).resolve()}' for one in config_dirs)}]"]
+    quoted = ["'file://{}'".format(str(folder).replace("'", "\\'")) for folder in folders]
+    search = [f"hydra.searchpath=[{','.join(quoted)}]"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        words = [*(search if config_dirs else []), *overrides]
+        words = [*(search if folders else []), *overrides]
         config: Config = run_config(hydra_compose("config", words, return_hydra_config=True))
     return config
 
@@ -203,7 +210,8 @@ def run_config(config: DictConfig) -> Any:
     _refuse_unknown_keys(plain, container, "")
     if not isinstance(plain.import_path, list):  # an interpolation brings values of other types past the schema
         raise ConfigError(f"import_path={plain.import_path}: must be a list such as [mine]")
-    plain.import_path = list(dict.fromkeys([*plain.import_path, *added_folders(config)]))
+    own = [str(Path(folder).expanduser().absolute()) for folder in plain.import_path]
+    plain.import_path = list(dict.fromkeys([*own, *added_folders(config)]))
     return plain
 
 

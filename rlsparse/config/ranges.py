@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 1e30  # a float32 holds little more, and a step multiplies it
 LARGEST_WHOLE = 10**18  # a tensor's integer holds little more
@@ -37,6 +37,8 @@ class Range:
         return over and under
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return f"below {self.high:g}" if self.below else f"at most {self.high:g}"
         if self.high == math.inf:
             return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
         low, high = (f"{int(end)}" if float(end).is_integer() else f"{end:g}" for end in (self.low, self.high))
@@ -74,7 +76,7 @@ class Key:
 
 @cache
 def keys_of(cls: Any) -> dict[str, Key]:
-    """The keys of a dataclass by name, those of its base classes included."""
+    """Return the keys of a dataclass by name, including those of its base classes."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: _key(hints[field.name]) for field in fields(cls) if field.init}
 
@@ -87,7 +89,7 @@ def _key(hint: Any) -> Key:
 
 
 def convert(cls: type, prefix: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values as the types of a dataclass's fields, and a line for each that cannot be one.
+    """Convert values to the types of the fields of a dataclass; return them with a line for each problem.
 
     Args:
         prefix: of the keys in messages, such as ``token_sampler``.
@@ -100,7 +102,7 @@ def convert(cls: type, prefix: str, values: Mapping[str, Any]) -> tuple[dict[str
     for name, key in keys.items():
         where = f"{prefix}.{name}"
         if name not in values:
-            problems.append(f"{where}: has no value; give {where}=...")
+            problems.append(f"{where}: has no value; give +{where}=..., or a line in the yaml file of the option")
             continue
         try:
             converted[name] = _converted(key.type, values[name])
@@ -112,17 +114,23 @@ def convert(cls: type, prefix: str, values: Mapping[str, Any]) -> tuple[dict[str
 
 
 def value_problems(where: str, key: Key, value: Any) -> Iterator[str]:
-    """What is wrong with a value of the right type; an item of a list goes by the list's key."""
+    """Yield what is wrong with a value; items of a list are reported under its key."""
     for item in value if isinstance(value, (list, tuple)) else [value]:
         remedy = _unusable(item)
-        if remedy is None and key.bounds is not None and item is not None and item not in key.bounds:
+        if remedy is None and not _within(item, key.bounds):
             remedy = str(key.bounds)
         if remedy is not None:
             yield f"{where}={shown(item)}: must be {remedy}"
 
 
+def _within(value: Any, bounds: Range | OneOf | None) -> bool:
+    if isinstance(bounds, Range):
+        return not isinstance(value, (int, float)) or value in bounds
+    return not isinstance(bounds, OneOf) or not isinstance(value, str) or value in bounds
+
+
 def shown(value: Any) -> str:
-    """A value as the command line would give it."""
+    """Return a value as written on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -133,7 +141,7 @@ def shown(value: Any) -> str:
 
 
 def _converted(hint: Any, value: Any) -> Any:
-    """The value as the type that is asked for.
+    """Return the value converted to a type.
 
     Raises:
         TypeError: it cannot be one without a loss.
@@ -141,19 +149,31 @@ def _converted(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     origin = get_origin(hint)
+    if origin is Annotated:
+        return _converted(get_args(hint)[0], value)
+    if origin is Literal:
+        if value in get_args(hint):
+            return value
+        raise TypeError
     if origin in (Union, UnionType):
         for option in sorted(get_args(hint), key=lambda one: one is not type(value)):  # the very type first
             try:
                 return _converted(option, value)
             except TypeError:
                 continue
-    elif origin is list:
-        (item,) = get_args(hint)
+    elif origin in (list, tuple):
+        item = get_args(hint)[0]
         if isinstance(value, (list, tuple)) and value:
             return [_converted(item, one) for one in value]
+    elif hint is dict or origin is dict:
+        if isinstance(value, dict):
+            return value
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value) + 0.0  # no -0.0, which is another text than 0.0
+            except OverflowError:
+                raise TypeError from None
     elif type(value) is hint:
         return value
     raise TypeError
@@ -163,13 +183,19 @@ def _kind(hint: Any) -> str:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return " or ".join(_kind(option) for option in get_args(hint))
-    if origin is list:
+    if origin is Annotated:
+        return _kind(get_args(hint)[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if hint is dict or origin is dict:
+        return "a mapping"
+    if origin in (list, tuple):
         return f"a list of {_kind(get_args(hint)[0])}s".replace("a whole", "whole").replace("texts", "names")
     return KINDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _unusable(value: Any) -> str | None:
-    """What a value of its type must be, whatever its key, where it is not."""
+    """Return what a value must be, or None if it is usable for any key."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return "a finite number"

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from rlsparse.algorithm import Algorithm
+from rlsparse.components.component import one_line, origin
+from rlsparse.components.task import Rows, Task
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
 from rlsparse.config.schema import Config, ConfigError, TrackerConfig
@@ -18,7 +20,7 @@ from rlsparse.runtime.devices import device_kind, resolve_device
 
 @dataclass(frozen=True)
 class Checked:
-    """A sweep that was found right.
+    """Holds the result of a check without errors.
 
     Attributes:
         identities: of each run.
@@ -30,7 +32,7 @@ class Checked:
 
 
 def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool = True) -> Checked:
-    """Check every config of a sweep. What several points share is looked at once.
+    """Check every config of a sweep. Values that points share are checked once.
 
     Args:
         points: for a sweep, the words that tell each config from the others.
@@ -88,7 +90,7 @@ class _Check:
         if self._once((config.model, config.lora_rank, config.train.steps, parts)):
             _check_model(config, algorithm)
         if self._once(algorithm.task):
-            algorithm.task.load()
+            load_task(algorithm.task)
         self.identities.append(identity_of(config, algorithm, device, self._digest))
         self.done.append((config, algorithm))
 
@@ -96,6 +98,26 @@ class _Check:
         new = repr(what) not in self._seen
         self._seen.add(repr(what))
         return new
+
+
+def load_task(task: Task) -> Rows:
+    """Return the rows of a task.
+
+    Raises:
+        ConfigError: they cannot be loaded, a split is empty, or a question or an answer is no text.
+    """
+    with one_line(f"task={task.label}"):
+        rows = task.load()
+    for split, found in (("train", rows.train), ("test", rows.test)):
+        if not found:
+            raise ConfigError(f"task={task.label}: {split} has no rows; give at least one")
+        for number, problem in enumerate(found, start=1):
+            if not isinstance(problem.question, str) or not isinstance(problem.answer, str):
+                raise ConfigError(
+                    f"task={task.label} ({origin(task)}): {split} row {number} has the question {problem.question!r} "
+                    f"and the answer {problem.answer!r}; both must be text"
+                )
+    return rows
 
 
 def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any = folder_digest) -> Identity:
@@ -171,7 +193,7 @@ def _check_layer_skip(skeleton: Any, layer_skip: LayerSkip) -> None:
     if len(kinds) > 1 or bool(getattr(text, "num_kv_shared_layers", None)):
         raise ConfigError(
             f"layer_skip: this model's layers are not alike ({', '.join(kinds) or 'some share keys and values'}), and "
-            "transformers tells them apart by their place, which skipping changes; take layer_skip=off"
+            "transformers identifies them by their index, which skipping changes; take layer_skip=off"
         )
     layer_skip.check(len(skeleton.get_decoder().layers))
 

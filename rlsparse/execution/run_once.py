@@ -64,7 +64,7 @@ class Job:
     sweep: Sequence[Sequence[str]] = field(default_factory=list)
 
     def label(self, config: Config) -> str:
-        """Return the place in the sweep, algorithm, seed, and the other overrides that tell this job from the rest."""
+        """Return the place in the sweep, algorithm, seed, and the other overrides that distinguish this job."""
         place = f"[{self.number}/{len(self.sweep)}] " if self.sweep else ""
         swept = [o for o in self.overrides if any(o not in others for others in self.sweep)]
         extra = [o for o in swept if o.split("=")[0] not in ("algorithm", "seed")]
@@ -203,13 +203,13 @@ class _Attempt:
                 log.info("%s: %s (%s)", self.label, headline(self.summary), self.folder.path)
         self.viewer.done(self.folder.path)
         if failure is not None:
-            traceback.clear_frames(failure.__traceback__)  # whoever keeps the error must not keep the model with it
+            traceback.clear_frames(failure.__traceback__)  # a stored exception must not hold the model in memory
             raise failure
         discard_checkpoints(self.folder.path)
         return self.summary
 
     def _begin(self) -> "Checkpoint | None":
-        """Write who the run is and return its last checkpoint; None where it starts, in an emptied folder."""
+        """Write config and provenance; return the last checkpoint, or None where the run starts anew."""
         from rlsparse.storage.checkpoints import Checkpoint, load_checkpoint
         from rlsparse.storage.jsonl import begins_with
 
@@ -278,7 +278,7 @@ class _Attempt:
             )
             with training(self.config, algorithm, context) as training_run:
                 if self.config.tracker.name == "wandb":
-                    self.viewer.show(self.folder.path)  # now that its files are as they will continue
+                    self.viewer.show(self.folder.path)  # after the files are cut back to the checkpoint
                 ranks = self.process.world.size
                 self.summary |= {"device": str(device), "ranks": ranks}
                 self.summary["setting"] = setting(self.config, algorithm.task.label)

@@ -1,4 +1,4 @@
-"""What a rank other than 0 does: it trains along in each run that rank 0 starts, and writes and logs nothing."""
+"""The other ranks: they take part in each run of rank 0 and write no files."""
 
 from contextlib import suppress
 
@@ -14,7 +14,7 @@ from rlsparse.training.setup import RunContext, device_of, training
 
 
 def work(world: World) -> None:
-    """Train along until rank 0 has nothing more to do.
+    """Take part in the runs of rank 0 until it sends no more.
 
     Raises:
         RankLost: rank 0 has died.
@@ -26,7 +26,7 @@ def work(world: World) -> None:
             config, saved = begun
             device = device_of(config, world)
             context = RunContext(device, world, None, saved, NullTracker(), Clock(device), stop, models)
-            # rank 0 meets these in the same step, and reports them
+            # rank 0 raises these errors in the same step and reports them
             with (
                 suppress(Interrupted, NonFiniteError),
                 training(config, Algorithm.build(config), context) as run,

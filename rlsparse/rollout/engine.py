@@ -27,7 +27,7 @@ class Request:
         prompts: P prompts. What a prompt holds of a completion counts towards its ``max_new_tokens``.
         group_size: G, completions of each prompt.
         greedy: take the likeliest token at each step; no random numbers are drawn.
-        keep_states: keep what the frozen layers gave out, where the engine can.
+        keep_states: keep the outputs of the frozen layers, where the engine can.
     """
 
     prompts: Sequence[Prompt]
@@ -73,7 +73,7 @@ class Session(Protocol):
         """
 
     def states(self) -> FrozenStates | None:
-        """Return what the frozen layers gave out for the whole request; None where it was not kept."""
+        """Return the outputs of the frozen layers for the whole request; None where they were not kept."""
 
 
 @dataclass(frozen=True)

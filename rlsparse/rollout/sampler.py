@@ -1,4 +1,4 @@
-"""Sampling within the memory that there is, and shared out over the ranks of a run."""
+"""Sampling within memory limits, divided over the ranks of a run."""
 
 import logging
 from dataclasses import dataclass, fields, replace
@@ -35,7 +35,7 @@ class RolloutSampler:
         """Return the completions of a request, with the random numbers that a single rank would draw.
 
         Args:
-            generator: CPU stream of the uniform numbers; it moves alike on every rank.
+            generator: CPU stream of the uniform numbers; it advances equally on every rank.
 
         Raises:
             NonFiniteError: the log-probabilities of the policy are not finite.

@@ -25,6 +25,7 @@ from rlsparse.sweep.cost_estimate import (
 from rlsparse.sweep.status import RunState, format_state, run_state
 
 FLAG, OVERRIDE = "--dry-run", "hydra.sweeper.dry_run=true"
+WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")  # of Hydra
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def replace_flag(arguments: Sequence[str]) -> list[str]:
     if len(rest) == len(arguments):
         return rest
     # argparse accepts overrides only next to each other
-    first = next((i for i, one in enumerate(rest) if "=" in one and not one.startswith("-")), len(rest))
+    values = {i + 1 for i, one in enumerate(rest) if one in WITH_VALUE}  # words that belong to the flag before them
+    overrides = (i for i, one in enumerate(rest) if "=" in one and not one.startswith("-") and i not in values)
+    first = next(overrides, len(rest))
     return [*rest[:first], OVERRIDE, *rest[first:]]
 
 

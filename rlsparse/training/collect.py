@@ -1,14 +1,15 @@
-"""What a step learns from: prompts → rollouts → rewards, and replay from the middle of completions."""
+"""Collection of training data: prompts → rollouts → rewards, and replay from the middle of completions."""
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Prompt, Rollout
-from rlsparse.components.component import origin
+from rlsparse.components.component import ComponentError, origin
 from rlsparse.components.reward import Completion, Reward, Score, Verifier
 from rlsparse.model.policy import decode
 from rlsparse.rollout import Request, RolloutSampler
@@ -18,13 +19,9 @@ from rlsparse.runtime.distributed import World
 from rlsparse.tracking.profiling import Clock
 
 
-class RewardError(ValueError):
-    """A reward returned something that is no finite number."""
-
-
 @dataclass(frozen=True)
 class Experience:
-    """Completions of P prompts, G each, and what they are worth.
+    """Completions of P prompts, G each, and their rewards.
 
     Attributes:
         prompts: P.
@@ -90,7 +87,7 @@ class Collector:
     Attributes:
         group_size: G, completions of each prompt.
         streams: random streams by stage.
-        keep_states: keep what the frozen layers gave out, where the policy itself samples.
+        keep_states: keep the outputs of the frozen layers, where the policy itself samples.
         world: the ranks that share the verifying; the sampler shares the sampling.
     """
 
@@ -108,7 +105,7 @@ class Collector:
 
         Raises:
             NonFiniteError: the log-probabilities of the policy are not finite.
-            RewardError: the reward returned no finite number.
+            ComponentError: the reward returned no finite number.
         """
         self.clock.lap()
         skipped = self.algorithm.layer_skip.choose(self.sampler.policy.depth, self.streams["layer_skip"])
@@ -132,7 +129,9 @@ class Collector:
             texts = decode(policy, rollout, prompts)
             problems = [prompt.problem for prompt in prompts for _ in range(self.group_size)]
             scores = self.world.each(self.verifier.score, texts, [problem.answer for problem in problems])
-            rows = zip(texts, rollout.lengths.tolist(), rollout.ended.tolist(), problems, scores, strict=True)
+            begun = [prompt.begun for prompt in prompts for _ in range(self.group_size)]  # tokens that replay has kept
+            lengths = [own + kept for own, kept in zip(rollout.lengths.tolist(), begun, strict=True)]
+            rows = zip(texts, lengths, rollout.ended.tolist(), problems, scores, strict=True)
             rewards = [checked_reward(self.algorithm.reward, Completion(*row)) for row in rows]
         return Experience(
             prompts, rollout, texts, scores, torch.tensor(rewards, device=policy.device).view(-1, self.group_size)
@@ -143,11 +142,12 @@ def checked_reward(reward: Reward, completion: Completion) -> float:
     """Return the reward of a completion.
 
     Raises:
-        RewardError: it is no finite number.
+        ComponentError: it is no finite number.
     """
     value = reward(completion)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RewardError(
-            f"reward ({origin(reward)}): returned {value!r} for {completion.text[:80]!r}; it must be a finite number"
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ComponentError(
+            f"reward ({origin(reward)}): returned {value!r} for {completion.text[:60]!r}; "
+            "return a finite number, float(...)"
         )
     return float(value)

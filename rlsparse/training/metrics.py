@@ -15,7 +15,7 @@ from rlsparse.training.update import UpdateMetrics, learning_rate
 
 @dataclass(frozen=True)
 class Step:
-    """What the stages of a training step gave out.
+    """Holds the outputs of the stages of a training step.
 
     Attributes:
         moved: metrics of the adapter.

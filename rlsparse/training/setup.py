@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a process trains: its device, its model, its ranks, and what it writes to.
+    """Holds device, ranks, files and caches of a process that trains.
 
     Attributes:
         folder: of the run; None on a rank that writes nothing.
@@ -101,7 +101,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
         ConfigError: the model cannot be loaded, or no prompt fits it.
     """
     if context.device.type == "cuda":
-        torch.cuda.set_device(context.device)  # what libraries allocate without being told where
+        torch.cuda.set_device(context.device)  # the default device for allocations in libraries
     reuse_freed_memory()
     task, clock, world = algorithm.task, context.clock, context.world
     with context.models.lend(config.model, context.device, config.dtype) as policy:

@@ -1,4 +1,4 @@
-"""The optimizer step: microbatches of the rows that have something to teach, forward, loss, backward, AdamW."""
+"""The optimizer step: microbatches of the rows with a token in the loss, forward, loss, backward, AdamW."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import NonFiniteError, ScoredBatch
+from rlsparse.components.component import checked
 from rlsparse.components.off_policy import Mismatch
 from rlsparse.config.schema import TrainConfig
 from rlsparse.model.policy import LogProbs, Policy
@@ -77,10 +78,10 @@ class Updater:
     world: World
 
     def __call__(self, batch: ScoredBatch) -> UpdateMetrics:
-        """Take ``train.updates_per_rollout`` optimizer steps on a batch; none where no token can teach.
+        """Take ``train.updates_per_rollout`` optimizer steps on a batch; none if no token has an advantage.
 
         Raises:
-            NonFiniteError: before the step that would have spoiled the parameters.
+            NonFiniteError: before a step that would make the parameters non-finite.
         """
         if not bool((batch.scales != 0).any()):
             return UpdateMetrics()
@@ -153,7 +154,7 @@ class _Passes:
         return passes
 
     def gradient(self, pieces: list[Microbatch], _: int) -> _Sums:
-        """Compute the gradient of the loss, from zero; it stands in the parameters."""
+        """Compute the gradient of the loss from zero and store it in the parameters."""
         self.updater.optimizer.zero_grad()
         first = self.old is None
         old = torch.zeros_like(self.batch.scales) if self.old is None else self.old  # (B, T)
@@ -224,7 +225,8 @@ class _Passes:
             ratio = correction.ratio(old, behaviour, chosen)  # (b, T)
         else:
             ratio = self.completion_ratios[piece.rows].expand_as(old)
-        weights = correction(ratio)  # (b, T)
+        weights = torch.where(chosen, correction(ratio), 0.0)  # (b, T)
+        checked("off_policy", correction, weights, tuple(chosen.shape))
         self.mismatch.add((old - behaviour)[chosen], ratio[chosen], weights[chosen], correction.ceiling)
         return torch.where(chosen, scales * weights, 0.0)
 

@@ -68,7 +68,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Checked:
-    """A warm start that was found right."""
+    """Holds the result of a check without errors."""
 
     parts: Parts
     rows: "Rows"
@@ -274,8 +274,8 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
     if not parts.adapter.trains_all_weights:
         if from_nothing:
             raise ConfigError(
-                f"adapter={parts.adapter.label}: model=scratch has random weights, of which an adapter would train "
-                "next to none; take adapter=none"
+                f"adapter={parts.adapter.label}: model=scratch has random weights, with which an adapter cannot learn; "
+                "take adapter=none"
             )
         updates = count_updates(len(rows.train[: config.warm_start.max_rows]), config.warm_start)
         parts.adapter.check(model_skeleton(config.model), config.lora_rank, updates)
@@ -314,7 +314,7 @@ def _load(config: WarmStartConfig, checked: Checked, device: "torch.device") -> 
 def _line(step: int, metrics: dict[str, float]) -> str:
     return (
         f"step {step}: accuracy {100 * metrics['eval/accuracy_greedy']:.1f} % greedy, "
-        f"{100 * metrics['eval/accuracy_sampled']:.1f} % sampled, loss {metrics['eval/loss']:.3f} nats a token"
+        f"{100 * metrics['eval/accuracy_sampled']:.1f} % sampled, loss {metrics['eval/loss']:.3f} nats per token"
     )
 
 

@@ -261,7 +261,7 @@ def compositions(draw):
 
 @contextmanager
 def temporary_folder():
-    """Make a folder that is removed afterwards, whatever lies in it."""
+    """Make a folder that is removed afterwards, with everything in it."""
     folder = tempfile.mkdtemp()
     try:
         yield folder

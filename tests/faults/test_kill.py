@@ -27,9 +27,9 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_run_killed_at_random_moments_and_started_again_ends_the_same(name, fork_server, tmp_path, full):
     overrides = [*SETTINGS[name], *SETTING]
-    begun = time.monotonic()
+    started = time.monotonic()
     assert fork_server.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
-    whole_time = time.monotonic() - begun
+    whole_time = time.monotonic() - started
     whole = outcome(only_run(tmp_path / "whole"))
     assert len([row for row in whole["metrics"] if row["kind"] == "train"]) == STEPS
     if name == "L1RA":
@@ -41,13 +41,13 @@ def test_run_killed_at_random_moments_and_started_again_ends_the_same(name, fork
         runs = tmp_path / f"killed{trial}"
         again = [*overrides, f"runs_dir={runs}"]
         while True:
-            moment, begun, first_start = chance.uniform(0, whole_time), time.monotonic(), not runs.exists()
+            moment, started, first_start = chance.uniform(0, whole_time), time.monotonic(), not runs.exists()
             # the first kill comes after a checkpoint, however slow the machine is
             wait = partial(until_steps, runs, 5) if kills == 0 else partial(until_then, moment, runs)
             status = fork_server.run(again, wait if kills < wanted else None)
             if status == 0:
                 if first_start:  # the machine may have been busy during the undisturbed run
-                    whole_time = min(whole_time, time.monotonic() - begun)
+                    whole_time = min(whole_time, time.monotonic() - started)
                 break
             assert status == signal.SIGKILL
             kills += 1
@@ -73,9 +73,9 @@ def test_real_model_killed_three_times_ends_the_same(name, fork_server, tmp_path
     small += ["rollout.max_new_tokens=32", "train.prompts_per_step=2", "train.steps=8", "eval.max_rows=4"]
     # the model rarely answers in the format of the task, so most groups would have equal rewards
     overrides = [*SETTINGS[name], *SETTING, *small, "task.answer_format=last_number", "reward.format=0.5"]
-    begun = time.monotonic()
+    started = time.monotonic()
     assert fork_server.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
-    whole_time = time.monotonic() - begun
+    whole_time = time.monotonic() - started
     whole = outcome(only_run(tmp_path / "whole"))
     assert sum(row.get("train/updates", 0) for row in whole["metrics"]) > 0
     chance, again = random.Random(name), [*overrides, f"runs_dir={tmp_path / 'killed'}"]

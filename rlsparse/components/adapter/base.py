@@ -46,10 +46,10 @@ class TrainedAdapter(Protocol):
         """Write the adapter in the format of peft."""
 
     def merge(self) -> Any:
-        """Add it to the weights for good; return the model in float32, without peft around it."""
+        """Merge the adapter into the weights permanently and return the model in float32, without peft."""
 
     def remove(self) -> None:
-        """Take it out of the model, whose weights are then what they were before."""
+        """Remove the adapter; the weights of the model are unchanged."""
 
 
 @dataclass(frozen=True)

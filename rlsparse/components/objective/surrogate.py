@@ -14,6 +14,8 @@ from rlsparse.components.component import Component, Range
 class Surrogate(Component, ABC):
     """The term of a token, which is maximised.
 
+    A token whose advantage is 0 is left out of the loss, so its term must not depend on the policy there.
+
     Traits:
         same_gradient_at_ratio_1: its gradient at π = π_old is A·∇log π. All surrogates of this trait are the same
             method where each rollout batch gets a single optimizer step.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlsparse.components.component import checked
 from rlsparse.components.objective.kl import KLPenalty
 from rlsparse.components.objective.surrogate import Surrogate
 
@@ -28,7 +29,7 @@ class TokenLoss:
 
 @dataclass(frozen=True)
 class TokenObjective:
-    """What is minimised: −surrogate + β·KL of each token, times its scale."""
+    """Computes the loss: −surrogate + β·KL of each token, times its scale."""
 
     surrogate: Surrogate
     kl: KLPenalty
@@ -49,7 +50,10 @@ class TokenObjective:
         # elsewhere the ratios are set to 1: an exp that overflows outside the selection would make its gradient NaN
         old_log_probs = torch.where(chosen, old_log_probs, 0.0)
         log_probs = torch.where(chosen, log_probs, 0.0)
-        per_token = -self.surrogate(log_probs, old_log_probs, advantages)  # (b, T)
+        terms = self.surrogate(log_probs, old_log_probs, advantages)  # (b, T)
+        if terms.shape != advantages.shape:
+            checked("clipping", self.surrogate, terms, tuple(advantages.shape))
+        per_token = -terms
         kl_sum = 0.0
         if self.kl.beta > 0:
             assert reference is not None

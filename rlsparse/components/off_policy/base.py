@@ -39,7 +39,7 @@ class OffPolicyWeight(Component, ABC):
 
     @property
     def ceiling(self) -> float:
-        """The ratio from which on a weight no longer grows; infinite where there is none. For a metric only."""
+        """Return the ratio above which a weight no longer grows, or infinity. Used in a metric only."""
         return math.inf
 
     def ratio(self, old: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class OffPolicyWeight(Component, ABC):
         Args:
             old: (b, T) log-probabilities under π_old; only those of ``mask`` are read.
             behaviour: (b, T) under μ.
-            mask: (b, T) bool: the tokens in question; for whole completions all of their tokens.
+            mask: (b, T) bool: the tokens to weight; for whole completions all of their tokens.
         """
         log_ratio = torch.where(mask, old.detach() - behaviour, 0.0)  # (b, T)
         if self.needs_whole_rows:

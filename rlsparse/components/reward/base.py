@@ -10,7 +10,7 @@ from rlsparse.components.reward.verifier import Score
 
 @dataclass(frozen=True)
 class Completion:
-    """What a reward is given for.
+    """Holds a completion and what a reward may use of it.
 
     Attributes:
         text: the completion, special tokens left out.

@@ -19,7 +19,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Task(Component, ABC):
-    """Questions with gold answers, and how the model is asked.
+    """Questions with gold answers, and the prompt.
 
     Attributes:
         name: of the task in tables.

@@ -89,9 +89,9 @@ def test_version_that_changed_in_the_middle_of_a_run_is_reported(fork_server, tm
     overrides = ["algorithm=sgrpo", *SETTING, f"runs_dir={tmp_path}"]
     fork_server.run(overrides, partial(until_steps, tmp_path, 5))
     folder = only_run(tmp_path)
-    begun = json.loads((folder / "provenance.json").read_text())
-    begun["versions"]["torch"] = "1.13.1"
-    (folder / "provenance.json").write_text(json.dumps(begun))
+    about = json.loads((folder / "provenance.json").read_text())
+    about["versions"]["torch"] = "1.13.1"
+    (folder / "provenance.json").write_text(json.dumps(about))
     summary = run(composed(*overrides))
     (line,) = summary["changed"]
     assert line.endswith("was 1.13.1")
