@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rlsparse.config import ranges
-from rlsparse.config.ranges import MOST_ROWS, OneOf, Range, convert
+from rlsparse.config.ranges import MOST_ROWS, OneOf, Range, convert, shown
 from rlsparse.config.schema import ConfigError
 
 __all__ = ["MOST_ROWS", "Component", "OneOf", "Range", "build", "use_import_path"]
@@ -77,7 +77,7 @@ def build(group: str, node: Mapping[str, Any], base: type[Kind]) -> Kind:
         raise ConfigError(f"{group}={node}: names no class; choose an option of the group, {group}=NAME")
     target = node.get(TARGET)
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
-        raise ConfigError(f"{group}.{TARGET}={target}: must be MODULE.CLASS, such as brevity.Brief")
+        raise ConfigError(f"{group}.{TARGET}={shown(target)}: must be MODULE.CLASS, such as brevity.Brief")
     cls = _import(group, target, base)
     with one_line(f"{group}.{TARGET}={target}"):
         values, problems = convert(cls, group, {key: value for key, value in node.items() if key != TARGET})
@@ -150,8 +150,8 @@ def origin(component: Component) -> str:
     return str(files[0]) if files else type(component).__name__
 
 
-def checked(group: str, component: Component, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the tensor that a component gave, which must have the shape and hold finite numbers.
+def with_shape(group: str, component: Component, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor that a component gave, which must have the shape.
 
     Raises:
         ComponentError: it does not. The message names the component and its file.
@@ -159,7 +159,16 @@ def checked(group: str, component: Component, tensor: Tensor, shape: tuple[int, 
     if not isinstance(tensor, Tensor) or tensor.shape != shape:
         got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ComponentError(f"{group} ({origin(component)}): returned {got}; it must be a tensor of shape {shape}")
-    if not bool(torch.isfinite(tensor).all()):
+    return tensor
+
+
+def checked(group: str, component: Component, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor that a component gave, which must have the shape and hold finite numbers.
+
+    Raises:
+        ComponentError: it does not. The message names the component and its file.
+    """
+    if not bool(torch.isfinite(with_shape(group, component, tensor, shape)).all()):
         raise ComponentError(f"{group} ({origin(component)}): returned a number that is not finite")
     return tensor
 

@@ -67,6 +67,7 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
         ConfigError: the key, and the keys that exist.
     """
     top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
+    words = list(words)
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
         group, _, rest = key.partition(".")
@@ -75,8 +76,9 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
         _refuse_renamed(key, word)
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
-        if word.startswith("+") and group in COMPONENT_GROUPS:
-            continue  # a field of the class may have no line in a yaml file; building the component checks it
+        own = folders or any(one.startswith(f"{group}._target_=") for one in words)
+        if word.startswith("+") and own and group in COMPONENT_GROUPS:
+            continue  # a field of a user's class may have no line in a yaml file; building the component checks it
         known = _keys_of_group(group, folders)
         if known and rest.split(".")[0] not in {*known, "_target_"}:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(known))}")

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import NonFiniteError, ScoredBatch
-from rlsparse.components.component import checked
+from rlsparse.components.component import with_shape
 from rlsparse.components.off_policy import Mismatch
 from rlsparse.config.schema import TrainConfig
 from rlsparse.model.policy import LogProbs, Policy
@@ -226,7 +226,7 @@ class _Passes:
         else:
             ratio = self.completion_ratios[piece.rows].expand_as(old)
         weights = torch.where(chosen, correction(ratio), 0.0)  # (b, T)
-        checked("off_policy", correction, weights, tuple(chosen.shape))
+        with_shape("off_policy", correction, weights, tuple(chosen.shape))  # they may overflow, as ratios do
         self.mismatch.add((old - behaviour)[chosen], ratio[chosen], weights[chosen], correction.ceiling)
         return torch.where(chosen, scales * weights, 0.0)
 

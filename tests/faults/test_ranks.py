@@ -140,9 +140,9 @@ def test_sweep_under_torchrun_writes_once_and_is_skipped_the_second_time(tmp_pat
 def test_bad_input_under_torchrun_is_reported_once(tmp_path, full):
     if not full:
         pytest.skip(FULL)
-    code, text = ended(run_of("train.group_size=0", f"runs_dir={tmp_path}"))
+    code, text = ended(run_of("train.steps=0", "tracker=none", f"runs_dir={tmp_path}", setting=()))
     assert code == 1
-    assert text.count("train.group_size=0") == 1, text
+    assert text.count("train.steps=0") == 1, text
 
 
 @pytest.fixture(scope="module")

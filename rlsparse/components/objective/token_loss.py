@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlsparse.components.component import checked
+from rlsparse.components.component import with_shape
 from rlsparse.components.objective.kl import KLPenalty
 from rlsparse.components.objective.surrogate import Surrogate
 
@@ -51,9 +51,7 @@ class TokenObjective:
         old_log_probs = torch.where(chosen, old_log_probs, 0.0)
         log_probs = torch.where(chosen, log_probs, 0.0)
         terms = self.surrogate(log_probs, old_log_probs, advantages)  # (b, T)
-        if terms.shape != advantages.shape:
-            checked("clipping", self.surrogate, terms, tuple(advantages.shape))
-        per_token = -terms
+        per_token = -with_shape("clipping", self.surrogate, terms, tuple(advantages.shape))
         kl_sum = 0.0
         if self.kl.beta > 0:
             assert reference is not None
