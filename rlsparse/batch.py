@@ -41,11 +41,13 @@ class Problem:
         question: the question without instructions or template.
         answer: the gold answer as text.
         solution: the solution with all its steps, for a warm start; it ends with the answer in the format of the task.
+        context: earlier turns of a conversation, (role, content) each; the question is the content of the last turn.
     """
 
     question: str
     answer: str
     solution: str
+    context: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_contenders_take_turns_and_report_every_step(scripts):
     from race import Contender, race, ratios
     from workload import Work
 
-    from rlsparse.model.loading import EMBEDDED
+    from rlsparse.model.source import EMBEDDED
 
     work = Work(str(EMBEDDED["tiny"]), "grpo", new_tokens=6, steps=3, threads=1)
     measured = race({"a": Contender(ours, work, []), "b": Contender(ours, work, ["token_sampler=first"])}, warmup=1)

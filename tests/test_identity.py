@@ -9,7 +9,7 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.components.advantage.group import GroupMean, GroupZscore
 from rlsparse.components.component import describe
 from rlsparse.execution.preflight import identity_of
-from rlsparse.model.loading import EMBEDDED
+from rlsparse.model.source import EMBEDDED
 from tests.conftest import composed
 
 

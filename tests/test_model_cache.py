@@ -7,7 +7,7 @@ import torch
 
 from rlsparse.execution.run_once import Process
 from rlsparse.model.cache import ModelCache
-from rlsparse.model.loading import EMBEDDED
+from rlsparse.model.source import EMBEDDED
 from rlsparse.run import run
 from tests.conftest import composed
 

@@ -100,7 +100,7 @@ def test_exported_adapter_loads_with_peft_alone(tmp_path, loaded_tiny):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlsparse.model.loading import EMBEDDED
+    from rlsparse.model.source import EMBEDDED
 
     config = composed(*SHORT, f"runs_dir={tmp_path}", "train.lr=0.01")
     run(config)
@@ -233,7 +233,7 @@ def test_bad_model_or_target_is_refused_before_loading(overrides, message, tmp_p
 
 
 def test_model_folder_without_safetensors_is_refused(tmp_path):
-    from rlsparse.model.loading import EMBEDDED
+    from rlsparse.model.source import EMBEDDED
 
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ConfigError, match=r"no \*.safetensors in it"):

@@ -1,5 +1,10 @@
 """Reading and judging answers, hostile ones included."""
 
+import os
+import signal
+import stat
+import subprocess
+import sys
 import time
 from fractions import Fraction
 
@@ -9,6 +14,7 @@ from rlsparse.batch import Problem
 from rlsparse.components.reward import Completion, Score, Verifier
 from rlsparse.components.reward.answer import ANSWER_FORMATS, after_hash, answer_is, boxed, last_number, plain_number
 from rlsparse.components.reward.correctness import Correctness
+from rlsparse.components.reward.verifier import VerifierError
 from tests.conftest import built
 
 LIMIT = 2.0  # seconds, the default of every task
@@ -204,3 +210,80 @@ def test_worker_that_dies_is_replaced():
         verifier._worker.kill()
         verifier._worker.wait()
         assert verifier.score("#### x+1", "1+x").correct
+
+
+LIMITED = """
+import resource, sys
+from rlsparse.components.reward import Verifier
+from rlsparse.components.reward.verifier import VerifierError
+for limit in map(int, sys.argv[1:]):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with Verifier("boxed", 20) as verifier:
+        try:
+            print(verifier.score(r"\\boxed{\\frac{3}{4}}", "0.75"))
+        except VerifierError as error:
+            print(error)
+"""
+
+
+@pytest.mark.slow
+def test_memory_limit_below_that_of_the_worker_is_kept_and_one_that_is_too_low_is_named():
+    limits = [str(4 * 10**9), str(600 * 2**20), str(20 * 2**20)]  # bytes
+    done = subprocess.run([sys.executable, "-c", LIMITED, *limits], capture_output=True, text=True, check=True)
+    right, also_right, error = done.stdout.splitlines()
+    assert right == also_right == repr(Score(True, True))
+    assert error.startswith("math-verify does not start (")
+    assert error.endswith("the memory limit of 20 MiB is too low: raise it to 1 GiB or more (ulimit -v, -d)")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            "raise ModuleNotFoundError(\"No module named 'math_verify'\")",
+            "(ModuleNotFoundError: No module named 'math_verify'); install it again: pip install math-verify",
+        ),
+        (
+            "import sys; sys.stderr.write('a warning\\n' * 50_000); raise ValueError('wrong version')",
+            "(ValueError: wrong version); to see the whole error, run ",
+        ),
+        ("import os; os.abort()", "(ended by signal 6: Aborted"),
+    ],
+    ids=["missing", "broken", "killed"],
+)
+def test_worker_that_cannot_start_is_reported_with_its_last_words(module, message, tmp_path, monkeypatch):
+    (tmp_path / "math_verify.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Verifier("hash", LIMIT) as verifier, pytest.raises(VerifierError) as caught:
+        verifier.score("#### x", "y")
+    assert str(caught.value).startswith(f"math-verify does not start {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_worker_that_dies_at_its_first_start_only_is_started_again(tmp_path, monkeypatch):
+    marker, python = tmp_path / "begun", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ -e {marker} ] || {{ touch {marker}; exit 1; }}\nexec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with Verifier("hash", LIMIT) as verifier:
+        assert verifier.score("#### x+1", "1+x") == Score(True, True)
+
+
+def test_python_that_is_gone_is_reported_as_the_system_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with Verifier("hash", LIMIT) as verifier, pytest.raises(VerifierError, match="does not start .*No such file"):
+        verifier.score("#### x", "y")
+
+
+def test_time_limit_holds_where_the_parent_process_ignores_and_blocks_its_signal():
+    earlier = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    try:
+        with Verifier("hash", time_limit=1) as verifier:
+            verifier.score("#### x", "y")  # starts the worker
+            begin = os.times().children_user
+            assert verifier.score("#### 10000000!", "42").timed_out
+            assert os.times().children_user - begin < 8  # without the signal it is killed after 10 s
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+        signal.signal(signal.SIGPROF, earlier)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from rlsparse.batch import Problem
-from rlsparse.config.run_id import folder_digest
+from rlsparse.model.source import ModelSource
 from rlsparse.config.schema import ConfigError, NoiseConfig
 from rlsparse.model.loading import load_policy
 from rlsparse.results.collect import collect
@@ -164,7 +164,8 @@ def test_warm_start_done_twice_writes_the_same_model(tmp_path):
     for name in "ab":
         warm_start(composed_warm_start(f"out={tmp_path / name}", *setting))
     assert rows(tmp_path / "a") != rows(tmp_path / "b")  # they hold times
-    assert folder_digest(str(tmp_path / "a")) == folder_digest(str(tmp_path / "b"))
+    first, second = (ModelSource("", str(tmp_path / name), None, tmp_path / name) for name in "ab")
+    assert first.digest() == second.digest()
 
 
 def test_warm_start_cut_off_while_it_saved_starts_again(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -33,7 +34,7 @@ __all__ = ["MOST_ROWS", "Component", "OneOf", "Range", "build", "use_import_path
 PACKAGE = "rlsparse"
 NO_CAUSE = (ranges.__file__, dataclasses.__file__, "<string>", __file__)  # frames of these files do not name the cause
 TARGET = "_target_"
-Digest = Callable[[str], str]
+Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Component:
         """Return what of this component can change the numbers of a run, for the run id.
 
         Args:
-            digest: returns a hash of the files of a folder.
+            digest: returns the hash of the contents of some files.
         """
         return asdict(self)
 
@@ -93,13 +94,36 @@ def build(group: str, node: Mapping[str, Any], base: type[Kind]) -> Kind:
 def describe(component: Component, digest: Digest) -> dict[str, Any]:
     """Return the description of a component for the run id: class, values and, outside the package, source files.
 
-    The module of the class does not count, so that moving a file inside the package changes no run id.
+    The module of the class does not count, so that moving a file inside the package changes no run id. A value of a
+    class outside the package that is the path of a file or folder counts by its content.
     """
     about = {"class": type(component).__qualname__, **component.identity(digest)}
     files = sources(type(component))
     if files:
+        about = {key: _content(value, digest) for key, value in about.items()}
         about["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return about
+
+
+def _content(value: Any, digest: Digest) -> Any:
+    """Return a value with each path in it replaced by the hash of what lies there.
+
+    A path is a text with a separator or a file name extension that names a file or folder: a bare word such as ``docs``
+    could be a folder of the present directory by chance.
+    """
+    if isinstance(value, dict):
+        return {key: _content(one, digest) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(one, digest) for one in value]
+    if not isinstance(value, str) or "\n" in value or not (os.sep in value or Path(value).suffix):
+        return value
+    try:
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return digest(tuple(sorted(file for file in path.rglob("*") if file.is_file())))
+        return digest((path,)) if path.is_file() else value
+    except (OSError, ValueError, RuntimeError):  # a text that is no path: too long, with a NUL, an unknown user
+        return value
 
 
 def sources(cls: type) -> list[Path]:

@@ -5,7 +5,7 @@ The label changes no number, but ``algorithm=grpo clipping=off`` and ``algorithm
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from rlsparse.config.schema import Config, WarmStartConfig
 
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
-REPORTS = ("summary.json", "metrics.jsonl", "warm_start.json")  # what a warm start leaves in a model folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Inputs:
 
     Attributes:
         components: what each component adds, by config group.
-        model: hash of the local folder that the model is read from; None where the hub provides it.
+        model: hash of the files that the model is read from; None where the hub provides it.
         device: kind of device (cpu, cuda, mps), whatever the key ``device`` says.
         unused: keys that have no effect on this run.
     """
@@ -51,14 +50,13 @@ class Inputs:
     unused: Sequence[str] = ()
 
 
-def folder_digest(path: str) -> str:
-    """Return the hash of the files of a model or a data set: a run is known by what it read, not by where that lay."""
+def files_digest(files: Iterable[Path]) -> str:
+    """Return the hash of the files of a model or a data set: names and contents, not the folder they lie in."""
     digest = hashlib.sha256()
-    for file in sorted(Path(path).iterdir()):
-        if file.name not in REPORTS and file.suffix in (".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"):
-            digest.update(file.name.encode())
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(file.name.encode(errors="surrogateescape"))
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
 
 

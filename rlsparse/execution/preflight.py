@@ -11,11 +11,14 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.components.component import one_line, origin
 from rlsparse.components.task import Rows, Task
 from rlsparse.config.checks import check_writable, problems
-from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
-from rlsparse.config.schema import Config, ConfigError, TrackerConfig
-from rlsparse.model.loading import context_length, local_folder, model_skeleton
+from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
+from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConfig
+from rlsparse.model.loading import outline
+from rlsparse.model.policy import Policy
+from rlsparse.model.source import model_source
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.runtime.devices import device_kind, resolve_device
+from rlsparse.training.data import check_prompt
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class _Check:
         self.done: list[tuple[Config, Algorithm]] = []
         self.identities: list[Identity] = []
         self._here, self._seen = here, set[str]()
-        self._digest = cache(folder_digest)
+        self._digest = cache(files_digest)
+        self._rows: dict[str, Rows] = {}
+        self._outlines: dict[str, Policy] = {}
 
     def problems(self, config: Config) -> list[str]:
         """Return what is wrong with a config, a line each."""
@@ -88,11 +93,20 @@ class _Check:
             _check_tracker(config.tracker)
         parts = (algorithm.adapter, algorithm.rollout, algorithm.layer_skip)
         if self._once((config.model, config.lora_rank, config.train.steps, parts)):
-            _check_model(config, algorithm)
+            _check_model(config, algorithm, self._outline(config.model))
         if self._once(algorithm.task):
-            load_task(algorithm.task)
+            self._rows[repr(algorithm.task)] = load_task(algorithm.task)
+        if self._once((config.model, algorithm.task)):
+            check_prompt(self._outline(config.model), algorithm.task, self._rows[repr(algorithm.task)])
         self.identities.append(identity_of(config, algorithm, device, self._digest))
         self.done.append((config, algorithm))
+
+    def _outline(self, model: ModelConfig) -> Policy:
+        """Return the model without weights, which points of a sweep share."""
+        if repr(model) not in self._outlines:
+            refuse_scratch(model)
+            self._outlines[repr(model)] = outline(model)
+        return self._outlines[repr(model)]
 
     def _once(self, what: object) -> bool:
         new = repr(what) not in self._seen
@@ -120,15 +134,14 @@ def load_task(task: Task) -> Rows:
     return rows
 
 
-def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any = folder_digest) -> Identity:
+def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any = files_digest) -> Identity:
     """Return the identity of a run.
 
     Args:
         device: kind of device that it is on.
-        digest: returns the hash of a folder.
+        digest: returns the hash of the contents of some files.
     """
-    folder = local_folder(config.model)
-    return identify(config, Inputs(algorithm.identity(digest), None if folder is None else digest(folder), device))
+    return identify(config, Inputs(algorithm.identity(digest), model_source(config.model).digest(digest), device))
 
 
 def idle_clipping(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
@@ -165,21 +178,22 @@ def idle_off_policy(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
     ]
 
 
-def _check_model(config: Config, algorithm: Algorithm) -> None:
-    model = config.model
+def refuse_scratch(model: ModelConfig) -> None:
+    """Refuse a model with random weights, which exists for warm starts only."""
     if model.name == "scratch" and model.path is None:
         raise ConfigError(
             "model=scratch: has random weights, from which RL learns nothing; warm-start it first "
             "(python -m rlsparse.warm_start model=scratch task=arithmetic out=DIR), then model.path=DIR"
         )
-    skeleton = model_skeleton(model)
-    algorithm.adapter.check(skeleton, config.lora_rank, config.train.steps)
-    _check_layer_skip(skeleton, algorithm.layer_skip)
-    context = context_length(skeleton)
-    if algorithm.rollout.max_new_tokens >= context:
+
+
+def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
+    algorithm.adapter.check(policy.model, config.lora_rank, config.train.steps)
+    _check_layer_skip(policy.model, algorithm.layer_skip)
+    if algorithm.rollout.max_new_tokens >= policy.context:
         raise ConfigError(
-            f"rollout.max_new_tokens={algorithm.rollout.max_new_tokens}: the model's context is {context} tokens, "
-            "prompt included; lower it"
+            f"rollout.max_new_tokens={algorithm.rollout.max_new_tokens}: the model's context is {policy.context} "
+            "tokens, prompt included; lower it"
         )
 
 

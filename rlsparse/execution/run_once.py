@@ -37,6 +37,7 @@ from rlsparse.tracking.viewer import Viewer
 
 if TYPE_CHECKING:
     from rlsparse.model.cache import ModelCache
+    from rlsparse.model.policy import Policy
     from rlsparse.storage.checkpoints import Checkpoint
     from rlsparse.tracking.progress import Progress
     from rlsparse.tracking.tracker import Tracker
@@ -291,6 +292,7 @@ class _Attempt:
         from rlsparse.train import train
 
         self._note_skipped(training_run)
+        self._note_endings(training_run.policy)
         adapter, algorithm = training_run.adapter, training_run.algorithm
         try:
             train(training_run)
@@ -320,6 +322,14 @@ class _Attempt:
                 algorithm.rollout.max_new_tokens,
                 training_run.policy.context,
             )
+
+
+    def _note_endings(self, policy: "Policy") -> None:
+        from rlsparse.model.endings import NO_END, ending_texts
+
+        self.summary["completion_ends_at"] = ending_texts(policy)
+        if not self.summary["completion_ends_at"]:
+            log.warning("warning: %s", NO_END)
 
 
 def _one_line(error: BaseException, import_path: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The model cache: runs of one process that need the same model share it, so that a sweep loads its weights once."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -34,9 +34,10 @@ class ModelCache:
         Raises:
             ConfigError: see ``load_policy``.
         """
-        from rlsparse.model.loading import load_policy, local_folder
+        from rlsparse.model.loading import load_policy
+        from rlsparse.model.source import model_source
 
-        key = repr((config, device, dtype, _stamp(local_folder(config))))
+        key = repr((config, device, dtype, _stamp(model_source(config).all_files())))
         policy = self._policy if key == self._key else None
         self._policy = None  # free the earlier model before the next one is loaded
         if policy is None:
@@ -52,9 +53,7 @@ def model_cache() -> ModelCache:
     return ModelCache()
 
 
-def _stamp(folder: str | None) -> list[tuple[str, int, int]]:
-    """Return names, sizes and modification times of the files of a folder; weights that change are loaded again."""
-    if folder is None:
-        return []
-    stats = sorted((file.name, file.stat()) for file in Path(folder).iterdir() if file.is_file())
+def _stamp(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Return names, sizes and modification times of some files; weights that change are loaded again."""
+    stats = [(str(file), file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Problem, Prompt, Rollout
-
-# the chat templates of Llama 3 print a date; a fixed one keeps the prompts of all days equal
-TEMPLATE_DATE = "26 Jul 2024"
+from rlsparse.model.prompts import check_known, prompt_ids
 
 
 # f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
@@ -30,6 +28,9 @@ class Policy:
         pad_id: the padding token. It may equal an EOS token, so padding is never recognised by its id.
         context: maximum length of prompt and completion together, tokens.
         chat: whether prompts go through the chat template of the tokenizer.
+        vocabulary: V, rows of the embedding; no token id may reach it.
+        stop_texts: texts that end a completion beside the tokens; see ``Endings``.
+        turn_end: tokens that follow a solution in supervised training.
         first_adapted: number of the first decoder layer that training changes.
         merged: context manager within which the adapter is added to the weights; afterwards the weights are the same
             as before, bit for bit.
@@ -42,6 +43,9 @@ class Policy:
     pad_id: int
     context: int
     chat: bool
+    vocabulary: int
+    stop_texts: tuple[str, ...] = ()
+    turn_end: tuple[int, ...] = ()
     first_adapted: int = 0
     merged: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -65,29 +69,38 @@ def encode_prompt(policy: Policy, problem: Problem, text: str) -> Prompt:
 
     Args:
         text: the question with its instructions, as the task formats it.
+
+    Raises:
+        ConfigError: see ``prompt_ids``; or the tokenizer has a token that the embedding of the model lacks.
     """
-    if policy.chat:
-        ids = policy.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            date_string=TEMPLATE_DATE,
-        )
-    else:
-        ids = policy.tokenizer(text)["input_ids"]
+    ids = prompt_ids(policy.tokenizer, policy.chat, problem, text)
+    check_known(policy.tokenizer, ids, policy.vocabulary)
     return Prompt(problem=problem, ids=tuple(ids))
 
 
 def decode(policy: Policy, rollout: Rollout, prompts: Sequence[Prompt]) -> list[str]:
-    """Return the B completions as text without special tokens. What a prompt already holds of them is included.
+    """Return the B completions as text: what stands before the token or text that ended them, without special tokens.
+
+    What a prompt already holds of a completion is included.
 
     Args:
         prompts: the P prompts of the rollout.
     """
     begun = [prompt.ids[len(prompt.ids) - prompt.begun :] for prompt in prompts for _ in range(rollout.group_size)]
-    rows = zip(begun, rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
-    return policy.tokenizer.batch_decode([[*start, *ids[:n]] for start, ids, n in rows], skip_special_tokens=True)
+    rows = []
+    for start, ids, length in zip(begun, rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True):
+        ended = length > 0 and ids[length - 1] in policy.eos_ids
+        rows.append([*start, *ids[: length - ended]])
+    # not cleaned up: that would change the spaces of what the model wrote
+    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [_before(text, policy.stop_texts) for text in texts]
+
+
+def _before(text: str, stop_texts: Sequence[str]) -> str:
+    """Return what stands before the first of some texts."""
+    for stop in stop_texts:
+        text = text.partition(stop)[0]
+    return text
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rlsparse.components.component import Component, Range
 from rlsparse.model.policy import Policy
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad
 from rlsparse.rollout.sampling import sample
+from rlsparse.rollout.stopping import stopping
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +156,10 @@ class _Draw:
         logits = session.prefill(part)  # (b, V)
         rows = part.rows  # (b,) rows that still grow; all tensors below hold these only
         position = part.in_prompt.sum(dim=1).repeat_interleave(part.per_prompt)  # (b,) of the next token
-        eos = torch.tensor(self.policy.eos_ids, device=rows.device)
+        has_ended = stopping(self.policy)
         for t in range(self.engine.max_new_tokens):
             tokens, log_probs, entropy = sample(logits, self.uniform[rows, t], self.engine, self.greedy)  # (b,) each
-            ended = torch.isin(tokens, eos)  # (b,)
+            ended = has_ended(out.ids[rows, :t], tokens)  # (b,)
             out.write(rows, t, tokens, log_probs, entropy, ended)
             done = ended | (self.limits[rows] <= t + 1)  # (b,)
             if bool(done.all()):

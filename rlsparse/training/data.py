@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlsparse.batch import Problem, Prompt
-from rlsparse.components.task import Task
+from rlsparse.components.task import Rows, Task
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, encode_prompt
 
@@ -23,13 +23,14 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
     """Encode the training rows and the first ``test_rows`` held-out rows.
 
     Raises:
-        ConfigError: no row of a split leaves room for ``max_new_tokens`` in the context of the model.
+        ConfigError: a row makes no prompt (see ``encode_prompt``), or no row of a split leaves room for
+            ``max_new_tokens`` in the context of the model.
     """
     room = policy.context - max_new_tokens
     rows = task.load()
 
     def fitting(split: str, problems: Sequence[Problem]) -> list[Prompt]:
-        prompts = [encode_prompt(policy, one, task.prompt.replace("{question}", one.question)) for one in problems]
+        prompts = [encode_prompt(policy, one, task.prompt_text(one.question)) for one in problems]
         kept = [prompt for prompt in prompts if len(prompt.ids) <= room]
         if not kept:
             raise ConfigError(
@@ -41,3 +42,15 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
     held_out = rows.test[:test_rows]
     train, test = fitting("train", rows.train), fitting("test", held_out)
     return TaskPrompts(train, test, len(rows.train) - len(train), len(held_out) - len(test))
+
+
+def check_prompt(policy: Policy, task: Task, rows: Rows) -> None:
+    """Check, before weights are loaded, that the tokenizer and its chat template make a prompt of the first row.
+
+    Args:
+        policy: of the model, with weights or without.
+
+    Raises:
+        ConfigError: see ``encode_prompt``.
+    """
+    encode_prompt(policy, rows.train[0], task.prompt_text(rows.train[0].question))

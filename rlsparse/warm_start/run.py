@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
-from rlsparse.config.run_id import Identity, Inputs, folder_digest, identify
+from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
 from rlsparse.config.schema import ConfigError, ScratchConfig, WarmStartConfig
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
@@ -188,6 +188,7 @@ class _Training:
     def _train(
         self, rows: "Sequence[Example]", test: "Sequence[Example]", evaluate: "Evaluator", lines: "JsonLines"
     ) -> Summary:
+        from rlsparse.model.endings import NO_END, ending_texts
         from rlsparse.tracking.metrics import rank_row
         from rlsparse.tracking.profiling import peak_memory
         from rlsparse.warm_start.supervised import count_updates, fit, held_out_loss
@@ -210,6 +211,8 @@ class _Training:
             if adapter is not None and "adapter/pruned" in metrics:
                 lines.write(rank_row(step, adapter.ranks()))
 
+        if not ending_texts(policy):
+            log.warning("warning: %s", NO_END)
         base = held_out(0)
         if adapter is not None and moves:
             lines.write(rank_row(0, adapter.ranks()))
@@ -220,7 +223,12 @@ class _Training:
         _settle(self.start, self.folder)
         updates = count_updates(len(rows), settings)
         results = {"base": base, "final": held_out(updates), "loss": losses, "steps": updates}
-        return {**results, "adapter": about, "peak_memory_bytes": peak}
+        return {
+            **results,
+            "adapter": about,
+            "completion_ends_at": ending_texts(policy),
+            "peak_memory_bytes": peak,
+        }
 
     def _about(self) -> Summary:
         """Return what the summary says of the parameters that were trained."""
@@ -258,7 +266,9 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         ConfigError: all that is wrong, a line each: key, value and remedy.
     """
     from rlsparse.algorithm import identities
-    from rlsparse.model.loading import check_model_folder, local_folder, model_skeleton
+    from rlsparse.model.loading import outline
+    from rlsparse.model.source import model_source
+    from rlsparse.training.data import check_prompt
     from rlsparse.warm_start.supervised import count_updates
 
     found = problems(config)
@@ -268,22 +278,22 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         found.append(str(error))
     if found:
         raise ConfigError("\n".join(found))
-    check_model_folder(config.model)
     rows = parts.task.load()
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None
-    if not parts.adapter.trains_all_weights:
-        if from_nothing:
-            raise ConfigError(
-                f"adapter={parts.adapter.label}: model=scratch has random weights, with which an adapter cannot learn; "
-                "take adapter=none"
-            )
+    if from_nothing and not parts.adapter.trains_all_weights:
+        raise ConfigError(
+            f"adapter={parts.adapter.label}: model=scratch has random weights, with which an adapter cannot learn; "
+            "take adapter=none"
+        )
+    if not from_nothing:
+        policy = outline(config.model)
+        check_prompt(policy, parts.task, rows)
         updates = count_updates(len(rows.train[: config.warm_start.max_rows]), config.warm_start)
-        parts.adapter.check(model_skeleton(config.model), config.lora_rank, updates)
-    folder = None if from_nothing else local_folder(config.model)
+        parts.adapter.check(policy.model, config.lora_rank, updates)  # adapter=none has nothing to check
     components = {"task": parts.task, "adapter": parts.adapter, "rollout": parts.rollout}
     inputs = Inputs(
-        identities(components, folder_digest),
-        None if folder is None else folder_digest(folder),
+        identities(components, files_digest),
+        None if from_nothing else model_source(config.model).digest(),
         device,
         unused=("lora_rank",) if parts.adapter.trains_all_weights else (),
     )

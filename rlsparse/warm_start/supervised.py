@@ -119,13 +119,13 @@ def collate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return input ids, attention mask and labels, each (b, L), padded on the right.
 
-    Prompt and padding have the label ``IGNORED``.
+    A solution is followed by what ends a completion. Prompt and padding have the label ``IGNORED``.
     """
     rows = []
     for example in batch:
         text = corrupt(example.problem, noise, rng)
         solution = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows.append((list(example.prompt_ids), [*solution, policy.tokenizer.eos_token_id]))
+        rows.append((list(example.prompt_ids), [*solution, *policy.turn_end]))
     longest = max(len(prompt) + len(solution) for prompt, solution in rows)
     ids = torch.full((len(rows), longest), policy.pad_id)
     mask = torch.zeros(len(rows), longest, dtype=torch.long)

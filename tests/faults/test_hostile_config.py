@@ -29,7 +29,7 @@ from rlsparse.config.ranges import OneOf, Range, keys_of
 from rlsparse.config.schema import Config, ConfigError
 from rlsparse.execution.run_once import Process
 from rlsparse.model.cache import ModelCache
-from rlsparse.model.loading import EMBEDDED
+from rlsparse.model.source import EMBEDDED
 from rlsparse.run import run
 from tests.conftest import composed
 

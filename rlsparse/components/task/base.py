@@ -48,6 +48,10 @@ class Task(Component, ABC):
             ConfigError: files or columns are missing, or a split has no rows.
         """
 
+    def prompt_text(self, question: str) -> str:
+        """Return what the model reads: the prompt with the question in its place."""
+        return self.prompt.replace("{question}", question)
+
     def problems(self) -> Iterator[str]:
         if "{question}" not in self.prompt:
             yield f"prompt={self.prompt!r}: must contain {{question}}"
