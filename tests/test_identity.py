@@ -1,6 +1,7 @@
 """The run id: a hash of everything that can change the numbers of a run, and of nothing else."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from rlsparse.algorithm import Algorithm
 from rlsparse.components.advantage.group import GroupMean, GroupZscore
 from rlsparse.components.component import describe
+from rlsparse.components.reward import Reward
+from rlsparse.config.run_id import files_digest
 from rlsparse.execution.preflight import identity_of
 from rlsparse.model.source import EMBEDDED
 from tests.conftest import composed
@@ -93,3 +96,32 @@ def test_moved_data_keeps_the_id_and_changed_data_changes_it(tmp_path):
     assert a == b
     (tmp_path / "b" / "test.jsonl").write_text('{"question_concat": "R", "Equation": "1", "Answer": "1"}\n')
     assert identity("task=svamp", f"task.path={tmp_path / 'b'}") != a
+
+
+@dataclass(frozen=True)
+class Words(Reward):
+    """A reward outside the package that reads a list of words."""
+
+    source: str
+
+    def __call__(self, completion):
+        return float(completion.text in Path(self.source).read_text())
+
+
+def test_file_that_a_value_of_a_component_outside_the_package_names_counts_by_its_content(tmp_path, monkeypatch):
+    def described(source):
+        return describe(Words(str(source)), files_digest)["source"]
+
+    for place in ("a", "b"):
+        (tmp_path / place / "words").mkdir(parents=True)
+        (tmp_path / place / "words" / "list.txt").write_text("one two")
+    first, second = (tmp_path / place / "words" / "list.txt" for place in "ab")
+    assert described(first) == described(second) == described(first.parent)  # the place does not count
+    before = described(first)
+    (tmp_path / "a" / "NOTES.txt").write_text("note")
+    assert described(first) == before
+    first.write_text("three")
+    assert before != described(first) == described(first.parent)
+    monkeypatch.chdir(tmp_path)
+    assert described("a") == "a"  # a word is no path, whatever lies in the present directory
+    assert described("no/such/file.txt") == "no/such/file.txt"

@@ -17,9 +17,9 @@ from rlsparse.components.adapter.l1ra import GatedMatrices, L1ra
 from rlsparse.components.adapter.reallocation import even_ranks
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import preflight
-from rlsparse.model.source import EMBEDDED
 from rlsparse.model.packing import can_pack, packed_log_probs
 from rlsparse.model.policy import Policy, encode_prompt, token_log_probs
+from rlsparse.model.source import EMBEDDED
 from rlsparse.rollout import Request
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream

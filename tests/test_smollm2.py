@@ -1,13 +1,16 @@
 """A real pretrained model on the fast paths, which random weights and the embedded model cannot replace."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.model.loading import load_policy
 from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.policy import Policy, token_log_probs
+from rlsparse.model.policy import Policy, decode, token_log_probs
 from rlsparse.rollout import Request
 from rlsparse.rollout.fast import Fast
 from rlsparse.rollout.layer_skip import without_layers
@@ -105,3 +108,59 @@ def test_smollm2_after_a_rank_update_computes_the_same_and_exports_it(load, tmp_
     with torch.no_grad():
         exported = PeftModel.from_pretrained(plain, tmp_path)(input_ids=ids).logits
     torch.testing.assert_close(exported, after, atol=1e-5, rtol=0)
+
+
+QWEN2 = (  # the chat template of Qwen2-1.5B, with the system message as an argument
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n' + system + '<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def write_variant(source: Path, folder: Path, name: str) -> Path:
+    """Write a copy of the model as somebody else would have saved it, and return its folder."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if name == "end of text as EOS":  # as in Qwen2 base models: the template still ends turns with <|im_end|>
+        tokenizer.eos_token = "<|endoftext|>"
+        model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    if name.startswith("template"):
+        system = SMOLLM2_SYSTEM if name.endswith("with its own system message") else "You are a helpful assistant"
+        tokenizer.chat_template = QWEN2.replace("system +", f"'{system}' +")
+    if name == "float16":
+        model.half()
+    if name == "float32":
+        model.float()
+    if name == "an added token":
+        tokenizer.add_tokens(["<think>"])
+        model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder, max_shard_size="50MB" if name == "sharded" else "5GB")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+VARIANTS = (
+    "end of text as EOS",
+    "template of Qwen2 with its own system message",
+    "sharded",
+    "float32",
+    "an added token",
+)
+
+
+def test_smollm2_saved_in_another_way_writes_the_same_completions(smollm2, tmp_path):
+    def completions(folder: Path) -> list[str]:
+        words = ("task=word_problems", "task.prompt='{question} Answer with a number only.'", "eval.max_rows=4")
+        config = composed(f"model.path={folder}", *words, "task.train_rows=4", "rollout.max_new_tokens=16")
+        algorithm = Algorithm.build(config)
+        policy = load_policy(config.model, torch.device("cpu"), "float32")
+        prompts = encode_task(policy, algorithm.task, 16, config.eval.max_rows).test
+        rollout = algorithm.rollout.generate(policy, Request(prompts, 1, greedy=True), stream(0, "x"))
+        assert rollout.ended.all()
+        return decode(policy, rollout, prompts)
+
+    expected = completions(smollm2)
+    for number, name in enumerate(VARIANTS):
+        assert completions(write_variant(smollm2, tmp_path / str(number), name)) == expected, name

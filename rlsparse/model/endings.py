@@ -48,16 +48,16 @@ def find_endings(tokenizer: Any, generation_config: Any, vocabulary: int, chat: 
             origins.setdefault(token, origin)
     closing = _behind_turn(tokenizer) if chat else ""
     token = _first_token(tokenizer, closing) if closing else None
-    texts: tuple[str, ...] = ()
-    if token is not None and token < vocabulary:
+    known = token is not None and token < vocabulary
+    if token is not None and known:
         origins.setdefault(token, "chat template")
-        turn_end: tuple[int, ...] = (token,)
-    elif closing:
-        texts = (closing,)
-        turn_end = tuple(tokenizer(closing, add_special_tokens=False)["input_ids"])
-    else:
+    turn_end = (
+        (token,) if token is not None and known else tuple(tokenizer(closing, add_special_tokens=False)["input_ids"])
+    )
+    if not turn_end or max(turn_end) >= vocabulary:
         eos = tokenizer.eos_token_id
         turn_end = (eos,) if eos in origins else tuple(sorted(origins)[:1])
+    texts = (closing,) if closing and not known else ()
     return Endings(tuple(sorted(origins)), texts, turn_end, origins)
 
 
@@ -69,7 +69,7 @@ def ending_texts(policy: Policy) -> list[str]:
 def _declared(tokenizer: Any, generation_config: Any) -> Iterator[tuple[Any, str]]:
     ids = getattr(generation_config, "eos_token_id", None)
     for token in ids if isinstance(ids, list) else [ids]:
-        yield token, "generation_config.json"
+        yield token, "generation config"
     yield tokenizer.eos_token_id, "tokenizer"
 
 

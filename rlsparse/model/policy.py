@@ -11,7 +11,6 @@ from torch import Tensor
 from rlsparse.batch import Problem, Prompt, Rollout
 from rlsparse.model.prompts import check_known, prompt_ids
 
-
 # f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
 LogProbs = Callable[["Policy", Rollout, Tensor, Tensor, float], Tensor]
 

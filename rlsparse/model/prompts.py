@@ -84,7 +84,7 @@ def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[in
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of a text with the special tokens that the tokenizer puts in front of it, not with those behind."""
+    """Return the ids of a text with the special tokens that the tokenizer puts before it, without those behind it."""
     whole = list(tokenizer(text, verbose=False)["input_ids"])
     body = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     for start in range(len(whole) - len(body) + 1):

@@ -1,8 +1,10 @@
 """Where a model is read from: a folder, an adapter on another model, or the hub; and which files of it are read."""
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,34 @@ def _hint(folder: Path) -> str:
         if (one / CONFIG).is_file() or (one / ADAPTER_CONFIG).is_file():
             return f"did you mean {one}?"
     return "give a Hugging Face model folder"
+
+
+@contextmanager
+def reading(source: ModelSource) -> Iterator[None]:
+    """Turn the many kinds of errors with which a library refuses a model into one message; out of memory stays.
+
+    Raises:
+        ConfigError: the model cannot be read.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise ConfigError(_unreadable(source, error)) from error
+
+
+def _unreadable(source: ModelSource, error: Exception) -> str:
+    offline = " (the hub is off: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # the first line of some errors only says where, and the next one what
+    reason = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1]).rstrip(".") or type(error).__name__
+    if isinstance(error, ImportError):
+        return f"{source.key}: cannot be loaded: {reason}. Install what it names, or give a checkpoint without it"
+    if source.folder is None:
+        remedy = "Give a hub id you can reach, or a local folder as model.path=DIR"
+        return f"{source.key}: cannot be loaded{offline}: {reason}. {remedy}"
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return f"{source.key}: cannot be loaded: {kind}{reason}. Copy the folder again, or give another model"

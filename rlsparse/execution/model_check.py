@@ -1,0 +1,315 @@
+"""Check a model and a task without training, and print what was found: ``python -m rlsparse.check``.
+
+    python -m rlsparse.check model.path=DIR task=gsm8k task.path=DIR
+
+The arguments are those of ``python -m rlsparse.run``. The model is loaded, every row becomes a prompt, and every gold
+answer is judged. The exit code is 1 where a run would be refused.
+"""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+
+from rlsparse.algorithm import Algorithm
+from rlsparse.batch import Problem, Prompt
+from rlsparse.components.reward import Verifier
+from rlsparse.components.task import Rows, Task, load_task
+from rlsparse.config.compose import added_config_dirs, compose
+from rlsparse.config.schema import Config
+from rlsparse.execution.preflight import preflight
+from rlsparse.model.endings import NO_END, find_endings
+from rlsparse.model.loading import UNLIMITED, load_policy
+from rlsparse.model.packing import can_pack
+from rlsparse.model.policy import Policy, encode_prompt
+from rlsparse.model.prompts import appended, render
+from rlsparse.model.source import ModelSource, model_source
+from rlsparse.runtime.devices import cpu_threads, resolve_device
+from rlsparse.runtime.logs import log_to_terminal
+from rlsparse.runtime.preload import quieten
+
+SHOWN = 5  # rows, words or texts in a line
+OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
+GIB = 2**30  # bytes
+# completions with a gold answer in each format
+WRITTEN = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "answer_is": "The answer is {}", "last_number": "{}"}
+
+Line = tuple[str, str]  # name and value
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+        lines: name and value of each property.
+        odd: what is allowed but probably not what the user wants.
+    """
+
+    lines: list[Line]
+    odd: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.lines)
+        text = [f"{name:<{width}}  {value}" for name, value in self.lines]
+        odd = [f"  - {one}" for one in self.odd] or ["  nothing"]
+        return "\n".join([*text, "odd:", *odd])
+
+
+def check(config: Config) -> Report:
+    """Load the model of a config, encode and judge every row of its task, and return what was found.
+
+    Raises:
+        ConfigError: a run with this config would be refused.
+    """
+    warnings = preflight([config]).warnings
+    algorithm = Algorithm.build(config)
+    device = resolve_device(config.device)
+    policy = load_policy(config.model, device, config.dtype)
+    source, rows = model_source(config.model), load_task(algorithm.task)
+    with cpu_threads(config.threads, policy.model.num_parameters()):
+        prompts = [encode_prompt(policy, one, algorithm.task.prompt_text(one.question)) for one in _all(rows)]
+        lines = [*_about_model(policy, source), *_about_tokens(policy)]
+        lines += _about_prompts(policy, algorithm, prompts)
+        lines += [("fast paths", _fast_paths(policy, config, algorithm))]
+        lines += [("memory", _memory(policy, config, algorithm, prompts))]
+    judged, unequal = _gold_answers(algorithm.task, rows)
+    odd = [*warnings, *_odd_tokens(policy), *_odd_prompts(policy, algorithm.task, rows, prompts)]
+    odd += [*_odd_rows(rows), *unequal]
+    return Report([*lines, ("gold", judged)], odd)
+
+
+def _all(rows: Rows) -> list[Problem]:
+    return [*rows.train, *rows.test]
+
+
+def _about_model(policy: Policy, source: ModelSource) -> Iterator[Line]:
+    model = policy.model
+    yield "model", source.key
+    base = source.base
+    while base is not None:
+        yield "", f"an adapter, merged into {base.location}"
+        base = base.base
+    count, dtype = model.num_parameters(), str(model.dtype).removeprefix("torch.")
+    yield "", f"{type(model).__name__}, {count / 1e6:.1f} M parameters, {policy.depth} layers, {dtype}, {policy.device}"
+    yield "weights", "complete, of the expected shapes, all finite; predictions depend on earlier tokens only"
+    longest = "no maximum is declared" if policy.context == UNLIMITED else f"{policy.context} tokens"
+    yield "context", f"{longest}, prompt and completion together"
+
+
+def _about_tokens(policy: Policy) -> Iterator[Line]:
+    tokenizer = policy.tokenizer
+    endings = find_endings(tokenizer, policy.model.generation_config, policy.vocabulary, policy.chat)
+    ends = [f"{_token(tokenizer, token)} by the {origin}" for token, origin in endings.origins.items()]
+    ends += [f"the text {text!r} by the chat template" for text in endings.texts]
+    yield "ends at", "; ".join(ends) or "nothing"
+    closing = "".join(tokenizer.convert_ids_to_tokens(list(endings.turn_end))) or "nothing"
+    yield "", f"a warm start trains {closing} behind solutions"
+    bos = tokenizer.bos_token_id
+    yield "BOS", "none" if bos is None else _token(tokenizer, bos)
+    yield "PAD", f"{_token(tokenizer, policy.pad_id)} (never looked at)"
+    yield "template", "the chat template of the tokenizer" if policy.chat else "none"
+    yield "vocabulary", f"{len(tokenizer)} tokens, {policy.vocabulary} rows of the embedding"
+
+
+def _about_prompts(policy: Policy, algorithm: Algorithm, prompts: Sequence[Prompt]) -> Iterator[Line]:
+    first = prompts[0].ids
+    text = policy.tokenizer.decode(list(first), clean_up_tokenization_spaces=False)
+    yield "prompt", f"the first row has {len(first)} tokens{_bos_count(policy, first)}"
+    yield from (("", f"| {line}") for line in text.split("\n"))
+    yield "", f"ids {list(first)}"
+    lengths = [len(prompt.ids) for prompt in prompts]
+    room = policy.context - algorithm.rollout.max_new_tokens
+    left_out = sum(length > room for length in lengths)
+    fit = "all fit" if not left_out else f"{left_out} leave no room for rollout.max_new_tokens and are left out"
+    yield "prompts", f"{min(lengths)} to {max(lengths)} tokens, median {median(lengths):.0f}; {fit}"
+
+
+def _bos_count(policy: Policy, ids: Sequence[int]) -> str:
+    bos = policy.tokenizer.bos_token_id
+    if bos is None or bos not in ids:
+        return ", no BOS"
+    return f", begins with BOS {_token(policy.tokenizer, bos)}" if ids[0] == bos else ", BOS is not its first token"
+
+
+def _fast_paths(policy: Policy, config: Config, algorithm: Algorithm) -> str:
+    """Return which fast paths the model takes; the reasons against one are logged."""
+    fast = algorithm.rollout.fitting(policy) is algorithm.rollout
+    packing = can_pack(policy) if config.train.packing != "off" else "turned off"
+    packed = "yes" if packing is None else f"no ({packing})"
+    return f"rollout={algorithm.rollout.label}: {'yes' if fast else 'no, the plain one'}; train.packing: {packed}"
+
+
+def _memory(policy: Policy, config: Config, algorithm: Algorithm, prompts: Sequence[Prompt]) -> str:
+    """Return an estimate of the memory of a run by parts."""
+    model = policy.model
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    size = next(model.parameters()).element_size()
+    adapter = algorithm.adapter.attach(policy, config.lora_rank, 0)
+    trained = sum(tensor.numel() for tensor in adapter.parameters())
+    adapter.remove()
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    rows = min(algorithm.rollout.max_rows, config.train.prompts_per_step * config.train.group_size)
+    tokens = max(len(prompt.ids) for prompt in prompts) + algorithm.rollout.max_new_tokens
+    cache = rows * tokens * policy.depth * 2 * heads * head * size
+    logits = config.train.max_tokens_per_microbatch * policy.vocabulary * 4
+    parts = {
+        "weights": weights,
+        f"adapter and optimizer ({trained / 1e6:.2f} M parameters)": trained * 4 * OPTIMIZER_COPIES,
+        f"keys and values of {rows} completions": cache,
+        "logits of a microbatch": logits,
+    }
+    free = (
+        f"; {torch.cuda.mem_get_info(policy.device)[0] / GIB:.1f} GiB are free" if policy.device.type == "cuda" else ""
+    )
+    listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
+    return f"about {_size(sum(parts.values()))} and activations ({listed}){free}"
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count > GIB / 10 else f"{1024 * count / GIB:.2f} MiB"
+
+
+def _gold_answers(task: Task, rows: Rows) -> tuple[str, list[str]]:
+    """Judge each gold answer against itself, and each solution against its answer, in the answer format of the task."""
+    unequal, unsolved = [], []
+    with Verifier(task.answer_format, task.verifier_time_limit) as verifier:
+        for split, found in (("train", rows.train), ("test", rows.test)):
+            for number, one in enumerate(found, start=1):
+                if not verifier.score(WRITTEN[task.answer_format].format(one.answer), one.answer).correct:
+                    unequal.append(f"{split} row {number}: {one.answer!r}")
+                elif not verifier.score(one.solution, one.answer).correct:
+                    unsolved.append(f"{split} row {number}: {one.solution[-40:]!r}")
+    count = len(rows.train) + len(rows.test)
+    judged = (
+        f"{len(rows.train)} training and {len(rows.test)} held-out answers, {count - len(unequal)} equal to themselves"
+    )
+    odd = []
+    if unequal:
+        odd.append(
+            f"{len(unequal)} gold answers are not judged equal to themselves, so no completion is: {_some(unequal)}"
+        )
+    if unsolved:
+        odd.append(
+            f"{len(unsolved)} solutions do not end in their answer in the format {task.answer_format}, which matters "
+            f"for a warm start: {_some(unsolved)}"
+        )
+    return judged, odd
+
+
+def _odd_tokens(policy: Policy) -> Iterator[str]:
+    tokenizer = policy.tokenizer
+    if not policy.eos_ids and not policy.stop_texts:
+        yield NO_END
+    if policy.stop_texts:
+        yield (
+            f"the chat template closes turns with {policy.stop_texts[0]!r}, which is no token of the tokenizer; "
+            "completions are ended at that text"
+        )
+    for name, token in (("PAD", tokenizer.pad_token_id), ("EOS", tokenizer.eos_token_id)):
+        if token is not None and not 0 <= token < policy.vocabulary:
+            yield f"the {name} of the tokenizer, {_token(tokenizer, token)}, is outside the embedding; it is not used"
+    if not policy.chat and (added := appended(tokenizer)):
+        words = "".join(tokenizer.convert_ids_to_tokens(added))
+        yield f"the tokenizer appends {words} to each text; it is left out behind prompts"
+    if len(tokenizer) < policy.vocabulary // 2:
+        yield (
+            f"the tokenizer has {len(tokenizer)} tokens and the embedding {policy.vocabulary} rows; they may not "
+            "belong together"
+        )
+    if policy.chat and "SYSTEM7" not in (text := _system_text(policy)) and text:
+        yield f"the chat template adds a system message of its own: {text!r}"
+
+
+def _system_text(policy: Policy) -> str:
+    """Return what the chat template writes before the first user message beyond that of an empty one."""
+    text = render(policy.tokenizer, [{"role": "user", "content": "USER7"}], add_generation_prompt=True)
+    before = text.partition("USER7")[0]
+    return before.strip() if len(before.split()) > SHOWN else ""
+
+
+def _odd_prompts(policy: Policy, task: Task, rows: Rows, prompts: Sequence[Prompt]) -> Iterator[str]:
+    tokenizer = policy.tokenizer
+    specials = [word for word in tokenizer.all_special_tokens if word]
+    marked, changed, unknown = [], [], []
+    for number, (one, prompt) in enumerate(zip(_all(rows), prompts, strict=True), start=1):
+        where = _row(number, rows)
+        if any(word in one.question for word in specials):
+            marked.append(where)
+        if one.question.strip() not in tokenizer.decode(list(prompt.ids), clean_up_tokenization_spaces=False):
+            changed.append(where)
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prompt.ids:
+            unknown.append(where)
+    if marked:
+        yield f"the questions of {len(marked)} rows hold special tokens of the tokenizer: {_some(marked)}"
+    if changed:
+        yield (
+            f"the questions of {len(changed)} rows do not stand in their prompts as written (the tokenizer or its "
+            f"template changes or leaves out text): {_some(changed)}"
+        )
+    if unknown:
+        yield f"the prompts of {len(unknown)} rows hold the unknown token {tokenizer.unk_token}: {_some(unknown)}"
+
+
+def _odd_rows(rows: Rows) -> Iterator[str]:
+    asked = Counter(_key(one) for one in rows.train)
+    answers: dict[str, set[str]] = {}
+    for one in _all(rows):
+        answers.setdefault(_key(one), set()).add(one.answer)
+    again = sum(count - 1 for count in asked.values())
+    leaked = [f"test row {number}" for number, one in enumerate(rows.test, start=1) if _key(one) in asked]
+    unlike = [question for question, found in answers.items() if len(found) > 1]
+    if again:
+        yield f"{again} of {len(rows.train)} training rows repeat an earlier question"
+    if leaked:
+        yield f"{len(leaked)} of {len(rows.test)} held-out questions are training questions, too: {_some(leaked)}"
+    if unlike:
+        yield f"{len(unlike)} questions have several gold answers: {_some([repr(one[:50]) for one in unlike])}"
+
+
+def _key(problem: Problem) -> str:
+    return " ".join([*(content for _, content in problem.context), problem.question]).strip()
+
+
+def _row(number: int, rows: Rows) -> str:
+    """Return the name of a row, counted from 1 over both splits."""
+    train = len(rows.train)
+    return f"train row {number}" if number <= train else f"test row {number - train}"
+
+
+def _token(tokenizer: Any, token: int) -> str:
+    return f"{tokenizer.convert_ids_to_tokens(token)} ({token})"
+
+
+def _some(found: Sequence[str]) -> str:
+    return "; ".join(found[:SHOWN]) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    logging.getLogger("rlsparse").setLevel(logging.INFO)
+    log_to_terminal()
+    quieten()
+    folders = added_config_dirs(arguments)
+    flags = ("--config-dir", "-cd")
+    words = [
+        one
+        for before, one in zip(["", *arguments], arguments, strict=False)
+        if before not in flags and one.partition("=")[0] not in flags
+    ]
+    try:
+        print(check(compose(words, folders)))
+    except HydraException as error:
+        sys.exit(f"error: {error}")
