@@ -31,7 +31,7 @@ GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"(?:src|srcset)=\"([^\"]+)\"")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-FILES = (".jsonl", ".json", ".py", ".yaml", ".md", ".svg")
+FILES = (".safetensors", ".jsonl", ".json", ".py", ".yaml", ".md", ".svg")
 MOST_WORDS = 900  # of the README
 # what a reader with the English of the docs of PyTorch would stumble over
 RIDDLES = re.compile(

@@ -125,3 +125,20 @@ def test_file_that_a_value_of_a_component_outside_the_package_names_counts_by_it
     monkeypatch.chdir(tmp_path)
     assert described("a") == "a"  # a word is no path, whatever lies in the present directory
     assert described("no/such/file.txt") == "no/such/file.txt"
+
+
+def test_file_that_the_source_of_a_component_names_counts_by_its_content(tmp_path):
+    (tmp_path / "reader.py").write_text(
+        "from dataclasses import dataclass\nfrom pathlib import Path\nfrom rlsparse.components.reward import Reward\n"
+        "@dataclass(frozen=True)\nclass Reader(Reward):\n"
+        "    def __call__(self, completion):\n"
+        "        return float(Path(__file__).with_name('price.txt').read_text())\n"
+    )
+    (tmp_path / "price.txt").write_text("1.0")
+    words = (f"import_path=[{tmp_path}]", "reward._target_=reader.Reader")
+    words += tuple(f"~reward.{key}" for key in ("correct", "wrong", "format"))
+    before = identity(*words)
+    (tmp_path / "other.txt").write_text("2.0")
+    assert identity(*words) == before
+    (tmp_path / "price.txt").write_text("2.0")
+    assert identity(*words) != before

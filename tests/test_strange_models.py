@@ -172,6 +172,17 @@ def test_damaged_folder_is_refused_before_weights_are_read(folder, tmp_path, cha
     assert all(word in message for word in words)
 
 
+def test_value_that_names_no_folder_is_refused(folder):
+    for words, remedy in (
+        (f"model.path={folder}/model.safetensors", f"is a file; give the folder that it lies in, {folder}"),
+        (f"model.path={folder}/absent", "there is no such folder"),
+        ("model.path=''", "names nothing"),
+        ("model.name=./absent", "there is no such folder"),
+    ):
+        with pytest.raises(ConfigError, match=remedy):
+            load_policy(composed(words).model, torch.device("cpu"), "auto")
+
+
 def test_model_with_a_recurrent_state_is_refused(folder, tmp_path):
     config = MambaConfig(vocab_size=320, hidden_size=8, num_hidden_layers=1, state_size=2, eos_token_id=0)
     MambaForCausalLM(config).save_pretrained(folder)

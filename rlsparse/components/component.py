@@ -94,36 +94,62 @@ def build(group: str, node: Mapping[str, Any], base: type[Kind]) -> Kind:
 def describe(component: Component, digest: Digest) -> dict[str, Any]:
     """Return the description of a component for the run id: class, values and, outside the package, source files.
 
-    The module of the class does not count, so that moving a file inside the package changes no run id. A value of a
-    class outside the package that is the path of a file or folder counts by its content.
+    The module of the class does not count, so that moving a file inside the package changes no run id. For a class
+    outside the package, files and folders count by their content: those that a value names, and files that a text in
+    its source names.
     """
     about = {"class": type(component).__qualname__, **component.identity(digest)}
     files = sources(type(component))
     if files:
-        about = {key: _content(value, digest) for key, value in about.items()}
+        folders = [Path(), *dict.fromkeys(file.parent for file in files)]
+        about = {key: _content(value, folders, digest) for key, value in about.items()}
         about["files"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        if data := [path for file in files for path in _named_in(file)]:
+            about["data"] = digest(tuple(dict.fromkeys(data)))
     return about
 
 
-def _content(value: Any, digest: Digest) -> Any:
+def _content(value: Any, folders: Sequence[Path], digest: Digest) -> Any:
     """Return a value with each path in it replaced by the hash of what lies there.
 
-    A path is a text with a separator or a file name extension that names a file or folder: a bare word such as ``docs``
-    could be a folder of the present directory by chance.
+    Args:
+        folders: that relative paths are looked for in.
     """
     if isinstance(value, dict):
-        return {key: _content(one, digest) for key, one in value.items()}
+        return {key: _content(one, folders, digest) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_content(one, digest) for one in value]
-    if not isinstance(value, str) or "\n" in value or not (os.sep in value or Path(value).suffix):
+        return [_content(one, folders, digest) for one in value]
+    found = _path(value, folders)
+    if found is None:
         return value
+    return digest((found,) if found.is_file() else tuple(sorted(file for file in found.rglob("*") if file.is_file())))
+
+
+def _path(value: Any, folders: Sequence[Path]) -> Path | None:
+    """Return the file or folder that a value names; None if it names none.
+
+    A path is a text with a separator or a file name extension: a bare word such as ``docs`` could be a folder of the
+    present directory by chance.
+    """
+    if not isinstance(value, str) or "\n" in value or not (os.sep in value or Path(value).suffix):
+        return None
     try:
         path = Path(value).expanduser()
-        if path.is_dir():
-            return digest(tuple(sorted(file for file in path.rglob("*") if file.is_file())))
-        return digest((path,)) if path.is_file() else value
+        places = [folder / path for folder in folders]
+        return next((place for place in places if place.is_file() or place.is_dir()), None)
     except (OSError, ValueError, RuntimeError):  # a text that is no path: too long, with a NUL, an unknown user
-        return value
+        return None
+
+
+def _named_in(file: Path) -> list[Path]:
+    """Return the files that texts in a source file name, relative to its folder or to the present directory."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    found = [path for text in texts if (path := _path(text, [file.parent, Path()])) is not None]
+    return [path for path in found if path.is_file()]
 
 
 def sources(cls: type) -> list[Path]:

@@ -87,7 +87,6 @@ def outline(config: ModelConfig) -> Policy:
 
     source = model_source(config)
     full = source.root
-    tokenizer = load_tokenizer(source)
     if full.folder is not None:
         model = _whole_model(full, device_map="meta")
     else:
@@ -95,7 +94,7 @@ def outline(config: ModelConfig) -> Policy:
         with torch.device("meta"), reading(full):
             model = AutoModelForCausalLM.from_config(described)
     check_attends(source, model)
-    return wrap_policy(model, tokenizer, config.chat_template)
+    return wrap_policy(model, load_tokenizer(source), config.chat_template)
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
@@ -168,11 +167,14 @@ def _with_adapter(source: ModelSource, model: Any) -> Any:
         ConfigError: the adapter does not fit the model, or cannot be merged.
     """
     from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTuner
 
     with reading(source):
         config = PeftConfig.from_pretrained(source.location)
         weights = load_peft_weights(source.location, device=str(model.device))
         wrapped = get_peft_model(model, config)
+        if not isinstance(wrapped.base_model, BaseTuner):
+            raise ValueError(f"a {config.peft_type} adapter cannot be merged into the weights")
         loaded = set_peft_model_state_dict(wrapped, weights)
         unknown = list(loaded.unexpected_keys)
         absent = [name for name in loaded.missing_keys if wrapped.base_model.prefix in name]

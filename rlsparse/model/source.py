@@ -99,6 +99,9 @@ def model_source(config: ModelConfig) -> ModelSource:
     Raises:
         ConfigError: a folder is not there or lacks files, or a file was not fetched by git-lfs.
     """
+    if not (config.name if config.path is None else config.path).strip():
+        key = "model.name" if config.path is None else "model.path"
+        raise ConfigError(f"{key}=: names nothing; give a hub id as model.name, or a folder as model.path")
     if config.path is not None:
         return _folder_source(f"model.path={config.path}", Path(config.path))
     if config.name in EMBEDDED:
@@ -127,6 +130,8 @@ def _folder_source(key: str, folder: Path, chain: int = 0) -> ModelSource:
     Raises:
         ConfigError: see ``model_source``.
     """
+    if folder.is_file():
+        raise ConfigError(f"{key}: is a file; give the folder that it lies in, {folder.parent}")
     if not folder.is_dir():
         raise ConfigError(f"{key}: there is no such folder; give a Hugging Face model folder")
     folder = folder.absolute()

@@ -1,5 +1,6 @@
 """From the rows of a task to prompts that fit the model."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ from rlsparse.batch import Problem, Prompt
 from rlsparse.components.task import Rows, Task
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, encode_prompt
+from rlsparse.model.prompts import appended
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
         ConfigError: a row makes no prompt (see ``encode_prompt``), or no row of a split leaves room for
             ``max_new_tokens`` in the context of the model.
     """
+    if not policy.chat and (left_out := appended(policy.tokenizer)):
+        words = "".join(policy.tokenizer.convert_ids_to_tokens(left_out))
+        log.info("the tokenizer appends %s to each text: left out behind prompts", words)
     room = policy.context - max_new_tokens
     rows = task.load()
 

@@ -184,7 +184,7 @@ class GatedMatrices(LoraMatrices):
             for part in ("lora_A", "lora_B"):
                 matrix = getattr(layer, part)["default"].weight
                 folded[f"base_model.model.{name}.{part}.default.weight"] = matrix.detach().contiguous()
-        self.model.save_pretrained(str(folder), state_dict=folded)
+        self.model.save_pretrained(str(folder), state_dict=folded, save_embedding_layers=False)
 
     def _parts(self, layer: Any) -> dict[str, Part]:
         A = layer.lora_A["default"].parametrizations.weight

@@ -206,7 +206,7 @@ class LoraMatrices:
 
     def export(self, folder: Path) -> None:
         """Write the adapter in the format of peft (``adapter_model.safetensors``, ``adapter_config.json``)."""
-        self.model.save_pretrained(str(folder))
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # they are never trained
 
     def merge(self) -> Any:
         """Add the adapter to the weights in float32 and return the model without the wrapper of peft."""
