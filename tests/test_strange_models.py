@@ -294,13 +294,44 @@ def test_completion_ends_at_what_the_template_puts_behind_a_turn(folder, templat
         ("{{ raise_exception('only tools') }}", ["TemplateError", "only tools"]),
         ("{% for x in %}", ["TemplateSyntaxError"]),
         ("{{ messages[0].foo.bar }}", ["UndefinedError"]),
-        ("{% if false %}x{% endif %}", ["no tokens"]),
+        ("{% if false %}x{% endif %}", ["leaves out the question"]),
+        ("{{ messages[0].role }}", ["leaves out the question"]),
     ],
 )
 def test_template_that_makes_no_prompt_is_refused_with_the_remedy(folder, tmp_path, template, words):
     write_template(folder, template)
     message = refusal(folder, tmp_path)
     assert all(word in message for word in [*words, "model.chat_template=false"])
+
+
+def test_template_that_reads_lists_of_parts_gets_them(folder):
+    write_template(
+        folder,
+        "{% for m in messages %}{% for part in m.content if part.type == 'text' %}[{{ part.text }}]{% endfor %}"
+        "{% if m.role == 'assistant' %}=5{% endif %}{% endfor %}",
+    )
+    policy = load(folder)
+    assert policy.tokenizer.decode(encode_prompt(policy, QUESTIONS[0], "20*6=").ids) == "[20*6=]"
+    assert policy.stop_texts == ("]=5",)
+
+
+# what the model cards of these families call the end of a turn
+CLOSINGS = {
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "llama3_2": "<|eot_id|>",
+    "gemma3": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "deepseekv3": "<｜end▁of▁sentence｜>",
+    "idefics3": "<end_of_utterance>",
+}
+
+
+@pytest.mark.parametrize(("family", "closing"), CLOSINGS.items())
+def test_template_of_a_known_family_ends_completions_where_its_model_card_says(folder, family, closing):
+    templates = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    write_template(folder, (templates / f"{family}.jinja").read_text())
+    assert load(folder).stop_texts == (closing,)  # a text, since the tokenizer of tiny has no such token
 
 
 @pytest.fixture(params=["rollout=fast", "rollout=plain"])

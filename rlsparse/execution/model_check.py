@@ -225,12 +225,12 @@ def _odd_tokens(policy: Policy) -> Iterator[str]:
             f"the tokenizer has {len(tokenizer)} tokens and the embedding {policy.vocabulary} rows; they may not "
             "belong together"
         )
-    if policy.chat and "SYSTEM7" not in (text := _system_text(policy)) and text:
+    if policy.chat and (text := _system_text(policy)):
         yield f"the chat template adds a system message of its own: {text!r}"
 
 
 def _system_text(policy: Policy) -> str:
-    """Return what the chat template writes before the first user message beyond that of an empty one."""
+    """Return what the chat template writes before the first user message; empty where it is only markers."""
     text = render(policy.tokenizer, [{"role": "user", "content": "USER7"}], add_generation_prompt=True)
     before = text.partition("USER7")[0]
     return before.strip() if len(before.split()) > SHOWN else ""

@@ -11,9 +11,21 @@ TEMPLATE_DATE = "26 Jul 2024"
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-    """Return a conversation as the chat template writes it."""
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=TEMPLATE_DATE, **options)
-    return text
+    """Return a conversation as the chat template writes it.
+
+    Templates of models that also read images may leave out a content that is a text and no list of parts; such a
+    template gets lists.
+
+    Raises:
+        ValueError: the template leaves out the content of the last message.
+        Exception: whatever the template raises.
+    """
+    in_parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+    for form in (list(messages), in_parts):
+        text: str = tokenizer.apply_chat_template(form, tokenize=False, date_string=TEMPLATE_DATE, **options)
+        if messages[-1]["content"].strip() in text:
+            return text
+    raise ValueError("it leaves out the question")
 
 
 def prompt_ids(tokenizer: Any, chat: bool, problem: Problem, text: str) -> list[int]:
