@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config.schema import Config, ConfigError
+from rlsparse.config.words import read_words
 from rlsparse.execution.run_once import RECORDED, Job, Process, run
 from rlsparse.model.cache import model_cache
 from rlsparse.runtime.distributed import RankLost, World, join_world
@@ -23,6 +24,7 @@ from rlsparse.runtime.gpus import reserve_gpu, slots_folder
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
 from rlsparse.runtime.signals import Interrupted
+from rlsparse.storage.streams import prepare_streams
 from rlsparse.sweep.dry_run import replace_flag
 from rlsparse.sweep.launchers import gpu_count, gpus_or_cores
 from rlsparse.sweep.plan import latest_sweep
@@ -39,6 +41,7 @@ OmegaConf.register_new_resolver("gpus_or_cores", gpus_or_cores, replace=True)
 
 def main() -> None:
     """Do one run, or with -m the points of a sweep. Under torchrun the other ranks take part in the training."""
+    prepare_streams()
     log_to_terminal()
     world = join_world()
     if world.rank > 0:
@@ -65,6 +68,8 @@ def main() -> None:
             if context.mode == RunMode.RUN and in_step:
                 if RECORDED in getattr(error, "__notes__", ()):
                     sys.exit(1)  # one message; error.txt of the run has the traceback
+                if isinstance(error, ConfigError):
+                    sys.exit(f"error: {error}")
                 raise
             # the rest of a sweep continues; its last lines name every failure
             if RECORDED not in getattr(error, "__notes__", ()):
@@ -73,7 +78,7 @@ def main() -> None:
                 sys.exit(1)
 
     try:
-        sys.argv[1:] = replace_flag(sys.argv[1:])
+        sys.argv[1:] = read_words(replace_flag(sys.argv[1:]))
         check_group_options(sys.argv[1:])
         with closing(shared_viewer()):
             job()

@@ -1,7 +1,10 @@
 """Composition: everything shipped composes, who beats whom, and what is refused."""
 
+import os
 import re
-from dataclasses import fields
+import subprocess
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -9,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.components.advantage.group import GroupMean, GroupZscore, LeaveOneOut, RawReward
@@ -22,12 +26,16 @@ from rlsparse.components.token_sampler.full import Full
 from rlsparse.components.token_sampler.prefix_tree import BranchPoints
 from rlsparse.components.token_sampler.stochastic import Stochastic
 from rlsparse.config.checks import check_writable, problems, refuse
-from rlsparse.config.compose import config_dir, run_config
+from rlsparse.config.compose import as_yaml, check_group_options, config_dir, run_config
+from rlsparse.config.compose import compose as compose_config
+from rlsparse.config.paths import expand_all
 from rlsparse.config.ranges import keys_of
 from rlsparse.config.schema import COMPONENT_GROUPS, Config, ConfigError, WarmStartConfig
+from rlsparse.config.words import read_words
 from rlsparse.execution.preflight import idle_clipping
+from rlsparse.sweep.plan import sweep_jobs
 from rlsparse.warm_start.run import Parts
-from tests.conftest import composed
+from tests.conftest import composed, composed_warm_start
 
 CONF = Path(config_dir())
 OPTIONS = sorted(
@@ -156,12 +164,204 @@ def test_command_line_and_experiment_together_take_the_command_line(with_experim
         ("~advantage", "advantage: has no value; give advantage=..."),
         ("sweep=${experiment}", "sweep=${experiment}: stands for several keys"),
         ("import_path=${seed}", "import_path=0: must be a list such as [mine]"),
+        (
+            "task.prompt=${question}",
+            r"task.prompt: Interpolation key 'question' not found; where the text itself has ${",
+        ),
+        (
+            "tracker.tags=[${nope}]",
+            r"tracker.tags[0]: Interpolation key 'nope' not found; where the text itself has ${",
+        ),
+        ("experiment.name=${a:1}", r"experiment.name: Unsupported interpolation type a; where the text itself has ${"),
+        (
+            "task.prompt='{question}${5'",
+            r"task.prompt='{question}${5': cannot be read (mismatched input '<EOF>' expecting",
+        ),
+        ("task.prompt='{question}${}'", r"'); where the text itself has ${, write \${"),
+        ("tracker.tags=[${seed", "tracker.tags=[${seed: cannot be read (no viable alternative at input '[${')"),
+        (
+            "task.prompt={question}A,{question}B",
+            "cannot be read (no viable alternative at input '{question}'); put a text",
+        ),
+        ("task.name=a~b", "task.name=a~b: cannot be read (token recognition error at: '~'); put a text into quotes"),
     ],
 )
 def test_unknown_name_or_wrong_type_is_refused(override, message):
     with pytest.raises((HydraException, ConfigError)) as error:
         composed(*override.split())
     assert message in f"{error.value} {error.value.__cause__}"
+
+
+AXES_TWICE = [
+    ("seed=0,1", "seed=2,3"),
+    ("seed=0,1", "seed=2"),
+    ("seed=2", "seed=0,1"),
+    ("seed=range(3)", "seed=range(5)"),
+    ("algorithm=grpo,rgra", "algorithm=sgrpo"),
+    ("seed=0,1", "+seed=2"),
+    ("++seed=choice(1,2)", "seed=0,1"),
+    ("train.lr=1e-3,1e-4", "train.lr=1e-5"),
+]
+
+
+@pytest.mark.parametrize("words", AXES_TWICE, ids=" ".join)
+def test_axis_that_is_given_twice_is_refused_with_both_words(words):
+    with pytest.raises(ConfigError) as error:
+        composed("lora_rank=4", *words)
+    key = words[0].partition("=")[0].lstrip("+")
+    assert str(error.value).startswith(
+        f"{words[0]} and {words[1]}: the axis {key} is given 2 times on the command line"
+    )
+
+
+def test_key_without_an_axis_that_is_given_twice_has_its_last_value():
+    assert composed("train.steps=5", "train.steps=10").train.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("grid", "typed", "words"),
+    [
+        ("params: {seed: '0,1', ++seed: '2,3'}", [], "seed=0,1 and ++seed=2,3"),
+        ("grids: [{algorithm: grpo, seed: '0,1'}], params: {seed: 5}", [], "seed=0,1 and seed=5"),
+        ("params: {seed: '0,1'}", ["++seed=5"], "seed=0,1 and ++seed=5"),
+    ],
+)
+def test_axis_that_a_grid_has_twice_is_refused(grid, typed, words, with_sweep):
+    with pytest.raises(ConfigError) as error:
+        with_sweep(grid, *typed)
+    assert str(error.value).startswith(f"{words}: the axis seed is given 2 times in hydra.sweeper")
+
+
+def test_axis_of_the_command_line_takes_the_place_of_that_of_a_grid(with_sweep):
+    assert with_sweep("params: {seed: '0,1'}", "seed=2,3") == [["seed=2"], ["seed=3"]]
+
+
+@pytest.fixture
+def with_sweep(tmp_path):
+    """Return the jobs of an experiment whose sweeper has the given keys."""
+
+    def jobs_of(sweeper, *typed):
+        (tmp_path / "experiment").mkdir()
+        text = f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{{sweeper}}}}}\n"
+        (tmp_path / "experiment" / "mine.yaml").write_text(text)
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", *typed]
+            plain = [word for word in words if "," not in word]
+            config = compose("config", plain, return_hydra_config=True)
+            with open_dict(config):
+                config.hydra.overrides.task = list(typed)
+            return sweep_jobs(config)
+
+    return jobs_of
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder whose name Hydra cannot read without quotes."""
+    folder = tmp_path / "höme, of a user"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["runs_dir=~/x"], ["runs_dir='HOME/x'"]),
+        (["runs_dir=~"], ["runs_dir='HOME'"]),
+        (["out=~/m/${seed}"], ["out='HOME/m/${seed}'"]),
+        (["task.path=~/a,~/b"], ["task.path='HOME/a','HOME/b'"]),
+        (["import_path=[~/a, ~/b]"], ["import_path=['HOME/a', 'HOME/b']"]),
+        (["import_path=[~/a,'~/b']"], ["import_path=['HOME/a','HOME/b']"]),
+        (["hydra.run.dir=~/x"], ["hydra.run.dir='HOME/x'"]),
+        (["hydra.searchpath=[file://~/x]"], ["hydra.searchpath=['file://HOME/x']"]),
+        (["--config-dir=~/x"], ["--config-dir=HOME/x"]),
+        (["--config-dir", "~/x"], ["--config-dir", "HOME/x"]),
+        (["~tracker.tags"], ["~tracker.tags"]),
+        (["reward.note=a ~/b"], ["reward.note='a ~/b'"]),
+        (["reward.note='a, ~/b'"], ["reward.note='a, ~/b'"]),
+        (["task.path=/höme/x"], ["task.path='/höme/x'"]),
+        ([r"task.prompt={question}\nGo, it's"], [r"task.prompt='{question}\nGo, it\'s'"]),
+        ([r'task.prompt="{question}\nA","{question}"'], [r'task.prompt="{question}\nA","{question}"']),
+        (["task.prompt='~/ {question}'"], ["task.prompt='~/ {question}'"]),
+        (["seed=0,1", "algorithm=grpo"], ["seed=0,1", "algorithm=grpo"]),
+    ],
+)
+def test_word_of_a_command_line_is_read_as_a_person_writes_it(words, read, home):
+    assert read_words(words) == [word.replace("HOME", str(home)) for word in read]
+
+
+def test_home_folder_is_expanded_in_every_value_but_the_prompt(home):
+    config = composed(
+        "runs_dir='~/runs'",
+        "model.path=~/model",
+        "model.name=~/name",
+        "task=gsm8k",
+        "task.path=~",
+        "task.hub=~/hub",
+        "task.prompt='~/ {question}'",
+        "import_path=[~/mine]",
+    )
+    assert config.runs_dir == f"{home}/runs"
+    assert (config.model.path, config.model.name) == (f"{home}/model", f"{home}/name")
+    assert (config.task["path"], config.task["hub"], config.task["prompt"]) == (
+        str(home),
+        f"{home}/hub",
+        "~/ {question}",
+    )
+    assert expand_all({"files": ["~/a", {"b": "~"}, "~5", 3]}) == {"files": [f"{home}/a", {"b": str(home)}, "~5", 3]}
+    assert config.import_path == [f"{home}/mine"]
+    assert composed_warm_start("out='~/m'").out == f"{home}/m"
+
+
+def test_home_folder_of_a_yaml_file_reaches_the_folders_that_hydra_makes(home, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    for name, node in (("runs", "runs_dir: ~/runs"), ("run", "hydra: {run: {dir: ~/x}}")):
+        (tmp_path / "mine" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{node}\n")
+    search = f"hydra.searchpath=[file://{tmp_path}/mine]"
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("config", [search, "experiment=runs"], return_hydra_config=True)
+        assert config.hydra.run.dir.startswith(f"{home}/runs/.hydra/")
+        assert config.hydra.sweep.dir.startswith(f"{home}/runs/.hydra/")
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=~/x: Hydra does not know ~ .* write \${oc.env:HOME}"):
+        compose_config(["experiment=run"], [str(tmp_path / "mine")])
+
+
+@pytest.mark.slow
+def test_no_folder_is_named_after_the_home_sign(home, tmp_path):
+    words = ["-m", "train.steps=1", "train.prompts_per_step=1", "train.group_size=2", "eval.max_rows=1", "tracker=none"]
+    command = [sys.executable, "-m", "rlsparse.run", *words, "device=cpu", "task.max_new_tokens=4", "runs_dir=~/runs"]
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent)}
+    subprocess.run([*command, "seed=0", "hydra.sweep.dir=~/hydra"], check=True, cwd=tmp_path, env=environment)
+    assert [path.name for path in tmp_path.rglob("~*")] == []
+    assert sorted(path.name for path in home.iterdir() if not path.name.startswith(".")) == ["hydra", "runs"]
+    assert len(list(home.glob("runs/default/*/summary.json"))) == 1
+
+
+def test_yaml_file_that_cannot_be_read_is_refused_with_file_and_line(tmp_path):
+    (tmp_path / "task").mkdir()
+    for name, text in (("twice", "a: 1\nb: 1\na: 2\n"), ("open", "prompt: '{question} ${5'\n"), ("bad", "a: [1\n")):
+        (tmp_path / "task" / f"{name}.yaml").write_text(text)
+    for name, said in (
+        ("twice", r"twice.yaml, line 3 cannot be read \(found duplicate key a\)"),
+        ("open", r"open.yaml, key prompt: mismatched input .*; where the text itself has \$\{, write"),
+        ("bad", r"bad.yaml, line 2 cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=rf"task={name}: .*{said}"):
+            compose_config([f"task={name}"], [str(tmp_path)])
+
+
+def test_folder_of_config_dir_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="--config-dir=/nowhere: there is no such folder; give one with yaml files"):
+        check_group_options(["--config-dir=/nowhere"])
+
+
+@pytest.mark.parametrize("text", [r"{question} \${5", r"{question} \${question}", r"{question} \boxed{}", "{question}"])
+def test_config_as_yaml_is_read_as_the_same_config(text):
+    config = composed(f"task.prompt='{text}'")
+    assert config.task["prompt"] == text.replace(r"\$", "$")
+    assert OmegaConf.to_container(OmegaConf.create(as_yaml(config)), resolve=True) == asdict(config)
 
 
 MOVED = [

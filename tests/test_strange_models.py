@@ -164,6 +164,8 @@ def cut(file: Path, size: int) -> None:
         (lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}), ["optimum"]),
         (lambda folder: edit(folder / "config.json", quantization_config={"quant_method": "foo"}), ["foo", "not know"]),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), ["full model and an adapter"]),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), ["full model and an adapter"]),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_model.bin"), ["without adapter_config.json"]),
     ],
 )
 def test_damaged_folder_is_refused_before_weights_are_read(folder, tmp_path, change, words):

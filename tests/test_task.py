@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,9 @@ from rlsparse.components.component import build
 from rlsparse.components.reward import Verifier
 from rlsparse.components.reward.answer import ANSWER_FORMATS, plain_number
 from rlsparse.components.task import Task
+from rlsparse.components.task.base import with_line_breaks
 from rlsparse.config.ranges import keys_of
+from rlsparse.config.run_id import files_digest
 from rlsparse.config.schema import ConfigError
 from tests.conftest import composed
 
@@ -84,9 +87,9 @@ def test_local_folder_is_read_in_the_place_of_the_hub(tmp_path):
 
 
 def test_bad_folders_are_refused_with_key_value_and_remedy(tmp_path):
-    with pytest.raises(ConfigError, match=r"task.path=.*: there is no train.jsonl; give a folder"):
+    with pytest.raises(ConfigError, match=r"task.path=.*: there is no train.jsonl; give a folder with train.jsonl"):
         task_of("task=svamp", f"task.path={tmp_path}").load()
-    with pytest.raises(ConfigError, match=r"task.path=.*: test row 1 lacks Answer; .* needs the columns"):
+    with pytest.raises(ConfigError, match=r"task.path=.*: test.jsonl line 1: lacks Answer; .* needs the columns"):
         write(tmp_path, [ROW], [{k: v for k, v in ROW.items() if k != "Answer"}]).load()
     with pytest.raises(ConfigError, match=r"task.path=.*: train has no rows"):
         write(tmp_path, [], [ROW]).load()
@@ -97,7 +100,9 @@ def test_bad_folders_are_refused_with_key_value_and_remedy(tmp_path):
 
 def test_hub_id_is_read_with_load_dataset(tmp_path):
     """load_dataset takes a folder for a hub id, so the real call runs here."""
-    write(tmp_path, [ROW, ROW], [ROW])
+    row = "Q?,( 3.0 + 4.0 ),7\n"
+    for split, lines in (("train", 2 * row), ("test", row)):
+        (tmp_path / f"{split}.csv").write_text(f"question_concat,Equation,Answer\n{lines}")
     rows = task_of("task=svamp", f"task.hub={tmp_path}").load()
     assert (len(rows.train), len(rows.test)) == (2, 1)
     assert rows.train[0].answer == "7"
@@ -106,6 +111,32 @@ def test_hub_id_is_read_with_load_dataset(tmp_path):
 def test_unreachable_hub_gives_one_clear_message():
     with pytest.raises(ConfigError, match=r"task.hub=rlsparse-no/such-set: cannot be loaded: .* task.path=DIR"):
         task_of("task=svamp", "task.hub=rlsparse-no/such-set").load()
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r"a\nb", "a\nb"),
+        ("a\nb", "a\nb"),
+        (r"a\\nb", r"a\nb"),
+        (r"a\n\nb", "a\n\nb"),
+        (r"\boxed{} \frac \\frac \t", r"\boxed{} \frac \\frac \t"),
+        (r"x \\neq y", r"x \neq y"),
+        ("a\\", "a\\"),
+    ],
+)
+def test_backslash_n_of_a_prompt_is_a_line_break_and_other_backslashes_stay(written, text):
+    assert with_line_breaks(written) == text
+
+
+def test_question_is_put_into_a_prompt_unchanged():
+    task = replace(task_of(), prompt=r"Q: {question}\nA: {question}")
+    assert task.prompt_text(r"x\n{question}") == "Q: x\\n{question}\nA: x\\n{question}"
+
+
+def test_both_spellings_of_a_line_break_are_one_identity():
+    typed, real, other = (replace(task_of(), prompt="{question}" + end) for end in (r"\nGo", "\nGo", r"\\nGo"))
+    assert typed.identity(files_digest) == real.identity(files_digest) != other.identity(files_digest)
 
 
 def test_every_answer_format_has_a_reader():

@@ -271,7 +271,7 @@ def test_worker_that_dies_at_its_first_start_only_is_started_again(tmp_path, mon
 
 def test_python_that_is_gone_is_reported_as_the_system_says(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with Verifier("hash", LIMIT) as verifier, pytest.raises(VerifierError, match="does not start .*No such file"):
+    with Verifier("hash", LIMIT) as verifier, pytest.raises(VerifierError, match=r"does not start .*No such file"):
         verifier.score("#### x", "y")
 
 

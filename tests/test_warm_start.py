@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 
 from rlsparse.batch import Problem
-from rlsparse.model.source import ModelSource
 from rlsparse.config.schema import ConfigError, NoiseConfig
 from rlsparse.model.loading import load_policy
+from rlsparse.model.source import ModelSource
 from rlsparse.results.collect import collect
 from rlsparse.run import run
 from rlsparse.tracking.metrics import is_documented

@@ -10,6 +10,7 @@ from typing import Any
 from rlsparse.config.ranges import MOST_ROWS, keys_of, value_problems
 from rlsparse.config.schema import Config, ConfigError, ScratchConfig, WarmStartConfig
 
+PROBE = 2**16  # bytes; a disk with less space than that is full
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -45,8 +46,10 @@ def check_writable(key: str, path: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{key}={path}: cannot be written ({error.strerror}); give a folder that you may write"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,11 +15,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
+from rlsparse.config.paths import expand_all, expand_home
 from rlsparse.config.ranges import shown
 from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, WarmStartConfig
+from rlsparse.config.sources import register_source
+from rlsparse.config.words import ESCAPE, read_words, refuse_repeated_axes, refuse_unreadable
 
+# for the folders that Hydra itself makes, also in the worker of a launcher, which imports this module
+OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+UNKNOWN = (InterpolationKeyError, UnsupportedInterpolationType, GrammarParseError)  # perhaps no interpolation is meant
 # keys that had another name in an earlier version -> the key or group that took its place
 RENAMED = {"task.reward": "reward", "token_sampler.replay": "replay", "objective.aggregation": "objective"}
 
@@ -30,6 +41,7 @@ def register_schemas() -> None:
     They are in a group of their own: in the folder of a config group they would be offered as options of it, and one
     folder each would double the time of ``--help``, for which Hydra copies the whole store at every group.
     """
+    register_source()
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Config)
     store.store(name="warm_start_schema", node=WarmStartConfig)
@@ -99,7 +111,7 @@ def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
         return set()
     files = [file for folder in (config_dir(), *folders) for file in Path(folder, group).rglob("*.yaml")]
     try:
-        nodes = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+        nodes = [yaml.safe_load(file.read_text(encoding="utf-8-sig")) for file in files]
     except (OSError, ValueError, yaml.YAMLError):  # Hydra will say so
         return set()
     return {key for node in nodes if isinstance(node, dict) for key in node} - {"defaults", "_target_"}
@@ -108,17 +120,21 @@ def _keys_of_group(group: str, folders: Sequence[str]) -> set[str]:
 def check_group_options(arguments: Sequence[str]) -> None:
     """Refuse words of a command line that Hydra answers with a traceback, or with a remedy that does not work.
 
-    These are a value in the place of an option (``layer_skip=0.25``), a value without a key, a sweep without points,
-    and keys that do not exist: see ``check_keys``.
+    These are a value in the place of an option (``layer_skip=0.25``), a value without a key, a sweep without points, an
+    axis that is given twice, words and files that cannot be read, and keys that do not exist: see ``check_keys``.
 
     Args:
-        arguments: of the command line.
+        arguments: of the command line, as ``read_words`` returns them.
 
     Raises:
         ConfigError: the word, and what would be right.
     """
     folders = added_config_dirs(arguments)
-    check_keys((word for word in arguments if "=" in word and not word.startswith("-")), folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir={folder}: there is no such folder; give one with yaml files")
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    check_keys(words, folders)
     for group, equals, value in (argument.partition("=") for argument in arguments):
         if equals and group in ("", "hydra"):
             raise ConfigError(f"{group}={value}: names no key; write KEY=VALUE, such as train.steps=20")
@@ -134,10 +150,31 @@ def check_group_options(arguments: Sequence[str]) -> None:
                 f"{group}={value}: {group} is a config group; choose one of {', '.join(sorted(options))}, and give "
                 f"values to its keys as {group}.KEY={value}"
             )
+    refuse_unreadable(words)
+    refuse_repeated_axes(words, "on the command line")
+    _refuse_unreadable_files(words, folders)
+
+
+def _refuse_unreadable_files(words: Iterable[str], folders: Sequence[str]) -> None:
+    """Refuse yaml files of a user that are chosen and cannot be read: Hydra would print a traceback."""
+    for word in words:
+        group, _, names = word.lstrip("+").partition("=")
+        for file in (Path(folder, group, f"{name}.yaml") for folder in folders for name in names.split(",")):
+            try:
+                if file.is_file():
+                    OmegaConf.create(file.read_text(encoding="utf-8-sig"))
+            except GrammarParseError as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"{group}={names}: {file}, key {error.full_key}: {reason}; {ESCAPE}") from error
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                mark = getattr(error, "problem_mark", None)
+                line = "" if mark is None else f", line {mark.line + 1}"
+                reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+                raise ConfigError(f"{group}={names}: {file}{line} cannot be read ({reason}); mend it") from error
 
 
 def _unusable_sweep(argument: str) -> str | None:
-    """Return why an axis of a sweep (``seed=range(0)``) has no points; None for all else, which Hydra reports."""
+    """Return why an axis of a sweep (``seed=range(0)``) has no points; None for all else."""
     try:
         override = OverridesParser.create().parse_override(argument)
         if not override.is_discrete_sweep():
@@ -170,9 +207,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> C
         ConfigError: see ``run_config``; Hydra's own errors for what it refuses.
     """
     folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"config_dirs={folder}: there is no such folder; give one with yaml files")
+    overrides = read_words(overrides)
     check_group_options([*(f"--config-dir={folder}" for folder in folders), *overrides])
     register_schemas()
     quoted = ["'file://{}'".format(str(folder).replace("'", "\\'")) for folder in folders]
@@ -186,13 +221,14 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> C
 def run_config(config: DictConfig) -> Any:
     """Return a composed config as its dataclass (``Config`` or ``WarmStartConfig``), Hydra's own node left out.
 
-    Folders with yaml files of a user's own (``--config-dir``) join ``import_path``, so that their modules are found
-    wherever the config goes.
+    ``~`` at the start of a value is the home folder. Folders with yaml files of a user's own (``--config-dir``) join
+    ``import_path``, so that their modules are found wherever the config goes.
 
     Raises:
         ConfigError: a key without a value, an interpolation that leads nowhere, or a key (``+key=…``) that is in no
             schema.
     """
+    _refuse_home_folder(config)
     ours = config.copy()
     with open_dict(ours):
         ours.pop("hydra", None)
@@ -202,7 +238,8 @@ def run_config(config: DictConfig) -> Any:
             raise ConfigError("\n".join(f"{key}: has no value; give {key}=..." for key in _leaves(missing, ours)))
         plain: Any = OmegaConf.to_object(ours)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        hint = f"; {ESCAPE}" if isinstance(error, UNKNOWN) else ""
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}{hint}") from error
     container: Any = OmegaConf.to_container(ours)
     for old in RENAMED:
         group, _, key = old.partition(".")
@@ -212,9 +249,31 @@ def run_config(config: DictConfig) -> Any:
     _refuse_unknown_keys(plain, container, "")
     if not isinstance(plain.import_path, list):  # an interpolation brings values of other types past the schema
         raise ConfigError(f"import_path={plain.import_path}: must be a list such as [mine]")
-    own = [str(Path(folder).expanduser().absolute()) for folder in plain.import_path]
+    expand_all(plain)
+    own = [str(Path(folder).absolute()) for folder in plain.import_path]
     plain.import_path = list(dict.fromkeys([*own, *added_folders(config)]))
     return plain
+
+
+def as_yaml(config: Config | WarmStartConfig) -> str:
+    """Return a config as yaml that OmegaConf reads as the same config: ``${`` in a text is no interpolation."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(asdict(config))))
+
+
+def _escaped(node: Any) -> Any:
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda found: f"{2 * found[1]}\\${{", node)
+    if isinstance(node, dict):
+        return {key: _escaped(one) for key, one in node.items()}
+    return [_escaped(one) for one in node] if isinstance(node, list) else node
+
+
+def _refuse_home_folder(config: DictConfig) -> None:
+    """Refuse ``~`` from a yaml file in a folder that Hydra makes: Hydra would make a folder of that name."""
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        value = OmegaConf.select(config, key, throw_on_resolution_failure=False, throw_on_missing=False)
+        if isinstance(value, str) and expand_home(value) != value:
+            raise ConfigError(f"{key}={value}: Hydra does not know ~ as the home folder; write ${{oc.env:HOME}} for it")
 
 
 def _values_under(key: str, node: Any) -> list[tuple[str, Any]]:

@@ -72,7 +72,7 @@ class TrackerConfig:
 
 @dataclass
 class WandbConfig(TrackerConfig):
-    project: str
+    project: str | None
     entity: str | None
     mode: Annotated[str, OneOf("auto", "online", "offline")]
     tags: list[str]

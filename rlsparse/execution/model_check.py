@@ -6,7 +6,6 @@ The arguments are those of ``python -m rlsparse.run``. The model is loaded, ever
 answer is judged. The exit code is 1 where a run would be refused.
 """
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from rlsparse.model.source import ModelSource, model_source
 from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
+from rlsparse.storage.streams import command, prepare_streams
 
 SHOWN = 5  # rows, words or texts in a line
 OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
@@ -293,13 +293,14 @@ def _some(found: Sequence[str]) -> str:
     return "; ".join(found[:SHOWN]) + (f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
 
+@command()
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    logging.getLogger("rlsparse").setLevel(logging.INFO)
+    prepare_streams()
     log_to_terminal()
     quieten()
     folders = added_config_dirs(arguments)

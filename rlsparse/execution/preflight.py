@@ -8,16 +8,17 @@ from importlib.util import find_spec
 from typing import Any
 
 from rlsparse.algorithm import Algorithm
-from rlsparse.components.component import one_line, origin
-from rlsparse.components.task import Rows, Task
+from rlsparse.components.task import Rows, load_task
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
-from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConfig
+from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConfig, WandbConfig
 from rlsparse.model.loading import outline
 from rlsparse.model.policy import Policy
 from rlsparse.model.source import model_source
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.runtime.devices import device_kind, resolve_device
+from rlsparse.tracking.wandb_environment import mode_problem
+from rlsparse.tracking.wandb_names import project_problem
 from rlsparse.training.data import check_prompt
 
 
@@ -96,8 +97,9 @@ class _Check:
             _check_model(config, algorithm, self._outline(config.model))
         if self._once(algorithm.task):
             self._rows[repr(algorithm.task)] = load_task(algorithm.task)
-        if self._once((config.model, algorithm.task)):
-            check_prompt(self._outline(config.model), algorithm.task, self._rows[repr(algorithm.task)])
+        rows = self._rows.get(repr(algorithm.task))  # None: they cannot be loaded, as an earlier point has reported
+        if rows is not None and self._once((config.model, algorithm.task)):
+            check_prompt(self._outline(config.model), algorithm.task, rows)
         self.identities.append(identity_of(config, algorithm, device, self._digest))
         self.done.append((config, algorithm))
 
@@ -112,26 +114,6 @@ class _Check:
         new = repr(what) not in self._seen
         self._seen.add(repr(what))
         return new
-
-
-def load_task(task: Task) -> Rows:
-    """Return the rows of a task.
-
-    Raises:
-        ConfigError: they cannot be loaded, a split is empty, or a question or an answer is no text.
-    """
-    with one_line(f"task={task.label}"):
-        rows = task.load()
-    for split, found in (("train", rows.train), ("test", rows.test)):
-        if not found:
-            raise ConfigError(f"task={task.label}: {split} has no rows; give at least one")
-        for number, problem in enumerate(found, start=1):
-            if not isinstance(problem.question, str) or not isinstance(problem.answer, str):
-                raise ConfigError(
-                    f"task={task.label} ({origin(task)}): {split} row {number} has the question {problem.question!r} "
-                    f"and the answer {problem.answer!r}; both must be text"
-                )
-    return rows
 
 
 def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any = files_digest) -> Identity:
@@ -217,3 +199,5 @@ def _check_tracker(config: TrackerConfig) -> None:
         return
     if find_spec("wandb") is None:
         raise ConfigError("tracker=wandb: wandb is not installed; pip install wandb, or tracker=none")
+    if isinstance(config, WandbConfig) and (problem := project_problem(config.project) or mode_problem(config.mode)):
+        raise ConfigError(problem)

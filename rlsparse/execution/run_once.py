@@ -6,12 +6,11 @@ import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
+from rlsparse.config.compose import as_yaml
 from rlsparse.config.schema import Config, ConfigError
 from rlsparse.runtime.distributed import ALONE, RankLost, World
 from rlsparse.runtime.logs import log_to_terminal
@@ -230,7 +229,7 @@ class _Attempt:
             about |= {"versions": begun["versions"], "git": begun["git"], **({"changed": changed} if changed else {})}
             for file in (self.folder.summary, self.folder.error):  # of the attempt that failed
                 file.unlink(missing_ok=True)
-        write_whole(self.folder.config, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+        write_whole(self.folder.config, as_yaml(self.config))
         write_whole(self.folder.provenance, json.dumps(about, indent=1))
         self.summary |= about
         return saved
@@ -322,7 +321,6 @@ class _Attempt:
                 algorithm.rollout.max_new_tokens,
                 training_run.policy.context,
             )
-
 
     def _note_endings(self, policy: "Policy") -> None:
         from rlsparse.model.endings import NO_END, ending_texts

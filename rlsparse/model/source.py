@@ -135,17 +135,20 @@ def _folder_source(key: str, folder: Path, chain: int = 0) -> ModelSource:
     if not folder.is_dir():
         raise ConfigError(f"{key}: there is no such folder; give a Hugging Face model folder")
     folder = folder.absolute()
-    has_model, has_adapter = (folder / CONFIG).exists(), (folder / ADAPTER_CONFIG).exists()
-    if has_model and has_adapter:
+    has_model = (folder / CONFIG).exists()
+    of_adapter = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin") if (folder / name).exists()]
+    if has_model and of_adapter:
         raise ConfigError(
-            f"{key}: holds a full model and an adapter ({ADAPTER_CONFIG}); move {ADAPTER_CONFIG} and the adapter_model "
-            "file into a folder of their own, and give the one of the two folders that you mean"
+            f"{key}: holds a full model and an adapter ({', '.join(of_adapter)}); move the files of the adapter into a "
+            "folder of their own, and give the one of the two folders that you mean"
         )
-    if has_adapter:
+    if ADAPTER_CONFIG in of_adapter:
         source = _adapter_source(key, folder, chain)
     elif has_model:
         source = ModelSource(key, str(folder), None, folder)
         _check_full_model(source, folder)
+    elif of_adapter:
+        raise ConfigError(f"{key}: {of_adapter[0]} without {ADAPTER_CONFIG}; copy the folder of the adapter again")
     else:
         raise ConfigError(f"{key}: no {CONFIG} in it; {_hint(folder)}")
     for file in source.files():

@@ -26,6 +26,7 @@ from rlsparse.results.ranks import collect_ranks
 from rlsparse.results.study import (
     RESULTS,
     OverwriteError,
+    ResultsError,
     check_overwrite,
     read_study,
     write_figures,
@@ -34,24 +35,33 @@ from rlsparse.results.study import (
     write_verdicts,
 )
 from rlsparse.storage.atomic import read_yaml
-from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.run_folder import RunFolder, path_argument
+from rlsparse.storage.streams import command
 
 
+@command()
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m rlsparse.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of your runs; default: runs)"
+        "--runs",
+        type=path_argument,
+        default=Path("runs"),
+        help="folder of experiments (runs_dir of your runs; default: runs)",
     )
     parser.add_argument("--experiment", help="name of one experiment (default: all)")
-    parser.add_argument("--studies", type=Path, help="folder of committed studies whose tables are written again")
     parser.add_argument(
-        "--out", type=Path, help="folder for the results and tables of the experiment; needs --experiment"
+        "--studies", type=path_argument, help="folder of committed studies whose tables are written again"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, help="folder for the results and tables of the experiment; needs --experiment"
     )
     parser.add_argument("--figures", action="store_true", help="also draw the figures (SVG and PNG)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write one HTML page with all results to FILE")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="FILE", help="write one HTML page with all results to FILE"
+    )
     parser.add_argument("--show", action="store_true", help="print the tables")
     options = parser.parse_args()
     if options.out and not options.experiment:
@@ -61,7 +71,7 @@ def main() -> None:
         sys.exit(f"error: {problem}")
     try:
         _write_all(options)
-    except (ClaimError, OverwriteError) as error:
+    except (ClaimError, OverwriteError, ResultsError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from rlsparse.results.collect import MEASURED
+from rlsparse.storage.atomic import UTF8
 
 FILE = "claims.yaml"
 
@@ -58,7 +59,9 @@ def read_claims(file: Path) -> Claims:
         ClaimError: the file is not YAML, or a key is missing, unknown or of the wrong type.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding=UTF8))
+    except UnicodeDecodeError as error:
+        raise ClaimError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ClaimError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("claims"), list):

@@ -19,9 +19,11 @@ from rlsparse.results.ranks import Ranks, rank_table
 from rlsparse.results.statistics import PermutationTest
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
+from rlsparse.storage.atomic import UTF8
 
 RESULTS, TRIALS, CURVES, NOT_COUNTED = "results.csv", "trials.csv", "curves.csv", "not_counted.txt"
 RANKS_FINAL, RANKS_HISTORY, CONFIG = "ranks_final.csv", "ranks_history.csv", "run_config.yaml"
+NEEDED = ("id", "method", "status")  # columns of results.csv without which nothing can be computed
 OMITTED = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
 TABLES = ("table", "claims", "effects", "costs", "tuning", "ranks")
 FIGURES = ("curves", "costs", "effects", "speed", "ranks")
@@ -63,6 +65,10 @@ class Study:
     def outcomes(self) -> list[ClaimOutcome]:
         """Return the outcome of each claim."""
         return [judge(claim, self.runs) for claim in self.claims.claims] if self.claims is not None else []
+
+
+class ResultsError(ValueError):
+    """A file of results cannot be read. The message names the file and the remedy."""
 
 
 class OverwriteError(ValueError):
@@ -125,21 +131,28 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
 
     Raises:
         ClaimError: the claims file has an error.
+        ResultsError: a file of results cannot be read.
     """
     trials, curves = (_frame(folder / file) for file in (TRIALS, CURVES))
     notes = folder / NOT_COUNTED
-    not_counted = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    not_counted = notes.read_text(encoding=UTF8).splitlines() if notes.is_file() else []
     ranks = None
     if (folder / RANKS_FINAL).is_file():
-        ranks = Ranks(pd.read_csv(folder / RANKS_FINAL), pd.read_csv(folder / RANKS_HISTORY), [])
+        ranks = Ranks(_frame(folder / RANKS_FINAL), _frame(folder / RANKS_HISTORY), [])
     file = (claims or folder) / CLAIMS
     published = read_claims(file) if file.is_file() else None
-    config = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
-    return Study(folder.name, pd.read_csv(folder / RESULTS), trials, curves, not_counted, ranks, published, config)
+    config = (folder / CONFIG).read_text(encoding=UTF8) if (folder / CONFIG).is_file() else ""
+    runs = _frame(folder / RESULTS)
+    if missing := [name for name in NEEDED if name not in runs]:
+        raise ResultsError(f"{folder / RESULTS}: has no column {missing[0]}; its columns must be separated by commas")
+    return Study(folder.name, runs, trials, curves, not_counted, ranks, published, config)
 
 
 def _frame(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    try:
+        return pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    except ValueError as error:  # those of pandas, and bytes that are no UTF-8
+        raise ResultsError(f"{file}: cannot be read ({' '.join(str(error).split())}); save it as CSV, UTF-8") from error
 
 
 def tables(study: Study) -> dict[str, Table]:

@@ -115,8 +115,10 @@ ALONE = World()
 
 def join_world() -> World:
     """Return the ranks that torchrun has started together with this process; without torchrun, a single rank."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # other programs set WORLD_SIZE, too
+        return ALONE
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if "TORCHELASTIC_RUN_ID" not in os.environ or size == 1:
+    if size == 1:
         return ALONE
     import torch.distributed as dist
 

@@ -1,5 +1,6 @@
 """Atomic writes of small files, which survive a power failure, and reading of files that may be damaged."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import yaml
 
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, if PyYAML was built with it
+CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems cannot flush a folder
+UTF8 = "utf-8-sig"  # with or without the byte order mark that some editors and spreadsheets write first
 SHALLOW = 2**13  # characters; deeper nesting than fits in them would crash the process in the fast loader
 
 
@@ -23,7 +26,7 @@ def write_whole(path: Path, text: str) -> None:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
         temporary.replace(path)
         sync(path.parent)
     except OSError:
@@ -35,15 +38,28 @@ def sync(path: Path) -> None:
     """Flush a file, or the list of files of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Flush an open file to disk, if its file system can do this.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None if the file does not exist or cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding=UTF8))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -52,7 +68,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """Return the YAML mapping in a file; None if the file does not exist or cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=UTF8)
         loader = FAST if len(text) <= SHALLOW else yaml.SafeLoader  # both create plain values only
         value = loader(text).get_single_data()
     except Exception:  # PyYAML also raises errors of other classes than its own

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from rlsparse.storage.atomic import sync_descriptor
 
 Row = dict[str, Any]
 
@@ -50,7 +51,7 @@ class JsonLines:
 
     def flush(self) -> None:
         """Flush the file to disk."""
-        os.fsync(self._file.fileno())
+        sync_descriptor(self._file.fileno())
 
     def fingerprint(self) -> dict[str, Any]:
         """Flush the file to disk and return length and hash of its content so far, for ``begins_with``."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlsparse.config.paths import expand_home
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -94,3 +96,8 @@ def begun_runs(runs_dir: Path, experiment: str | None = None) -> list[RunFolder]
     """
     every_run = RunFolder(Path(experiment or "*", "*"))
     return [RunFolder(file.parent) for file in sorted(runs_dir.glob(str(every_run.metrics)))]
+
+
+def path_argument(text: str) -> Path:
+    """Return a path of a command line; ``~`` is the home folder, also where the shell does not expand it."""
+    return Path(expand_home(text))

@@ -1,6 +1,7 @@
 """Hydra callbacks that check the input before anything starts: an error ends the program with one message."""
 
 import logging
+import os
 import sys
 import traceback
 from collections import Counter
@@ -34,11 +35,11 @@ class SweepCallback(Callback):
             ours = run_config(config)
             with remove_new_folders([ours] if dry_run else []):
                 checked = preflight([ours])
-        log_warnings(checked.warnings)
-        (identity,) = checked.identities
-        if dry_run:
-            print(describe([PlannedRun(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
-            sys.exit(0)
+            log_warnings(checked.warnings)
+            (identity,) = checked.identities
+            if dry_run:
+                print(describe([PlannedRun(" ".join(config.hydra.overrides.task) or identity.id, ours, identity)]))
+                sys.exit(0)
 
 
 class WarmStartCallback(Callback):
@@ -65,14 +66,16 @@ class WarmStartCallback(Callback):
 def exit_on_error() -> Iterator[None]:
     """End the program if the context raises an error: Hydra would turn it into a warning and continue.
 
-    Bad input gives one line, any other error its traceback.
+    Bad input and files that cannot be read or written give one line, any other error its traceback.
     """
     try:
         yield
     except HydraException as error:  # ConfigError, and the errors of Hydra from composing a point
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         sys.exit(f"error: {error}{cause if not isinstance(error, ConfigError) else ''}")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.exit(f"error: {os.fsdecode(error.filename)}: cannot be read or written ({error.strerror})")
         traceback.print_exc()
         sys.exit(1)
 

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.compose import added_folders, check_keys, run_config
+from rlsparse.config.words import read_words, refuse_repeated_axes
 from rlsparse.storage.atomic import read_object, write_whole
 from rlsparse.sweep.tuning import Tuning, build_tuning, key_of
 
@@ -74,14 +75,19 @@ def sweep_jobs(config: DictConfig) -> list[list[str]]:
         config: the composed config of the sweep with its ``hydra`` node.
 
     Raises:
-        ConfigError: an axis has a key that does not exist.
+        ConfigError: an axis has a key that does not exist, or is given twice.
     """
     sweeper = config.hydra.sweeper
     grids = _to_container(sweeper.get("grids")) or [{}]
     params = _to_container(sweeper.get("params")) or {}
     keys = [key for axes in (*grids, params, _to_container(sweeper.get("tune")) or {}) for key in axes]
     check_keys(keys, added_folders(config))
-    narrowed = _narrow_grids(grids, _command_line(config))
+    typed = _command_line(config)
+    for grid in grids:
+        axes = read_words([f"{key}={value}" for part in (grid, params) for key, value in part.items()])
+        # a word without a prefix takes the place of an axis; one with ++ would be a second one
+        refuse_repeated_axes([*axes, *(word for word in typed if word.startswith("+"))], "in hydra.sweeper")
+    narrowed = _narrow_grids(grids, typed)
     every = [job for grid, typed in narrowed for job in _jobs({**grid, **params}, typed)]
     once = [list(job) for job in dict.fromkeys(map(tuple, every))]
     seeds = list(dict.fromkeys(map(_seed, once)))
@@ -145,7 +151,7 @@ def _jobs(axes: Mapping[str, Any], typed: list[str]) -> list[list[str]]:
     """Return the arguments of each job of a grid: axes by key, and overrides of the command line."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has no public name for it
 
-    arguments = [f"{key}={value}" for key, value in axes.items()] + typed
+    arguments = read_words([*(f"{key}={value}" for key, value in axes.items()), *typed])
     loader = GlobalHydra.instance().config_loader()
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]

@@ -12,7 +12,8 @@ from pathlib import Path
 from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.jsonl import read_last_rows
 from rlsparse.storage.locks import holder
-from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.run_folder import RunFolder, path_argument
+from rlsparse.storage.streams import command
 from rlsparse.storage.summary import read_summary
 from rlsparse.sweep.plan import read_plan
 
@@ -100,11 +101,15 @@ def format_states(states: list[RunState]) -> str:
     )
 
 
+@command()
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlsparse.status", description=__doc__)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of experiments (runs_dir of your runs; default: runs)"
+        "--runs",
+        type=path_argument,
+        default=Path("runs"),
+        help="folder of experiments (runs_dir of your runs; default: runs)",
     )
     parser.add_argument("--experiment", help="name of one experiment (default: all)")
     options = parser.parse_args()

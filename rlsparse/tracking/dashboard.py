@@ -11,8 +11,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from rlsparse.config.schema import Config
+from rlsparse.storage.streams import command
 from rlsparse.tracking.metrics import METRICS, SAMPLE_TABLE, STEP, is_documented
 from rlsparse.tracking.sync import wandb_defaults
+from rlsparse.tracking.wandb_environment import prepare_environment
+from rlsparse.tracking.wandb_names import DEFAULT_PROJECT, group_name, project_name, project_problem
 
 # section -> metrics, one panel each; a name that ends in / or _ is a family, whose members share a panel
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -102,7 +105,7 @@ def workspace(project: str, entity: str = "", experiment: str | None = None, by:
     import wandb_workspaces.workspaces as ws
 
     groups = [ws.Config(key) for key in by]
-    filters = [] if experiment is None else [ws.Metric("Group") == experiment]
+    filters = [] if experiment is None else [ws.Metric("Group") == group_name(experiment)]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -217,26 +220,30 @@ def save(made: Any) -> str:
     return address
 
 
+@command()
 def main() -> None:
     """Run the command line."""
-    defaults = wandb_defaults()
     parser = argparse.ArgumentParser(prog="python -m rlsparse.dashboard", description=__doc__)
-    parser.add_argument("--entity", default=defaults["entity"] or "", help="W&B user or team; by default your own")
-    parser.add_argument("--project", default=defaults["project"], help="W&B project (%(default)s)")
+    parser.add_argument("--entity", help="W&B user or team; by default WANDB_ENTITY, else your own")
+    parser.add_argument("--project", help=f"W&B project; by default WANDB_PROJECT, else {DEFAULT_PROJECT}")
     parser.add_argument("--experiment", help="show only the runs of this experiment")
     parser.add_argument("--by", default="algorithm", help="config keys; one line for each value (%(default)s)")
     parser.add_argument("--save", action="store_true", help="save the workspace to W&B; without it, nothing is sent")
     options = parser.parse_args()
-    os.environ.setdefault("WANDB_SILENT", "true")
+    prepare_environment()
     keys = options.by.split(",")
-    if problem := _problem(options.experiment, keys):
+    defaults = wandb_defaults()
+    given = options.project if options.project is not None else defaults["project"]
+    if problem := _problem(options.experiment, keys) or project_problem(given, "--project"):
         sys.exit(f"error: {problem}")
-    made = workspace(options.project, options.entity, options.experiment, keys)
+    project = project_name(given)
+    entity = options.entity or defaults["entity"] or os.environ.get("WANDB_ENTITY") or ""
+    made = workspace(project, entity, options.experiment, keys)
     spec = specification(made)
     if unknown := undocumented(spec):
         names = ", ".join(unknown)
         sys.exit(f"error: panels show metrics that no run logs (see python -m rlsparse.tracking.metrics): {names}")
-    print(f"{made.name}: project {options.project}, entity {options.entity or '(default)'}\n{overview(spec)}\n")
+    print(f"{made.name}: project {project}, entity {entity or '(default)'}\n{overview(spec)}\n")
     if not options.save:
         print("checked: every metric is one that runs log; --save saves the workspace to W&B")
         return

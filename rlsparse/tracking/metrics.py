@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlsparse.storage.streams import prepare_streams
+
 STEP = "step"  # key of each row: number of completed training steps, the x axis of every curve
 SAMPLE_TABLE = "samples"  # table of completions on W&B, written once at the end of a run
 
@@ -144,4 +146,5 @@ def plain() -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     print("\n".join(markdown() if "--markdown" in sys.argv[1:] else plain()))

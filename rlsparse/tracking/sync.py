@@ -18,9 +18,12 @@ from filelock import FileLock
 from rlsparse.config.compose import config_dir
 from rlsparse.storage.jsonl import read_rows, rows_of
 from rlsparse.storage.locks import holder, refuse_links
-from rlsparse.storage.run_folder import RunFolder, begun_runs
+from rlsparse.storage.run_folder import RunFolder, begun_runs, path_argument
+from rlsparse.storage.streams import command
 from rlsparse.storage.summary import read_summary
 from rlsparse.tracking.viewer import LATER
+from rlsparse.tracking.wandb_environment import is_disabled, prepare_environment, root_folder, wandb_folder
+from rlsparse.tracking.wandb_names import project_problem, wandb_id
 
 if TYPE_CHECKING:
     from rlsparse.tracking.wandb_view import WandbView
@@ -44,18 +47,37 @@ def publish(
     Raises:
         Exception: any error of W&B, or the files of the run cannot be read.
     """
-    from rlsparse.tracking.wandb_view import WandbView
-
     refuse_links(folder)
-    config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))  # does not resolve ${oc.env:SECRET}
-    RunFolder(folder).wandb.mkdir(exist_ok=True)
-    with FileLock(RunFolder(folder).wandb_lock):  # an earlier process may not have finished
-        view = WandbView(folder, config, {**wandb_defaults(), **config["tracker"], **(settings or {})}, pid)
+    config = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8-sig"))  # ${oc.env:SECRET} stays text
+    chosen = {**wandb_defaults(), **config["tracker"], **(settings or {})}
+    if chosen["mode"] == "auto" and is_disabled():
+        return
+    from rlsparse.tracking.wandb_view import WandbView, usual_mode
+
+    if chosen["mode"] == "auto":
+        chosen["mode"] = usual_mode()
+    if chosen["mode"] == "disabled":
+        return
+    with _lock(folder, config["experiment"]["name"]):  # an earlier process may not have finished
+        view = WandbView(folder, config, chosen, pid)
         if view.url:
             print(f"W&B: {view.url}", file=sys.stderr, flush=True)
         number = _show_rows(view, RunFolder(folder).metrics, over)
         samples = read_rows(RunFolder(folder).samples)
         view.finish(number, samples, read_summary(folder))
+
+
+def _lock(folder: Path, experiment: str) -> FileLock:
+    """Return the lock that the process which shows a run holds, beside the files of W&B."""
+    root = root_folder(folder)
+    file = RunFolder(folder).wandb_lock
+    if root != folder:  # the folder of the run may be read-only
+        file = wandb_folder(root) / f".{wandb_id(experiment, folder.name)}.lock"
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{file.parent} cannot be written: {error.strerror}; WANDB_DIR names another folder") from error
+    return FileLock(file)
 
 
 def wandb_defaults() -> dict[str, Any]:
@@ -122,17 +144,30 @@ def _try(folder: Path, over: Callable[[], bool], **how: Any) -> bool:
     return True
 
 
+def _is_off() -> bool:
+    """Return whether W&B is turned off on this machine."""
+    try:
+        from rlsparse.tracking.wandb_view import usual_mode
+
+        return usual_mode() == "disabled"
+    except Exception:  # each run will report it
+        return False
+
+
+@command()
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m rlsparse.sync", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of experiments, the key runs_dir")
+    parser.add_argument(
+        "--runs", type=path_argument, default=Path("runs"), help="folder of experiments, the key runs_dir"
+    )
     parser.add_argument("--experiment", help="show only the runs of this experiment")
     parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto", help="see tracker.mode")
     parser.add_argument("--project", help="W&B project; by default that of each run")
     parser.add_argument("--entity", help="W&B user or team; by default that of each run")
     parser.add_argument("--follow", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ.setdefault("WANDB_SILENT", "true")
+    prepare_environment()
     if options.follow:
         follow()
         return
@@ -142,6 +177,10 @@ def main() -> None:
     settings = {key: value for key, value in given.items() if value is not None}
     if options.experiment and not (options.runs / options.experiment).is_dir():
         sys.exit(f"error: --experiment {options.experiment}: there is no {options.runs / options.experiment}")
+    if options.project is not None and (problem := project_problem(options.project, "--project")):
+        sys.exit(f"error: {problem}")
+    if options.mode == "auto" and _is_off():
+        sys.exit("error: W&B is turned off (WANDB_MODE, WANDB_DISABLED, wandb disabled); give --mode online or offline")
     folders = [run.path for run in begun_runs(options.runs, options.experiment)]
     shown = 0
     for folder in folders:
@@ -149,7 +188,8 @@ def main() -> None:
             print(f"{folder.name}: still running, skipped", file=sys.stderr)
         elif _try(folder, lambda: True, settings=settings):
             shown += 1
-    print(f"{shown} of {len(folders)} runs shown; without an API key they are stored offline in their folders")
+    place = root_folder(Path("their folders"))
+    print(f"{shown} of {len(folders)} runs shown; without an API key they are stored offline in {place}")
     if shown < len(folders):
         sys.exit(1)
 

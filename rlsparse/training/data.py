@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from rlsparse.batch import Problem, Prompt
 from rlsparse.components.task import Rows, Task
@@ -52,7 +53,9 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
 
 
 def check_prompt(policy: Policy, task: Task, rows: Rows) -> None:
-    """Check, before weights are loaded, that the tokenizer and its chat template make a prompt of the first row.
+    """Check, before weights are loaded, that the tokenizer and its chat template make prompts.
+
+    The first row is tried, and the first one that is a conversation.
 
     Args:
         policy: of the model, with weights or without.
@@ -60,4 +63,6 @@ def check_prompt(policy: Policy, task: Task, rows: Rows) -> None:
     Raises:
         ConfigError: see ``encode_prompt``.
     """
-    encode_prompt(policy, rows.train[0], task.prompt_text(rows.train[0].question))
+    conversations = (one for one in [*rows.train, *rows.test] if one.context)
+    for problem in (rows.train[0], *islice(conversations, 1)):
+        encode_prompt(policy, problem, task.prompt_text(problem.question))

@@ -8,22 +8,24 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlsparse.config.checks import check_writable, problems
-from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.compose import as_yaml, check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
 from rlsparse.config.schema import ConfigError, ScratchConfig, WarmStartConfig
+from rlsparse.config.words import read_words
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
 from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.streams import prepare_streams
 from rlsparse.storage.summary import Summary, about_adapter, moved_ranks, provenance, read_summary, write_summary
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     if earlier is not None and earlier.get("config_hash") == checked.identity.config_hash:
         log.info("%s: finished before, skipped", folder.path)
         return earlier
-    written = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    written = as_yaml(config)
     if (folder.path / "config.json").exists() and not _was_cut_off(folder, written):
         raise ConfigError(f"out={config.out}: holds a model already; give a new folder")
     check_writable("out", config.out)
@@ -158,12 +160,15 @@ class _Training:
         from rlsparse.components.reward import Verifier
         from rlsparse.storage.jsonl import JsonLines
         from rlsparse.training.data import encode_task
+        from rlsparse.warm_start.noise import check_noise
         from rlsparse.warm_start.supervised import Example
 
         config, task = self.config, self.checked.parts.task
         held_out_rows = max(config.eval.max_rows, config.warm_start.loss_rows)
         data = encode_task(self.start.policy, task, self.checked.parts.rollout.max_new_tokens, held_out_rows)
         train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
+        # again: where rows do not fit the context, later ones take their place
+        check_noise([one.problem for one in train[: config.warm_start.max_rows]], config.warm_start.noise)
         self.folder.metrics.unlink(missing_ok=True)  # of an attempt that was cut off
         with (
             Verifier(task.answer_format, task.verifier_time_limit) as verifier,
@@ -266,9 +271,11 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         ConfigError: all that is wrong, a line each: key, value and remedy.
     """
     from rlsparse.algorithm import identities
+    from rlsparse.components.task import load_task
     from rlsparse.model.loading import outline
     from rlsparse.model.source import model_source
     from rlsparse.training.data import check_prompt
+    from rlsparse.warm_start.noise import check_noise
     from rlsparse.warm_start.supervised import count_updates
 
     found = problems(config)
@@ -278,7 +285,8 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         found.append(str(error))
     if found:
         raise ConfigError("\n".join(found))
-    rows = parts.task.load()
+    rows = load_task(parts.task)
+    check_noise(rows.train[: config.warm_start.max_rows], config.warm_start.noise)
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None
     if from_nothing and not parts.adapter.trains_all_weights:
         raise ConfigError(
@@ -344,7 +352,9 @@ def _main(config: DictConfig) -> None:
 
 def main() -> None:
     """Do one warm start, or with -m several."""
+    prepare_streams()
     try:
+        sys.argv[1:] = read_words(sys.argv[1:])
         check_group_options(sys.argv[1:])
     except ConfigError as error:
         sys.exit(f"error: {error}")

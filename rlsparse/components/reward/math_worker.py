@@ -7,18 +7,25 @@ elapsed time, processor time does not depend on the load of the machine.
 """
 
 import json
+import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space; an answer that needs more ends only this process
 
 
 def main() -> None:
     """Answer questions until standard input is closed; the argument is the limit of processor time in seconds."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what a library prints must not be read as an answer
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # this process ends when its standard input is closed
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent process may have ignored or blocked it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    limit_memory()
     from math_verify import parse, verify
 
     def equal(candidate: str, gold: str) -> bool:
@@ -33,15 +40,32 @@ def main() -> None:
     equal("", r"\frac{1}{2}")  # builds patterns and parsers before the time of the first answer is measured
     equal(r"\sqrt{x}", "x+1")
     limit = float(sys.argv[1])  # seconds
-    print("ready", flush=True)
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, limit)  # the system ends this process after this processor time
+    os.dup2(nowhere, sys.stderr.fileno())  # nobody reads it after the start
+    answers.write(b"ready\n")
+    for line in sys.stdin.buffer:
+        limit_time(limit)
         try:
             verdict = equal(*json.loads(line))
+        except MemoryError:
+            sys.exit(1)  # the verdict is not known, and this process may be damaged
         except Exception:  # an answer that cannot be parsed is wrong
             verdict = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(verdict), flush=True)
+        limit_time(0)
+        answers.write(json.dumps(verdict).encode() + b"\n")
+
+
+def limit_memory() -> None:
+    """Limit the address space of this process; a lower limit that it may not raise stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    with suppress(ValueError, OSError):  # some systems do not allow it
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def limit_time(seconds: float) -> None:
+    """Let the system end this process after this processor time; 0 for no limit."""
+    with suppress(OSError):  # some sandboxes have no such timer; the limit of elapsed time in the parent process stays
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +17,11 @@ from rlsparse.components.reward.answer import ANSWER_FORMATS, is_one_number, nes
 
 WORKER = Path(__file__).with_name("math_worker.py")
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
+READY = b"ready\n"  # what the worker writes when it has started
 WALL = 10  # elapsed seconds per second of processor time, after which a worker counts as stuck
 LONGEST_CANDIDATE = 1000  # characters; a longer answer counts as wrong without math-verify
+ENOUGH_MEMORY = 2**30  # bytes of address space; importing math-verify takes a tenth of it
+LONGEST_REASON = 300  # characters of an error message of the worker
 DEEPEST_CANDIDATE = 6  # nested brackets; each level at least doubles the time of the parser of math-verify
 
 
@@ -27,7 +32,7 @@ class Score:
     Attributes:
         correct: the answer equals the gold answer.
         answered: the completion has an answer in the requested format, right or wrong.
-        timed_out: math-verify did not finish in time; the answer counts as wrong.
+        timed_out: math-verify did not finish within its limits of time and memory; the answer counts as wrong.
     """
 
     correct: bool
@@ -101,19 +106,41 @@ class Verifier:
         return bool(json.loads(reply))
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._worker = subprocess.Popen(
-            [sys.executable, str(WORKER), str(self._time_limit)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C must not end it: the current training step still needs it
-        )
-        if self._read_line(self._worker, START_LIMIT) != b"ready\n":
-            self._kill()
-            raise VerifierError(
-                f"math-verify does not start ({sys.executable} {WORKER}); install it again: pip install math-verify"
+        """Start the worker; one that dies is started a second time, since the cause may be over.
+
+        Raises:
+            VerifierError: it does not start.
+        """
+        with suppress(VerifierError):
+            return self._launch()
+        return self._launch()
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        try:
+            worker = subprocess.Popen(
+                # with -W: warnings of libraries are no errors here, whatever PYTHONWARNINGS says
+                [sys.executable, "-W", "ignore", str(WORKER), str(self._time_limit)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                process_group=0,  # Ctrl-C must not end it: the current training step still needs it
             )
-        return self._worker
+        except OSError as error:
+            raise VerifierError(
+                f"math-verify does not start ({error}); end other processes, or raise the limits (ulimit -a)"
+            ) from error
+        self._worker = worker
+        assert worker.stderr is not None
+        try:
+            output, errors = _read_start(worker)
+        except BaseException:
+            self._kill()
+            raise
+        if output.endswith(READY):
+            worker.stderr.close()  # the worker writes nothing more there
+            return worker
+        self._kill()
+        raise VerifierError(f"math-verify does not start {_why(worker.returncode, errors)}")
 
     def _read_line(self, worker: subprocess.Popen[bytes], limit: float) -> bytes:
         """Return one line from the worker; b"" if it dies or the time limit, in seconds, is over."""
@@ -136,8 +163,52 @@ class Verifier:
             return
         self._worker.kill()
         self._worker.wait()
-        for pipe in (self._worker.stdin, self._worker.stdout):
+        for pipe in (self._worker.stdin, self._worker.stdout, self._worker.stderr):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
         self._worker = None
+
+
+def _read_start(worker: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Return what the worker writes to standard output and standard error until it is ready, dies or is too slow."""
+    output, errors = bytearray(), bytearray()
+    deadline = time.monotonic() + START_LIMIT
+    with selectors.DefaultSelector() as selector:
+        for pipe, text in ((worker.stdout, output), (worker.stderr, errors)):
+            assert pipe is not None
+            selector.register(pipe, selectors.EVENT_READ, text)
+        while selector.get_map() and not output.endswith(READY):
+            found = selector.select(max(0.0, deadline - time.monotonic()))
+            if not found:
+                errors += f"not ready after {START_LIMIT:.0f} s\n".encode()
+                break
+            for key, _ in found:
+                chunk = os.read(key.fd, 2**16)
+                key.data.extend(chunk)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+    return bytes(output), bytes(errors)
+
+
+def _why(exit_code: int, errors: bytes) -> str:
+    """Return why a worker has not started, in brackets, and what helps.
+
+    Args:
+        exit_code: of the worker; the negative number of the signal that has ended it.
+        errors: its standard error.
+    """
+    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]
+    reason = [*fatal, *reversed(lines)][0][:LONGEST_REASON] if lines else ""
+    if exit_code < 0 and not reason.startswith("not ready"):
+        reason = ", ".join(filter(None, [f"ended by signal {-exit_code}: {signal.strsignal(-exit_code)}", reason]))
+    why = f"({reason or f'exit code {exit_code}'})"
+    limits = (resource.getrlimit(resource.RLIMIT_AS)[1], resource.getrlimit(resource.RLIMIT_DATA)[0])
+    limit = min((one for one in limits if one != resource.RLIM_INFINITY), default=None)
+    no_memory = any(sign in errors for sign in (b"MemoryError", b"map segment", b"allocate memory"))
+    if limit is not None and (limit < ENOUGH_MEMORY or no_memory):
+        return f"{why}; the memory limit of {limit // 2**20} MiB is too low: raise it to 1 GiB or more (ulimit -v, -d)"
+    if "No module named" in reason:
+        return f"{why}; install it again: pip install math-verify"
+    return f"{why}; to see the whole error, run {sys.executable} {WORKER} 1"

@@ -1,0 +1,250 @@
+"""Rows of data sets: JSON lines read without a loss, and values of columns as text.
+
+A value that is not what a question or an answer can be is refused with the place where it stands.
+"""
+
+import json
+import math
+import reprlib
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from rlsparse.config.schema import ConfigError
+
+Row = Mapping[str, Any]
+Turns = tuple[tuple[str, str], ...]  # (role, content) each
+
+ROLES = ("system", "user", "assistant")
+LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
+WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
+
+
+class Number(float):
+    """A number of a file that ``str`` returns as it is written there: 1.10 and 1.1 are one float."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "Number":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Rounded(float):
+    """A float that may stand for a longer number of a file, which a reader has rounded."""
+
+
+class Object(dict[str, Any]):
+    """An object of a JSON file. ``twice`` has the keys that stand in it more than once."""
+
+    twice: frozenset[str]
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
+        self.twice = frozenset(key for key, count in counts.items() if count > 1)
+
+
+def read_json_lines(file: Path) -> list[tuple[int, Object]]:
+    """Return the objects of a file of JSON lines, each with the number of its line; empty lines are skipped.
+
+    Raises:
+        ConfigError: the file is not UTF-8 text, or a line is not a JSON object.
+    """
+    lines = _text(file).split("\n")  # not splitlines: JSON strings may hold the other separators
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [(number, _object(f"{file.name} line {number}", line)) for number, line in filled]
+
+
+def read_json(file: Path) -> list[Object]:
+    """Return the objects of a file of JSON lines, or of one that is a JSON list of objects.
+
+    Raises:
+        ConfigError: the file is not UTF-8 text, or has another content.
+    """
+    text = _text(file)
+    if not text.lstrip().startswith("["):
+        return [row for _, row in read_json_lines(file)]
+    rows = _parsed(file.name, text)
+    if not all(isinstance(row, Object) for row in rows):
+        raise ConfigError(f"{file.name} is a list in which not every entry is an object; give a list of objects")
+    return list(rows)
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=Object, parse_float=Number, parse_int=_whole)
+    except json.JSONDecodeError as error:
+        reason = f"character {error.pos + 1}: {error.msg.removesuffix(' at')}"
+        raise ConfigError(f"{where} is not JSON ({reason}); write one JSON object in each line") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} has too many brackets in each other to be read; write a flat object") from error
+
+
+def _object(where: str, line: str) -> Object:
+    row = _parsed(where, line)
+    if not isinstance(row, Object):
+        raise ConfigError(f"{where} is not a JSON object; write one in each line")
+    return row
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file.name} cannot be read ({error.strerror}); give a file that you may read") from error
+    if any(mark in content[:2] for mark in WIDE):
+        raise ConfigError(f"{file.name} is UTF-16 or UTF-32 text; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file.name} line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def _whole(text: str) -> int | Number:
+    try:
+        return int(text)
+    except ValueError:  # more digits than Python converts
+        return Number(text)
+
+
+def with_text(row: Row, columns: Sequence[str]) -> tuple[Row, Turns]:
+    """Return a row with text in each of some columns, and the earlier turns if its question is a conversation.
+
+    Args:
+        columns: that the row must have; the first one has the question.
+
+    Raises:
+        ConfigError: a column is missing or has another value.
+    """
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise ConfigError(
+            f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
+            f"{', '.join(map(str, row)) or 'none'}"
+        )
+    texts: dict[str, str] = {}
+    context: Turns = ()
+    for column in columns:
+        value = row[column]
+        try:
+            if isinstance(value, list) and column == columns[0]:
+                turns = as_turns(value)
+                context, (_, texts[column]) = turns[:-1], turns[-1]
+            else:
+                texts[column] = as_text(value)
+        except ConfigError as error:
+            raise ConfigError(f"column {column} {error}") from error
+        if column in getattr(row, "twice", ()):
+            raise ConfigError(f"has the column {column} twice; keep one")
+    return {**row, **texts}, context
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a row as text; a number as it is written, without an exponent.
+
+    Raises:
+        ConfigError: it is neither text nor a number, is empty, or cannot be written as UTF-8.
+    """
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, bool) or value is None:
+        word = json.dumps(value)
+        raise ConfigError(f'is {word}; give text or a number (as a word, "{word}")')
+    elif isinstance(value, float | Decimal) and not (isinstance(value, Number) or math.isfinite(value)):
+        raise ConfigError(f"is {value}, which is no finite number; give text or a finite number")
+    elif isinstance(value, Rounded):
+        raise ConfigError(f"is {value}, perhaps rounded when the file was read; write so long a number as text")
+    elif isinstance(value, int | float | Decimal):
+        text = _written_out(str(value))
+    else:
+        raise ConfigError(f"is {_kind(value)} ({reprlib.repr(value)}); give text or a number")
+    if is_blank(text):
+        raise ConfigError("is empty; give text or a number")
+    return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ConfigError(f"has the character {half}, which is no text in UTF-8; give both of a pair") from error
+    return text
+
+
+def _written_out(number: str) -> str:
+    """Return a number without an exponent: 1e-05 as 0.00001. One without an exponent is returned as it is."""
+    if "e" not in number.lower():
+        return number
+    exponent = number.lower().partition("e")[2]
+    if len(exponent) > len(str(LARGEST_EXPONENT)) + 1 or abs(int(exponent)) > LARGEST_EXPONENT:
+        raise ConfigError(f"is {reprlib.repr(number)}; give an exponent of at most {LARGEST_EXPONENT}")
+    return format(Decimal(number), "f")
+
+
+def as_turns(messages: list[Any]) -> Turns:
+    """Return the turns of a conversation, the last of which is the question.
+
+    Args:
+        messages: a mapping with ``role`` and ``content`` each, as in the chat format of transformers.
+
+    Raises:
+        ConfigError: a turn has another form, or the last one is not that of a user.
+    """
+    turns = tuple(_turn(one) for one in messages)
+    if not turns:
+        raise ConfigError("is an empty list; give text, or a conversation whose last turn is that of a user")
+    if turns[-1][0] != "user":
+        raise ConfigError(f"ends with a turn of the role {turns[-1][0]}; end it with one of the role user")
+    as_text(turns[-1][1])
+    return turns
+
+
+def _turn(message: Any) -> tuple[str, str]:
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        raise ConfigError(
+            f"is a list with {reprlib.repr(message)}; give text, or a conversation: "
+            '[{"role": "user", "content": "the question"}]'
+        )
+    if twice := getattr(message, "twice", None):
+        raise ConfigError(f"has a turn in which {', '.join(sorted(twice))} stands twice; keep one")
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise ConfigError(f"has a turn of the role {reprlib.repr(role)}; give one of {', '.join(ROLES)}")
+    if isinstance(content, list):
+        return role, "".join(_part(one) for one in content)
+    if content == "" and role != "user":
+        return role, content  # a model may be told to have no system message
+    try:
+        return role, as_text(content)
+    except ConfigError as error:
+        raise ConfigError(f"has a turn whose content {error}") from error
+
+
+def _part(part: Any) -> str:
+    """Return the text of a part of a turn, ``{"type": "text", "text": ...}``."""
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (part, None)
+    if kind != "text" or not isinstance(text, str) or getattr(part, "twice", None):
+        raise ConfigError(
+            f'has a turn with the part {reprlib.repr(part)}; give parts such as {{"type": "text", "text": "..."}}'
+        )
+    return _encodable(text)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no visible character."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {dict: "an object", Object: "an object", list: "a list", bytes: "binary data"}
+    return names.get(type(value), f"of the type {type(value).__name__}")

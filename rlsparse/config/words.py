@@ -1,0 +1,144 @@
+"""The words of a command line before Hydra reads them: paths of the home folder, prompts, and axes given twice."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError
+
+from rlsparse.config.paths import expand_home
+from rlsparse.config.schema import ConfigError
+
+ESCAPE = r"where the text itself has ${, write \${"
+FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")  # of Hydra
+PROMPT = "task.prompt"
+# a text in quotes, or a path that begins with the home folder and stands where a value may begin
+QUOTED = r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
+START = r"(?:^|(?<=[\[,(:])|(?<=[\[,(:]\s))"
+TILDE = START + r"""(?P<path>(?:file://)?~[\w.-]*(?:/(?:\\.|\$\{[^{}]*\}|[^\[\](){},'"\\])*)?)(?=$|[\],)}])"""
+VALUES = re.compile(f"{QUOTED}|{TILDE}")
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
+
+
+def read_words(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which Hydra can read paths and prompts as a person writes them.
+
+    ``~`` is the home folder, and ``task.prompt=TEXT`` and a path with letters such as ö need no quotes of Hydra's own.
+    """
+    before = ["", *arguments]
+    return [_word(word, previous in FOLDER_FLAGS) for previous, word in zip(before, arguments, strict=False)]
+
+
+def _word(word: str, is_folder: bool) -> str:
+    key, equals, value = word.partition("=")
+    if is_folder:
+        return expand_home(word)
+    if not equals or word.startswith("-"):
+        return key + equals + expand_home(value)
+    if key.lstrip("+") != PROMPT:
+        value = VALUES.sub(_with_home, value)
+    if parsed(f"{key}={value}") is None and _is_text(key, value):
+        value = _quote(value)
+    return f"{key}={value}"
+
+
+def _with_home(found: re.Match[str]) -> str:
+    """Return a path of the home folder in quotes, since Hydra reads few characters without them."""
+    if found["path"] is not None:
+        text = ESCAPED.sub(r"\1", found["path"])
+    else:
+        quoted = parsed(f"key={found['quoted']}")
+        text = str(quoted.value()) if quoted is not None else ""
+    _, scheme, path = text.rpartition("file://")
+    expanded = expand_home(path)
+    return found[0] if expanded == path else _quote(scheme + expanded)
+
+
+def _is_text(key: str, value: str) -> bool:
+    """Return whether a value that Hydra cannot read is a single text all the same: a prompt or a path."""
+    if key.lstrip("+") == PROMPT:
+        return value[:1] not in ("'", '"', "[") and value.count("{question}") == 1
+    return "/" in value and not set(value) & set("[](){},'\"$")
+
+
+def _quote(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def parsed(word: str) -> Override | None:
+    """Return an override as Hydra reads it; None if Hydra cannot read it."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError):
+        return None
+
+
+def refuse_unreadable(words: Iterable[str]) -> None:
+    """Refuse overrides that Hydra cannot read, and interpolations in them that OmegaConf cannot read.
+
+    Raises:
+        ConfigError: the word, and how to write it.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            override = OverridesParser.create().parse_override(word)
+            for text in _texts(override.value()) if "${" in value else ():
+                OmegaConf.create({"value": text})
+        except GrammarParseError as error:
+            raise ConfigError(f"{word}: cannot be read ({_first_line(error)}); {ESCAPE}") from error
+        except HydraException as error:
+            hint = f"; {ESCAPE}" if "${" in value else ""
+            raise ConfigError(
+                f"{word}: cannot be read ({_first_line(error)}); put a text into quotes, '{key}=\"TEXT\"'{hint}"
+            ) from error
+        except ValueError:  # of a sweep without points: see check_group_options
+            continue
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in the value of an override."""
+    if isinstance(value, QuotedString):
+        yield value.text
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for one in value.values() for text in _texts(one))
+    elif isinstance(value, ChoiceSweep | list):
+        yield from (text for one in (value if isinstance(value, list) else value.list) for text in _texts(one))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def refuse_repeated_axes(words: Iterable[str], where: str) -> None:
+    """Refuse an axis of a sweep whose key is given again: Hydra would take the last one and say nothing.
+
+    A key without several values may be given twice; the last value counts.
+
+    Args:
+        words: overrides.
+        where: they stand, for the message.
+
+    Raises:
+        ConfigError: the words of the first such key.
+    """
+    by_key: dict[str, list[str]] = {}
+    for word in words:
+        by_key.setdefault(word.partition("=")[0].lstrip("+"), []).append(word)
+    for key, same in by_key.items():
+        if len(same) > 1 and any(_is_axis(word) for word in same):
+            raise ConfigError(
+                f"{' and '.join(same)}: the axis {key} is given {len(same)} times {where}, and only the last one would "
+                f"count; give it once, with all its values: {key}=A,B"
+            )
+
+
+def _is_axis(word: str) -> bool:
+    override = parsed(word)
+    return override is not None and override.is_sweep_override()
