@@ -355,3 +355,20 @@ def test_dry_run_that_cannot_print_does_not_train(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: standard output cannot be written")
     assert not (tmp_path / "runs" / "default").exists()
+
+
+@pytest.mark.slow
+def test_run_with_little_address_space_judges_formulas(tmp_path):
+    """Below 4 GiB, which the process of math-verify would take, and near what torch itself needs."""
+    data = tmp_path / "data"
+    data.mkdir()
+    row = json.dumps({"question": "3+4", "answer": r"#### \frac{7}{x}"})  # no plain number: math-verify must judge it
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text(row)
+    short = "train.steps=1 train.prompts_per_step=1 train.group_size=2 eval.max_rows=1 rollout.max_new_tokens=8"
+    words = f"{short} task=gsm8k task.path={data} task.answer_format=last_number tracker=none runs_dir={tmp_path}/runs"
+    command_line = f"ulimit -v 4000000; exec {sys.executable} -m rlsparse.run {words}"
+    done = subprocess.run(["bash", "-c", command_line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    (summary,) = (tmp_path / "runs" / "default").glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "finished"

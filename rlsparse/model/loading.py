@@ -32,8 +32,9 @@ def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy
     source = model_source(config)
     tokenizer = load_tokenizer(source)
     model = _load_model(source, device, dtype).eval()
-    check_finite(source, model)
-    check_causal(source, model)
+    with _one_thread():
+        check_finite(source, model)
+        check_causal(source, model)
     return wrap_policy(model, tokenizer, config.chat_template)
 
 
@@ -188,6 +189,17 @@ def _from_source(auto_class: Any, source: ModelSource, **options: Any) -> Any:
         return auto_class.from_pretrained(
             source.location, revision=source.revision or "main", trust_remote_code=False, **options
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one CPU thread of torch: a second one, which a small model never needs, would reserve 100 MiB of addresses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

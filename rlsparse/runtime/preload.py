@@ -1,10 +1,15 @@
 """The slow imports of a run (torch, transformers, peft), which the command line does not need to report an error."""
 
 import atexit
+import ctypes
 import gc
+import resource
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
+
+M_ARENA_MAX = -8  # number of the option in glibc
 
 
 @cache
@@ -13,6 +18,7 @@ def import_all() -> None:
 
     The imported objects are never freed, so they are also excluded from later collections (``gc.freeze``).
     """
+    spare_addresses()
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -23,6 +29,16 @@ def import_all() -> None:
         if was_on:
             gc.enable()
         atexit.register(gc.unfreeze)  # otherwise triton prints warnings at exit
+
+
+def spare_addresses() -> None:
+    """Have glibc share its memory among threads where the address space is limited (``ulimit -v``).
+
+    Otherwise each thread reserves up to 128 MiB of addresses, and torch ends without a message where none are left.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def quieten() -> None:

@@ -105,7 +105,9 @@ def _give_writable_folders() -> None:
         known = os.path.expanduser("~")  # that of the user database; unchanged where the user is not in it
         os.environ["HOME"] = known if os.path.isabs(known) else _temporary("home")
     home = os.environ["HOME"]
-    cache = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # W&B refuses a relative one
+        cache = os.environ["XDG_CACHE_HOME"] = f"{home}/.cache"
     data = os.environ.get("XDG_DATA_HOME") or f"{home}/.local/share"
     used = {
         "XDG_CACHE_HOME": cache,
@@ -113,7 +115,7 @@ def _give_writable_folders() -> None:
         "WANDB_DATA_DIR": os.environ.get("WANDB_DATA_DIR") or f"{data}/wandb",
     }
     for name, folder in used.items():
-        if not os.path.isabs(folder) or _write_error(Path(folder)):
+        if _write_error(Path(folder).expanduser()):
             os.environ[name] = _temporary(name.lower())
 
 
