@@ -193,7 +193,7 @@ def _from_source(auto_class: Any, source: ModelSource, **options: Any) -> Any:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one CPU thread of torch: a second one, which a small model never needs, would reserve 100 MiB of addresses."""
+    """Use one CPU thread of torch: another one would reserve 100 MiB of addresses for nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
