@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,23 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
+)
 
 from rlsparse.batch import Problem
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution import model_check
 from rlsparse.execution.preflight import preflight
 from rlsparse.model import loading
+from rlsparse.model.endings import find_endings
 from rlsparse.model.loading import UNLIMITED, context_length, load_policy
 from rlsparse.model.policy import Policy, decode, encode_prompt
 from rlsparse.model.source import EMBEDDED
@@ -155,7 +166,7 @@ def cut(file: Path, size: int) -> None:
         (lambda folder: cut(folder / "model.safetensors", 0), ["model.safetensors is empty"]),
         (lambda folder: (folder / "model.safetensors").write_text(POINTER), ["model.safetensors", "git lfs pull"]),
         (lambda folder: (folder / "tokenizer.json").write_text(POINTER), ["tokenizer.json", "git lfs pull"]),
-        (lambda folder: cut(folder / "tokenizer.json", 500), ["tokenizer.json is not JSON"]),
+        (lambda folder: cut(folder / "tokenizer.json", 500), ["cannot be loaded"]),
         (lambda folder: (folder / "config.json").write_text("[]"), ["config.json", "list"]),
         (write_index, ["model-00002-of-00002.safetensors", "lacks"]),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), ["pytorch_model.bin", "save_pretrained"]),
@@ -266,28 +277,56 @@ EOS = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant'
 
 
 @pytest.mark.parametrize(
-    ("template", "tokens", "ids", "texts"),
+    ("template", "tokens", "ids", "text"),
     [
-        (CHATML, {320: "<|im_end|>", 321: "<|im_start|>"}, (0, 320), ()),  # its end is not EOS
-        (CHATML, {}, (0,), ("<|im_end|>",)),  # its end is no token
-        (NO_END, {}, (0,), ("Q:",)),  # a turn ends where the next one begins
-        (NO_END.replace("Q: ", "<|user|>"), {320: "<|user|>"}, (0, 320), ()),
-        (EOS, {}, (0,), ()),
-        ("{{ messages[0].content }}", {}, (0,), ()),  # it does not write turns of the assistant
+        (CHATML, {320: "<|im_end|>", 321: "<|im_start|>"}, (0, 320), None),  # its end is not EOS
+        (CHATML, {}, (0,), "<|im_end|>"),  # its end is no token
+        (NO_END, {}, (0,), "Q:"),  # a turn ends where the next one begins
+        (NO_END.replace("Q: ", "<|user|>"), {320: "<|user|>"}, (0, 320), None),
+        (EOS, {}, (0,), None),
+        ("{{ messages[0].content }}", {}, (0,), None),  # it does not write turns of the assistant
     ],
 )
-def test_completion_ends_at_what_the_template_puts_behind_a_turn(folder, template, tokens, ids, texts):
+def test_completion_ends_at_what_the_template_puts_behind_a_turn(folder, template, tokens, ids, text):
     grow(folder, 2)
-    for number, text in tokens.items():
-        add_token(folder, number, text)
+    for number, token in tokens.items():
+        add_token(folder, number, token)
     write_template(folder, template)
     policy = load(folder)
-    assert (policy.eos_ids, policy.stop_texts) == (ids, texts)
-    if texts:
-        assert policy.tokenizer.decode(policy.turn_end) == texts[0]
+    assert (policy.eos_ids, policy.stop_text) == (ids, text)
+    if text:
+        assert policy.tokenizer.decode(policy.turn_end).strip() == text
     else:
         assert policy.turn_end == ids[-1:]
     assert load(folder, "model.chat_template=false").eos_ids == (0,)
+
+
+def test_closing_text_before_a_special_token_ends_completions_without_it(folder):
+    write_template(folder, EOS.replace("m.content + (eos_token", "m.content + (' END' + eos_token"))
+    assert load(folder).stop_text == "END"
+
+
+def test_closing_text_that_the_vocabulary_lacks_is_not_taken_for_the_unknown_token(tmp_path):
+    vocabulary = {"<eos>": 0, "<unk>": 1, "seven": 2, "Q": 3}
+    model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    model.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<eos>")
+    tokenizer.chat_template = CHATML
+    found = find_endings(tokenizer, None, vocabulary=4, chat=True)
+    assert (found.ids, found.text, found.turn_end) == ((0,), "<|im_end|>", (0,))
+
+
+def test_template_that_prints_the_date_of_today_gives_the_same_prompt_every_day(folder):
+    write_template(folder, "{{ strftime_now('%Y') }}|{{ date_string }}|{{ messages[0].content }}")
+    policy = load(folder)
+    text = policy.tokenizer.decode(encode_prompt(policy, QUESTIONS[0], "20*6=").ids)
+    assert text == "26 Jul 2024|26 Jul 2024|20*6="
+
+
+def test_template_that_changes_the_question_is_used(folder):
+    write_template(folder, "{{ messages[0].content | replace('*', ' x ') }}")
+    policy = load(folder)
+    assert policy.tokenizer.decode(encode_prompt(policy, QUESTIONS[0], "20*6=").ids) == "20 x 6="
 
 
 @pytest.mark.parametrize(
@@ -314,7 +353,7 @@ def test_template_that_reads_lists_of_parts_gets_them(folder):
     )
     policy = load(folder)
     assert policy.tokenizer.decode(encode_prompt(policy, QUESTIONS[0], "20*6=").ids) == "[20*6=]"
-    assert policy.stop_texts == ("]=5",)
+    assert policy.stop_text == "]=5"
 
 
 # what the model cards of these families call the end of a turn
@@ -333,7 +372,7 @@ CLOSINGS = {
 def test_template_of_a_known_family_ends_completions_where_its_model_card_says(folder, family, closing):
     templates = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
     write_template(folder, (templates / f"{family}.jinja").read_text())
-    assert load(folder).stop_texts == (closing,)  # a text, since the tokenizer of tiny has no such token
+    assert load(folder).stop_text == closing  # a text, since the tokenizer of tiny has no such token
 
 
 @pytest.fixture(params=["rollout=fast", "rollout=plain"])
@@ -346,11 +385,11 @@ QUESTIONS = [Problem(question, "", "") for question in ("20*6=", "57*4=", "31*9=
 
 @pytest.mark.parametrize("stop", ["=", "0*", "=2"])
 def test_rollout_ends_at_the_first_stop_text_and_the_text_before_it_is_judged(tiny, engine, stop):
-    tiny.stop_texts = (stop,)
+    tiny.stop_text = stop
     prompts = [encode_prompt(tiny, one, one.question) for one in QUESTIONS]
     stopped = engine.generate(tiny, Request(prompts, 1, greedy=True), stream(0, "x"))
     texts = decode(tiny, stopped, prompts)
-    tiny.stop_texts = ()
+    tiny.stop_text = None
     whole = engine.generate(tiny, Request(prompts, 1, greedy=True), stream(0, "x"))
     found = 0
     for row in range(3):
@@ -467,8 +506,25 @@ def test_adapter_that_does_not_fit_its_base_is_refused_with_the_names(folder, tm
     save_file({**tensors, "base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.zeros(4, 128)}, file)
     with pytest.raises(ConfigError, match=r"layers\.9.*no place in its base"):
         load(tmp_path / "adapter")
+    cut(file, 2000)
+    assert "adapter" in refusal(tmp_path / "adapter", tmp_path)  # before the base is loaded
     shutil.rmtree(folder)
     assert "base_model_name_or_path" in refusal(tmp_path / "adapter", tmp_path)
+
+
+def test_adapter_on_an_embedding_that_is_tied_to_the_head_is_refused(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder)  # tied
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["embed_tokens"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    with pytest.raises(ConfigError, match="cannot be merged"):
+        load(tmp_path / "adapter")
+
+
+def test_exported_adapter_names_the_revision_of_its_base(tiny, tmp_path):
+    policy = replace(tiny, revision="v1.0")
+    built().adapter.attach(policy, 2, 0).export(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["revision"] == "v1.0"
 
 
 # the check command
@@ -487,7 +543,7 @@ def test_check_prints_end_tokens_prompt_fast_paths_and_odd_gold_answers(folder, 
     assert "| 3+4=\n" in report
     ids = load(folder).tokenizer("3+4=", add_special_tokens=False)["input_ids"]
     assert f"ids {ids}\n" in report
-    assert "rollout=fast: yes; train.packing: yes" in report
+    assert "rollout engine: fast; train.packing: yes" in report
     assert "2 training and 1 held-out answers, 2 equal to themselves" in report
     assert r"test row 1: '(1\n2)'" in report
     assert "appends <|endoftext|>" in report

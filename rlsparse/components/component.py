@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, invalidate_caches
@@ -27,14 +27,14 @@ from torch import Tensor
 
 from rlsparse.config import ranges
 from rlsparse.config.ranges import MOST_ROWS, OneOf, Range, convert, shown
+from rlsparse.config.run_id import Digest
 from rlsparse.config.schema import ConfigError
 
-__all__ = ["MOST_ROWS", "Component", "OneOf", "Range", "build", "use_import_path"]
+__all__ = ["MOST_ROWS", "Component", "Digest", "OneOf", "Range", "build", "use_import_path"]
 
 PACKAGE = "rlsparse"
 NO_CAUSE = (ranges.__file__, dataclasses.__file__, "<string>", __file__)  # frames of these files do not name the cause
 TARGET = "_target_"
-Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ def _path(value: Any, folders: Sequence[Path]) -> Path | None:
     """Return the file or folder that a value names; None if it names none.
 
     A path is a text with a separator or a file name extension: a bare word such as ``docs`` could be a folder of the
-    present directory by chance.
+    present directory by chance. A folder that holds the present directory is no input, but a text such as ``/``.
     """
     if not isinstance(value, str) or "\n" in value or not (os.sep in value or Path(value).suffix):
         return None
     try:
-        path = Path(value).expanduser()
-        places = [folder / path for folder in folders]
-        return next((place for place in places if place.is_file() or place.is_dir()), None)
+        path, here = Path(value).expanduser(), Path.cwd()
+        places = [Path(os.path.normpath(here / folder / path)) for folder in folders]
+        return next((one for one in places if one.is_file() or (one.is_dir() and not here.is_relative_to(one))), None)
     except (OSError, ValueError, RuntimeError):  # a text that is no path: too long, with a NUL, an unknown user
         return None
 

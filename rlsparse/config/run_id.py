@@ -5,7 +5,7 @@ The label changes no number, but ``algorithm=grpo clipping=off`` and ``algorithm
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rlsparse.config.schema import Config, WarmStartConfig
 
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
+Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
 
 @dataclass(frozen=True)

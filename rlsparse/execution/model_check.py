@@ -9,7 +9,9 @@ answer is judged. The exit code is 1 where a run would be refused.
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,11 +21,12 @@ from hydra.errors import HydraException
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Problem, Prompt
 from rlsparse.components.reward import Verifier
+from rlsparse.components.reward.verifier import VerifierError
 from rlsparse.components.task import Rows, Task, load_task
 from rlsparse.config.compose import added_config_dirs, compose
 from rlsparse.config.schema import Config
 from rlsparse.execution.preflight import preflight
-from rlsparse.model.endings import NO_END, find_endings
+from rlsparse.model.endings import find_endings, token_name, unending
 from rlsparse.model.loading import UNLIMITED, load_policy
 from rlsparse.model.packing import can_pack
 from rlsparse.model.policy import Policy, encode_prompt
@@ -32,7 +35,7 @@ from rlsparse.model.source import ModelSource, model_source
 from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
-from rlsparse.storage.streams import command, prepare_streams
+from rlsparse.storage.streams import command
 
 SHOWN = 5  # rows, words or texts in a line
 OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
@@ -49,7 +52,7 @@ class Report:
 
     Attributes:
         lines: name and value of each property.
-        odd: what is allowed but probably not what the user wants.
+        odd: warnings: what is allowed, and probably not what the user wants.
     """
 
     lines: list[Line]
@@ -58,8 +61,8 @@ class Report:
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.lines)
         text = [f"{name:<{width}}  {value}" for name, value in self.lines]
-        odd = [f"  - {one}" for one in self.odd] or ["  nothing"]
-        return "\n".join([*text, "odd:", *odd])
+        odd = [f"  - {one}" for one in self.odd] or ["  none"]
+        return "\n".join([*text, "warnings:", *odd])
 
 
 def check(config: Config) -> Report:
@@ -68,7 +71,11 @@ def check(config: Config) -> Report:
     Raises:
         ConfigError: a run with this config would be refused.
     """
+    existed = Path(config.runs_dir).exists()
     warnings = preflight([config]).warnings
+    if not existed:
+        with suppress(OSError):  # the preflight makes it
+            Path(config.runs_dir).rmdir()
     algorithm = Algorithm.build(config)
     device = resolve_device(config.device)
     policy = load_policy(config.model, device, config.dtype)
@@ -107,13 +114,14 @@ def _about_tokens(policy: Policy) -> Iterator[Line]:
     tokenizer = policy.tokenizer
     endings = find_endings(tokenizer, policy.model.generation_config, policy.vocabulary, policy.chat)
     ends = [f"{_token(tokenizer, token)} by the {origin}" for token, origin in endings.origins.items()]
-    ends += [f"the text {text!r} by the chat template" for text in endings.texts]
+    if endings.text is not None:
+        ends.append(f"the text {endings.text!r} by the chat template")
     yield "ends at", "; ".join(ends) or "nothing"
-    closing = "".join(tokenizer.convert_ids_to_tokens(list(endings.turn_end))) or "nothing"
-    yield "", f"a warm start trains {closing} behind solutions"
+    closing = repr(tokenizer.decode(list(endings.turn_end))) if endings.turn_end else "nothing"
+    yield "", f"a warm start appends {closing} to each solution"
     bos = tokenizer.bos_token_id
     yield "BOS", "none" if bos is None else _token(tokenizer, bos)
-    yield "PAD", f"{_token(tokenizer, policy.pad_id)} (never looked at)"
+    yield "PAD", f"{_token(tokenizer, policy.pad_id)} (masked)"
     yield "template", "the chat template of the tokenizer" if policy.chat else "none"
     yield "vocabulary", f"{len(tokenizer)} tokens, {policy.vocabulary} rows of the embedding"
 
@@ -140,10 +148,11 @@ def _bos_count(policy: Policy, ids: Sequence[int]) -> str:
 
 def _fast_paths(policy: Policy, config: Config, algorithm: Algorithm) -> str:
     """Return which fast paths the model takes; the reasons against one are logged."""
-    fast = algorithm.rollout.fitting(policy) is algorithm.rollout
+    fits = algorithm.rollout.fitting(policy) is algorithm.rollout
     packing = can_pack(policy) if config.train.packing != "off" else "turned off"
     packed = "yes" if packing is None else f"no ({packing})"
-    return f"rollout={algorithm.rollout.label}: {'yes' if fast else 'no, the plain one'}; train.packing: {packed}"
+    used = algorithm.rollout.label if fits else "plain"
+    return f"rollout engine: {used}; train.packing: {packed}"
 
 
 def _memory(policy: Policy, config: Config, algorithm: Algorithm, prompts: Sequence[Prompt]) -> str:
@@ -153,6 +162,7 @@ def _memory(policy: Policy, config: Config, algorithm: Algorithm, prompts: Seque
     size = next(model.parameters()).element_size()
     adapter = algorithm.adapter.attach(policy, config.lora_rank, 0)
     trained = sum(tensor.numel() for tensor in adapter.parameters())
+    adapted = sum(policy.causal_lm.get_submodule(name).base_layer.weight.numel() for name in adapter.ranks())
     adapter.remove()
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -163,9 +173,10 @@ def _memory(policy: Policy, config: Config, algorithm: Algorithm, prompts: Seque
     logits = config.train.max_tokens_per_microbatch * policy.vocabulary * 4
     parts = {
         "weights": weights,
+        "a copy of the adapted weights": adapted * size if getattr(algorithm.rollout, "merge_adapter", False) else 0,
         f"adapter and optimizer ({trained / 1e6:.2f} M parameters)": trained * 4 * OPTIMIZER_COPIES,
         f"keys and values of {rows} completions": cache,
-        "logits of a microbatch": logits,
+        "logits": max(logits, rows * policy.vocabulary * 4),
     }
     free = (
         f"; {torch.cuda.mem_get_info(policy.device)[0] / GIB:.1f} GiB are free" if policy.device.type == "cuda" else ""
@@ -207,19 +218,23 @@ def _gold_answers(task: Task, rows: Rows) -> tuple[str, list[str]]:
 
 def _odd_tokens(policy: Policy) -> Iterator[str]:
     tokenizer = policy.tokenizer
-    if not policy.eos_ids and not policy.stop_texts:
-        yield NO_END
-    if policy.stop_texts:
+    if warning := unending(policy):
+        yield warning
+    if policy.stop_text is not None:
         yield (
-            f"the chat template closes turns with {policy.stop_texts[0]!r}, which is no token of the tokenizer; "
+            f"the chat template closes turns with {policy.stop_text!r}, which is no token of the tokenizer; "
             "completions are ended at that text"
         )
     for name, token in (("PAD", tokenizer.pad_token_id), ("EOS", tokenizer.eos_token_id)):
         if token is not None and not 0 <= token < policy.vocabulary:
             yield f"the {name} of the tokenizer, {_token(tokenizer, token)}, is outside the embedding; it is not used"
-    if not policy.chat and (added := appended(tokenizer)):
-        words = "".join(tokenizer.convert_ids_to_tokens(added))
-        yield f"the tokenizer appends {words} to each text; it is left out behind prompts"
+    if not policy.chat and (words := appended(tokenizer)):
+        yield f"the tokenizer appends {words} to each text; removed from prompts"
+    if len(tokenizer) > policy.vocabulary:
+        yield (
+            f"the tokenizer has {len(tokenizer)} tokens and the embedding only {policy.vocabulary} rows; a prompt with "
+            "one of the others is refused"
+        )
     if len(tokenizer) < policy.vocabulary // 2:
         yield (
             f"the tokenizer has {len(tokenizer)} tokens and the embedding {policy.vocabulary} rows; they may not "
@@ -249,14 +264,14 @@ def _odd_prompts(policy: Policy, task: Task, rows: Rows, prompts: Sequence[Promp
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prompt.ids:
             unknown.append(where)
     if marked:
-        yield f"the questions of {len(marked)} rows hold special tokens of the tokenizer: {_some(marked)}"
+        yield f"the questions of {len(marked)} rows contain special tokens of the tokenizer: {_some(marked)}"
     if changed:
         yield (
-            f"the questions of {len(changed)} rows do not stand in their prompts as written (the tokenizer or its "
+            f"the questions of {len(changed)} rows do not appear unchanged in their prompts (the tokenizer or its "
             f"template changes or leaves out text): {_some(changed)}"
         )
     if unknown:
-        yield f"the prompts of {len(unknown)} rows hold the unknown token {tokenizer.unk_token}: {_some(unknown)}"
+        yield f"the prompts of {len(unknown)} rows contain the unknown token {tokenizer.unk_token}: {_some(unknown)}"
 
 
 def _odd_rows(rows: Rows) -> Iterator[str]:
@@ -286,7 +301,7 @@ def _row(number: int, rows: Rows) -> str:
 
 
 def _token(tokenizer: Any, token: int) -> str:
-    return f"{tokenizer.convert_ids_to_tokens(token)} ({token})"
+    return f"{token_name(tokenizer, token)} ({token})"
 
 
 def _some(found: Sequence[str]) -> str:
@@ -300,7 +315,6 @@ def main() -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    prepare_streams()
     log_to_terminal()
     quieten()
     folders = added_config_dirs(arguments)
@@ -312,5 +326,5 @@ def main() -> None:
     ]
     try:
         print(check(compose(words, folders)))
-    except HydraException as error:
+    except (HydraException, VerifierError) as error:
         sys.exit(f"error: {error}")

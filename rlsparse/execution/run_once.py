@@ -323,11 +323,11 @@ class _Attempt:
             )
 
     def _note_endings(self, policy: "Policy") -> None:
-        from rlsparse.model.endings import NO_END, ending_texts
+        from rlsparse.model.endings import ending_texts, unending
 
         self.summary["completion_ends_at"] = ending_texts(policy)
-        if not self.summary["completion_ends_at"]:
-            log.warning("warning: %s", NO_END)
+        if warning := unending(policy):
+            log.warning("warning: %s", warning)
 
 
 def _one_line(error: BaseException, import_path: Sequence[str]) -> str:

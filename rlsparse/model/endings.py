@@ -20,13 +20,13 @@ class Endings:
 
     Attributes:
         ids: tokens that end a completion, ascending.
-        texts: texts that end one, where the chat template closes a turn with something that is no token.
+        text: a text that ends one, where the chat template closes a turn with something that is no token; else None.
         turn_end: tokens that follow a solution in supervised training.
-        origins: token -> where it is declared, for a person.
+        origins: token -> where it is declared, for messages.
     """
 
     ids: tuple[int, ...]
-    texts: tuple[str, ...]
+    text: str | None
     turn_end: tuple[int, ...]
     origins: Mapping[int, str]
 
@@ -47,23 +47,33 @@ def find_endings(tokenizer: Any, generation_config: Any, vocabulary: int, chat: 
         if isinstance(token, int) and 0 <= token < vocabulary:
             origins.setdefault(token, origin)
     closing = _behind_turn(tokenizer) if chat else ""
-    token = _first_token(tokenizer, closing) if closing else None
-    known = token is not None and token < vocabulary
-    if token is not None and known:
+    token = _first_marker(tokenizer, closing.strip())
+    text, turn_end = None, tuple(tokenizer(closing, add_special_tokens=False)["input_ids"]) if closing else ()
+    if token is not None and token < vocabulary:
         origins.setdefault(token, "chat template")
-    turn_end = (
-        (token,) if token is not None and known else tuple(tokenizer(closing, add_special_tokens=False)["input_ids"])
-    )
-    if not turn_end or max(turn_end) >= vocabulary:
+        turn_end = (token,)
+    elif closing:
+        text = closing.strip()
+    if not turn_end or max(turn_end) >= vocabulary or tokenizer.unk_token_id in turn_end[:-1]:
         eos = tokenizer.eos_token_id
         turn_end = (eos,) if eos in origins else tuple(sorted(origins)[:1])
-    texts = (closing,) if closing and not known else ()
-    return Endings(tuple(sorted(origins)), texts, turn_end, origins)
+    return Endings(tuple(sorted(origins)), text, turn_end, origins)
+
+
+def token_name(tokenizer: Any, token: int) -> str:
+    """Return a token as text; by its number where the tokenizer has none of it."""
+    return tokenizer.convert_ids_to_tokens(token) or f"token {token}"
 
 
 def ending_texts(policy: Policy) -> list[str]:
-    """Return what ends a completion as text: tokens first, then texts."""
-    return [*policy.tokenizer.convert_ids_to_tokens(list(policy.eos_ids)), *policy.stop_texts]
+    """Return what ends a completion as text: tokens first, then the text of the chat template."""
+    names = [token_name(policy.tokenizer, token) for token in policy.eos_ids]
+    return names if policy.stop_text is None else [*names, policy.stop_text]
+
+
+def unending(policy: Policy) -> str | None:
+    """Return the warning that nothing ends a completion of this policy; None if something does."""
+    return None if ending_texts(policy) else NO_END
 
 
 def _declared(tokenizer: Any, generation_config: Any) -> Iterator[tuple[Any, str]]:
@@ -74,7 +84,10 @@ def _declared(tokenizer: Any, generation_config: Any) -> Iterator[tuple[Any, str
 
 
 def _behind_turn(tokenizer: Any) -> str:
-    """Return the first text behind a turn of the assistant in the chat template, without white space; may be empty."""
+    """Return what the chat template writes behind a turn of the assistant, up to the end of its first line with text.
+
+    White space before it is kept. A text ends before the first special token in it. Empty if there is nothing.
+    """
     asked = {"role": "user", "content": TURN}
     answered = {"role": "assistant", "content": ANSWER}
     following = {"role": "user", "content": NEXT}
@@ -84,15 +97,25 @@ def _behind_turn(tokenizer: Any) -> str:
         except Exception:  # a template may refuse turns of the assistant; what it makes of prompts is checked elsewhere
             continue
         _, found, rest = text.rpartition(ANSWER)
-        closing = (rest.partition(until)[0] if until else rest).strip()
-        if found and closing:
-            return closing.splitlines()[0].strip()
+        closing = rest.partition(until)[0] if until else rest
+        if found and closing.strip():
+            start = len(closing) - len(closing.lstrip())
+            line = closing[start:].splitlines()[0].rstrip()
+            markers = [at for word in _markers(tokenizer) if word and (at := line.find(word)) > 0]
+            return closing[:start] + line[: min(markers, default=len(line))].rstrip()
     return ""
 
 
-def _first_token(tokenizer: Any, closing: str) -> int | None:
-    """Return the token that a text begins with, if it is one that stands for a marker and not for common text."""
-    ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
+def _markers(tokenizer: Any) -> list[str]:
+    """Return the tokens that stand for a marker and not for common text."""
+    return [*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())]
+
+
+def _first_marker(tokenizer: Any, closing: str) -> int | None:
+    """Return the token that a text begins with, if it is a marker; None for common text."""
+    ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
     markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     words = [token for token in ids if tokenizer.decode([token]).strip()]  # not the space some tokenizers put first
-    return int(words[0]) if words and words[0] in markers else None
+    if not words or words[0] not in markers or not closing.startswith(tokenizer.convert_ids_to_tokens(words[0])):
+        return None  # the last condition: what the vocabulary lacks becomes the unknown token, which is special, too
+    return int(words[0])

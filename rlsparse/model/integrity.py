@@ -1,17 +1,19 @@
 """Whether a model is the one that its config describes: whole and finite weights, plain numbers, causal attention."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.source import ModelSource, reading
 
 NAMED = 3  # names of tensors in a message
-PLAIN = {"F64", "F32", "F16", "BF16"}  # formats of numbers in safetensors files that are weights as they stand
-LEAK = 0.02  # of the spread of the logits; rounding in bfloat16 is below it
+PLAIN = {"F64", "F32", "F16", "BF16"}  # dtypes of weights that are not quantized, in the words of safetensors
+# differences that are allowed, in shares of the spread of the logits; rounding in bfloat16 is below them
+LEAK, MERGE = 0.02, 0.1
+RECURRENT = ("linear", "conv", "mamba", "recurrent", "hybrid", "ssm")  # in the names of layer types
 
 
 def check_stored(source: ModelSource, config: Any) -> None:
@@ -73,7 +75,7 @@ def check_report(source: ModelSource, report: dict[str, Any]) -> None:
 def check_attends(source: ModelSource, model: Any) -> None:
     """Refuse models whose layers keep more than keys and values: a group of completions shares those of its prompt."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    if getattr(model, "_is_stateful", False) or any(not kind.endswith("attention") for kind in kinds):
+    if getattr(model, "_is_stateful", False) or any(word in kind for kind in kinds for word in RECURRENT):
         raise ConfigError(
             f"{source.key}: {type(model).__name__} has layers with a recurrent or convolutional state, which the "
             "rollout engines cannot copy for a group; give a model whose layers all attend, such as Llama or Qwen3"
@@ -81,15 +83,52 @@ def check_attends(source: ModelSource, model: Any) -> None:
 
 
 @torch.no_grad()
+def probe(model: Any) -> Tensor:
+    """Return the logits of two short sequences that differ in their last token, (2, 3, V) float32."""
+    ids = torch.tensor([[1, 2, 3], [1, 2, 0]], device=model.device)  # (2, 3)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return logits
+
+
 def check_causal(source: ModelSource, model: Any) -> None:
     """Refuse a model whose prediction depends on later tokens, such as an encoder that is loaded as a decoder."""
-    ids = torch.tensor([[1, 2, 3], [1, 2, 0]], device=model.device)  # (2, 3), they differ in the last token
-    logits = model(input_ids=ids, use_cache=False).logits[:, :2].float()  # (2, 2, V)
-    if float((logits[0] - logits[1]).abs().max()) > LEAK * float(logits.std()):
+    first, second = probe(model)[:, :2]  # (2, V) each, of the tokens that the sequences share
+    if float((first - second).abs().max()) > LEAK * float(first.std()):
         raise ConfigError(
             f"{source.key}: {type(model).__name__} is not causal: its predictions depend on later tokens; give a "
             "decoder-only language model"
         )
+
+
+def check_merged(source: ModelSource, expected: Tensor, got: Tensor) -> None:
+    """Refuse an adapter that gives other logits once it is merged, such as one on an embedding that the head shares.
+
+    Args:
+        expected: logits with the adapter beside the weights. got: with the merged weights, of the same shape.
+    """
+    if not float((got - expected).abs().max()) <= MERGE * float(expected.std()):  # also for NaN
+        raise ConfigError(
+            f"{source.key}: the adapter cannot be merged, since the model computes something else afterwards; an "
+            "adapter on an embedding that is tied to the output head is one case: merge it yourself with "
+            "tie_word_embeddings=false, and give the merged model"
+        )
+
+
+def check_adapter(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the tensors of an adapter with those that its config describes, by name and shape.
+
+    Raises:
+        ValueError: the first names that differ.
+    """
+    unknown, absent = sorted(stored.keys() - expected.keys()), sorted(expected.keys() - stored.keys())
+    other = [name for name in stored.keys() & expected.keys() if stored[name] != expected[name]]
+    if unknown:
+        raise ValueError(f"{some(unknown)} has no place in its base")
+    if absent:
+        raise ValueError(f"{some(absent)} missing for its base")
+    if other:
+        name = min(other)
+        raise ValueError(f"{name} has the shape {list(stored[name])}, where its base needs {list(expected[name])}")
 
 
 def check_finite(source: ModelSource, model: nn.Module) -> None:

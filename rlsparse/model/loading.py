@@ -3,13 +3,23 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rlsparse.config.schema import ConfigError, ModelConfig
 from rlsparse.model.endings import find_endings
-from rlsparse.model.integrity import check_attends, check_causal, check_finite, check_report, check_stored, some
+from rlsparse.model.integrity import (
+    check_adapter,
+    check_attends,
+    check_causal,
+    check_finite,
+    check_merged,
+    check_report,
+    check_stored,
+    probe,
+)
 from rlsparse.model.policy import Policy
 from rlsparse.model.source import ModelSource, model_source, reading
 
@@ -32,10 +42,10 @@ def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy
     source = model_source(config)
     tokenizer = load_tokenizer(source)
     model = _load_model(source, device, dtype).eval()
-    with _one_thread():
-        check_finite(source, model)
-        check_causal(source, model)
-    return wrap_policy(model, tokenizer, config.chat_template)
+    check_finite(source, model)
+    check_causal(source, model)
+    policy = wrap_policy(model, tokenizer, config.chat_template)
+    return replace(policy, key=source.key, revision=source.revision)
 
 
 def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
@@ -43,9 +53,6 @@ def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
 
     Args:
         chat_template: use the chat template of the tokenizer if it has one.
-
-    Raises:
-        ConfigError: the chat template cannot be used.
     """
     chat = chat_template and tokenizer.chat_template is not None
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -59,7 +66,7 @@ def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
         context=context_length(model.config, tokenizer),
         chat=chat,
         vocabulary=vocabulary,
-        stop_texts=endings.texts,
+        stop_text=endings.text,
         turn_end=endings.turn_end,
     )
 
@@ -84,18 +91,22 @@ def outline(config: ModelConfig) -> Policy:
         ConfigError: config or tokenizer cannot be read, from the folder or from the hub; or the weights in the folder
             are not those that the config describes.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = model_source(config)
     full = source.root
     if full.folder is not None:
         model = _whole_model(full, device_map="meta")
     else:
-        described = _from_source(AutoConfig, full)
+        described = _config(full)
         with torch.device("meta"), reading(full):
             model = AutoModelForCausalLM.from_config(described)
-    check_attends(source, model)
-    return wrap_policy(model, load_tokenizer(source), config.chat_template)
+    check_attends(full, model)
+    for adapter in source.adapters:
+        with reading(adapter):
+            model = _wrapped(adapter, model).unload()
+    policy = wrap_policy(model, load_tokenizer(source), config.chat_template)
+    return replace(policy, key=source.key)
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
@@ -136,14 +147,10 @@ def _whole_model(source: ModelSource, **options: Any) -> Any:
     Raises:
         ConfigError: it cannot be loaded, or a tensor is missing, unexpected or of another shape.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = _from_source(AutoConfig, source)
+    config = _config(source)
     check_stored(source, config)
-    text = config.get_text_config()
-    padding, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if isinstance(padding, int) and isinstance(vocabulary, int) and not 0 <= padding < vocabulary:
-        text.pad_token_id = None  # torch refuses to make such an embedding; the row has no other use in training
     with _quiet():
         # a mismatch is reported below, with both shapes
         model, report = _from_source(
@@ -161,27 +168,55 @@ def _whole_model(source: ModelSource, **options: Any) -> Any:
     return model
 
 
+def _config(source: ModelSource) -> Any:
+    """Return the config of a full model, without a PAD outside the embedding, which torch refuses to make."""
+    from transformers import AutoConfig
+
+    config = _from_source(AutoConfig, source)
+    text = config.get_text_config()
+    padding, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(vocabulary, int) and not 0 <= padding < vocabulary:
+        text.pad_token_id = None  # the row of PAD has no use: padding is masked
+    return config
+
+
 def _with_adapter(source: ModelSource, model: Any) -> Any:
     """Return a model with the adapter of a folder merged into its weights.
 
     Raises:
         ConfigError: the adapter does not fit the model, or cannot be merged.
     """
-    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
-    from peft.tuners.tuners_utils import BaseTuner
+    from peft import load_peft_weights, set_peft_model_state_dict
 
     with reading(source):
-        config = PeftConfig.from_pretrained(source.location)
-        weights = load_peft_weights(source.location, device=str(model.device))
-        wrapped = get_peft_model(model, config)
-        if not isinstance(wrapped.base_model, BaseTuner):
-            raise ValueError(f"a {config.peft_type} adapter cannot be merged into the weights")
-        loaded = set_peft_model_state_dict(wrapped, weights)
-        unknown = list(loaded.unexpected_keys)
-        absent = [name for name in loaded.missing_keys if wrapped.base_model.prefix in name]
-        if unknown or absent:
-            raise ValueError(f"{some(unknown or absent)} {'has no place in' if unknown else 'missing for'} its base")
-        return wrapped.merge_and_unload(safe_merge=True)
+        wrapped = _wrapped(source, model)
+        set_peft_model_state_dict(wrapped, load_peft_weights(source.location, device=str(model.device)))
+        wrapped.eval()
+        expected = probe(wrapped)
+        merged = wrapped.merge_and_unload(safe_merge=True)
+    check_merged(source, expected, probe(merged))
+    return merged
+
+
+def _wrapped(source: ModelSource, model: Any) -> Any:
+    """Return a model with the modules of an adapter, whose names and shapes are those in the folder.
+
+    Raises:
+        ValueError: they are not, or an adapter of this kind cannot be merged.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
+    from peft.tuners.tuners_utils import BaseTuner
+
+    config = PeftConfig.from_pretrained(source.location)
+    if model.device.type == "meta" and hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False  # some kinds of start values are made from the weights of the base
+    wrapped = get_peft_model(model, config)
+    if not isinstance(wrapped.base_model, BaseTuner):
+        raise ValueError(f"a {config.peft_type} adapter cannot be merged into the weights")
+    stored = {name: tuple(tensor.shape) for name, tensor in load_peft_weights(source.location, device="cpu").items()}
+    tensors = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    check_adapter(stored, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return wrapped
 
 
 def _from_source(auto_class: Any, source: ModelSource, **options: Any) -> Any:
@@ -189,17 +224,6 @@ def _from_source(auto_class: Any, source: ModelSource, **options: Any) -> Any:
         return auto_class.from_pretrained(
             source.location, revision=source.revision or "main", trust_remote_code=False, **options
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one CPU thread of torch: another one would reserve 100 MiB of addresses for nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

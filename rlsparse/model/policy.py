@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Problem, Prompt, Rollout
+from rlsparse.config.schema import ConfigError
 from rlsparse.model.prompts import check_known, prompt_ids
 
 # f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
@@ -28,8 +29,10 @@ class Policy:
         context: maximum length of prompt and completion together, tokens.
         chat: whether prompts go through the chat template of the tokenizer.
         vocabulary: V, rows of the embedding; no token id may reach it.
-        stop_texts: texts that end a completion beside the tokens; see ``Endings``.
+        stop_text: a text that ends a completion, too; see ``Endings``.
         turn_end: tokens that follow a solution in supervised training.
+        key: where the model is from, ``model.path=DIR`` or ``model.name=NAME``, for messages.
+        revision: of the model on the hub; None for the default one and for a folder.
         first_adapted: number of the first decoder layer that training changes.
         merged: context manager within which the adapter is added to the weights; afterwards the weights are the same
             as before, bit for bit.
@@ -43,8 +46,10 @@ class Policy:
     context: int
     chat: bool
     vocabulary: int
-    stop_texts: tuple[str, ...] = ()
-    turn_end: tuple[int, ...] = ()
+    stop_text: str | None
+    turn_end: tuple[int, ...]
+    key: str = "model"
+    revision: str | None = None
     first_adapted: int = 0
     merged: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -72,8 +77,11 @@ def encode_prompt(policy: Policy, problem: Problem, text: str) -> Prompt:
     Raises:
         ConfigError: see ``prompt_ids``; or the tokenizer has a token that the embedding of the model lacks.
     """
-    ids = prompt_ids(policy.tokenizer, policy.chat, problem, text)
-    check_known(policy.tokenizer, ids, policy.vocabulary)
+    try:
+        ids = prompt_ids(policy.tokenizer, policy.chat, problem, text)
+        check_known(policy.tokenizer, ids, policy.vocabulary)
+    except ConfigError as error:
+        raise ConfigError(f"{policy.key}: {error}") from error
     return Prompt(problem=problem, ids=tuple(ids))
 
 
@@ -91,15 +99,8 @@ def decode(policy: Policy, rollout: Rollout, prompts: Sequence[Prompt]) -> list[
         ended = length > 0 and ids[length - 1] in policy.eos_ids
         rows.append([*start, *ids[: length - ended]])
     # not cleaned up: that would change the spaces of what the model wrote
-    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return [_before(text, policy.stop_texts) for text in texts]
-
-
-def _before(text: str, stop_texts: Sequence[str]) -> str:
-    """Return what stands before the first of some texts."""
-    for stop in stop_texts:
-        text = text.partition(stop)[0]
-    return text
+    texts: list[str] = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts if policy.stop_text is None else [text.partition(policy.stop_text)[0] for text in texts]
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -6,55 +6,86 @@ from typing import Any
 from rlsparse.batch import Problem
 from rlsparse.config.schema import ConfigError
 
-# the chat templates of Llama 3 print a date; a fixed one keeps the prompts of all days equal
+# some chat templates print the date of today; a fixed one keeps the prompts of all days equal
 TEMPLATE_DATE = "26 Jul 2024"
+FIXED_TODAY = f"{{%- macro strftime_now(format) -%}}{TEMPLATE_DATE}{{%- endmacro -%}}"
+PROBE = "Question7"  # a text that no template contains or changes
+
+Messages = Sequence[Mapping[str, Any]]
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+def render(tokenizer: Any, messages: Messages, **options: Any) -> str:
     """Return a conversation as the chat template writes it.
 
-    Templates of models that also read images may leave out a content that is a text and no list of parts; such a
-    template gets lists.
+    Templates of models that also read images may refuse or leave out a content that is a text and no list of parts;
+    such a template gets lists.
 
     Raises:
         ValueError: the template leaves out the content of the last message.
         Exception: whatever the template raises.
     """
-    in_parts = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-    for form in (list(messages), in_parts):
-        text: str = tokenizer.apply_chat_template(form, tokenize=False, date_string=TEMPLATE_DATE, **options)
-        if messages[-1]["content"].strip() in text:
-            return text
-    raise ValueError("it leaves out the question")
+    last = messages[-1]["content"].strip()
+    failure: Exception | None = None
+    for form in (_as_text, _in_parts):
+        try:
+            text = _apply(tokenizer, form(messages), options)
+            # a template that changes the text, for example its line breaks, keeps a plain word
+            if last in text or PROBE in _apply(tokenizer, form([*messages[:-1], _with_probe(messages[-1])]), options):
+                return text
+        except Exception as error:
+            failure = failure or error
+    raise failure or ValueError("it leaves out the question")
+
+
+def _as_text(messages: Messages) -> Messages:
+    return messages
+
+
+def _in_parts(messages: Messages) -> Messages:
+    return [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+
+
+def _with_probe(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**message, "content": PROBE}
+
+
+def _apply(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> str:
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = FIXED_TODAY + template
+    text: str = tokenizer.apply_chat_template(
+        list(messages), chat_template=template, tokenize=False, date_string=TEMPLATE_DATE, **options
+    )
+    return text
 
 
 def prompt_ids(tokenizer: Any, chat: bool, problem: Problem, text: str) -> list[int]:
-    """Return the token ids of a prompt. A BOS token stands once, and no special token of the tokenizer stands behind.
+    """Return the token ids of a prompt.
+
+    A BOS token occurs once at the start; special tokens that the tokenizer appends to a text are removed.
 
     Args:
         chat: use the chat template; earlier turns of the problem precede the prompt.
         text: the question with its instructions, as the task formats it.
 
     Raises:
-        ConfigError: the chat template cannot be used, the conversation needs one, or there are no tokens.
+        ConfigError: the chat template cannot be used, the conversation needs one, or there are no tokens. The message
+            does not name the model.
     """
     if chat:
         messages = [{"role": role, "content": content} for role, content in problem.context]
         ids = _templated(tokenizer, [*messages, {"role": "user", "content": text}])
     elif problem.context:
         raise ConfigError(
-            f"task: the question {problem.question[:40]!r} has earlier turns, and prompts without a chat template have "
-            "no roles; take a model with one (model.chat_template=true), or give questions as text"
+            f"the question {problem.question[:40]!r} has earlier turns, and prompts without a chat template have no "
+            "roles; use a model with a chat template (model.chat_template=true), or give questions as text"
         )
     else:
         ids = _plain(tokenizer, text)
     while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         ids = ids[1:]
     if not ids:
-        raise ConfigError(
-            f"model: the prompt {text[:40]!r} has no tokens{' in the chat template' if chat else ''}; "
-            + ("set model.chat_template=false, or mend the template" if chat else "give another tokenizer")
-        )
+        raise ConfigError(f"the tokenizer makes no tokens of the prompt {text[:40]!r}; give another tokenizer")
     return ids
 
 
@@ -70,27 +101,26 @@ def check_known(tokenizer: Any, ids: Sequence[int], vocabulary: int) -> None:
     unknown = next((one for one in ids if not 0 <= one < vocabulary), None)
     if unknown is not None:
         raise ConfigError(
-            f"model: the tokenizer makes token {unknown} ({tokenizer.convert_ids_to_tokens(unknown)!r}) of a prompt, "
+            f"the tokenizer makes token {unknown} ({tokenizer.convert_ids_to_tokens(unknown)!r}) of a prompt, "
             f"and the embedding of the model has {vocabulary} rows; give the tokenizer that belongs to the model, or "
             "resize the embedding (resize_token_embeddings)"
         )
 
 
-def appended(tokenizer: Any) -> list[int]:
-    """Return the special tokens that the tokenizer would put behind a prompt, which ``prompt_ids`` leaves out."""
+def appended(tokenizer: Any) -> str:
+    """Return the special tokens that the tokenizer appends to a text, as text; ``prompt_ids`` removes them."""
     whole = list(tokenizer("1")["input_ids"])
-    kept = _plain(tokenizer, "1")
-    return whole[len(kept) :]
+    return "".join(tokenizer.convert_ids_to_tokens(whole[len(_plain(tokenizer, "1")) :]))
 
 
-def _templated(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def _templated(tokenizer: Any, messages: Messages) -> list[int]:
     try:
         text = render(tokenizer, messages, add_generation_prompt=True)
     except Exception as error:  # templates are programs of their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"model.chat_template=true: the chat template of the tokenizer raises {type(error).__name__}: {reason}; "
-            "set model.chat_template=false, or mend the template"
+            f"its chat template raises {type(error).__name__}: {reason}; set model.chat_template=false, or fix the "
+            "template"
         ) from error
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -102,4 +132,6 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
     for start in range(len(whole) - len(body) + 1):
         if whole[start : start + len(body)] == body:
             return whole[: start + len(body)]
+    while whole and whole[-1] in tokenizer.all_special_ids:  # a tokenizer that cuts the text in another way
+        whole.pop()
     return whole

@@ -3,38 +3,42 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsparse.config.run_id import files_digest
+from rlsparse.config.run_id import Digest, files_digest
 from rlsparse.config.schema import ConfigError, ModelConfig
 
 EMBEDDED = {name: Path(__file__).parent / "embedded" / name for name in ("tiny", "tiny_deep")}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# the files that transformers reads beside the weights
-TOKENIZER = (
+# the files that transformers makes a tokenizer from, and those that it reads beside them
+VOCABULARIES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
     "vocab.txt",
-    "merges.txt",
     "spiece.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
+    "spm.model",
     "tekken.json",
+)
+TOKENIZER = (
+    *VOCABULARIES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "bpe.codes",
     "chat_template.jinja",
-    "chat_template.json",
 )
 POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 LONGEST_CHAIN = 8  # adapters on adapters
-
-FilesDigest = Callable[[tuple[Path, ...]], str]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class ModelSource:
         return self.base.tokenizer
 
     @property
+    def adapters(self) -> "list[ModelSource]":
+        """The adapters on the full model, the first one to be added first."""
+        return [] if self.base is None else [*self.base.adapters, self]
+
+    @property
     def root(self) -> "ModelSource":
         """The full model, without the adapters on it."""
         return self if self.base is None else self.base.root
@@ -74,7 +83,7 @@ class ModelSource:
         if self.base is not None:
             names: list[str] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
         else:
-            names = [CONFIG, "generation_config.json", *weight_files(self.folder)]
+            names = [CONFIG, GENERATION_CONFIG, *weight_files(self.folder)]
         found = [self.folder / name for name in (*names, *TOKENIZER)]
         found += self.folder.glob("additional_chat_templates/*.jinja")
         return sorted(file for file in set(found) if file.is_file())
@@ -83,7 +92,7 @@ class ModelSource:
         """Return the files that are read from this folder and from those of its base models."""
         return [*self.files(), *(self.base.all_files() if self.base is not None else [])]
 
-    def digest(self, digest: FilesDigest = files_digest) -> str | None:
+    def digest(self, digest: Digest = files_digest) -> str | None:
         """Return a hash of the content of all files that are read; None for a model of the hub."""
         if self.folder is None:
             return None
@@ -217,7 +226,7 @@ def _check_file(key: str, file: Path) -> None:
         raise ConfigError(f"{key}: {file.name} is a pointer of git-lfs, not the file; run git lfs pull in the folder")
     if not begin:
         raise ConfigError(f"{key}: {file.name} is empty; copy the folder again")
-    if file.suffix == ".json":
+    if file.name in (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG):  # transformers names the others
         _object(key, file)
 
 
@@ -237,7 +246,7 @@ def _object(key: str, file: Path) -> dict[str, Any]:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER[:3])
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def _hint(folder: Path) -> str:
@@ -261,7 +270,8 @@ def reading(source: ModelSource) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        no_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+        if no_memory or isinstance(error, MemoryError):
             raise
         raise ConfigError(_unreadable(source, error)) from error
 

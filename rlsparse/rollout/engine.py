@@ -159,7 +159,7 @@ class _Draw:
         has_ended = stopping(self.policy)
         for t in range(self.engine.max_new_tokens):
             tokens, log_probs, entropy = sample(logits, self.uniform[rows, t], self.engine, self.greedy)  # (b,) each
-            ended = has_ended(out.ids[rows, :t], tokens)  # (b,)
+            ended = has_ended(out.ids, rows, t, tokens)  # (b,)
             out.write(rows, t, tokens, log_probs, entropy, ended)
             done = ended | (self.limits[rows] <= t + 1)  # (b,)
             if bool(done.all()):

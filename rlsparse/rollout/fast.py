@@ -62,7 +62,7 @@ class Fast(RolloutEngine):
             prompts = [Prompt(Problem("", "", ""), ids) for ids in ((1, 2, 3), (4, 5))]
             short = replace(self, max_new_tokens=TOKENS, temperature=1.0)
             request, generator = Request(prompts, group_size=2), Generator().manual_seed(0)
-            rollout = short.generate(replace(policy, eos_ids=(), stop_texts=()), request, generator)
+            rollout = short.generate(replace(policy, eos_ids=(), stop_text=None), request, generator)
             return rollout, rollout.log_probs
 
         reason = obstacle(policy.model)

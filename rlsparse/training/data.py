@@ -31,9 +31,8 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
         ConfigError: a row makes no prompt (see ``encode_prompt``), or no row of a split leaves room for
             ``max_new_tokens`` in the context of the model.
     """
-    if not policy.chat and (left_out := appended(policy.tokenizer)):
-        words = "".join(policy.tokenizer.convert_ids_to_tokens(left_out))
-        log.info("the tokenizer appends %s to each text: left out behind prompts", words)
+    if not policy.chat and (words := appended(policy.tokenizer)):
+        log.info("the tokenizer appends %s to each text; removed from prompts", words)
     room = policy.context - max_new_tokens
     rows = task.load()
 

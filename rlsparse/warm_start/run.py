@@ -193,7 +193,7 @@ class _Training:
     def _train(
         self, rows: "Sequence[Example]", test: "Sequence[Example]", evaluate: "Evaluator", lines: "JsonLines"
     ) -> Summary:
-        from rlsparse.model.endings import NO_END, ending_texts
+        from rlsparse.model.endings import ending_texts, unending
         from rlsparse.tracking.metrics import rank_row
         from rlsparse.tracking.profiling import peak_memory
         from rlsparse.warm_start.supervised import count_updates, fit, held_out_loss
@@ -216,8 +216,8 @@ class _Training:
             if adapter is not None and "adapter/pruned" in metrics:
                 lines.write(rank_row(step, adapter.ranks()))
 
-        if not ending_texts(policy):
-            log.warning("warning: %s", NO_END)
+        if warning := unending(policy):
+            log.warning("warning: %s", warning)
         base = held_out(0)
         if adapter is not None and moves:
             lines.write(rank_row(0, adapter.ranks()))

@@ -139,7 +139,7 @@ class LoraMatrices:
         peft_config = config.peft_config(policy.model, rank)
         with torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            policy.model = get_peft_model(policy.model, peft_config).eval()
+            policy.model = get_peft_model(policy.model, peft_config, revision=policy.revision).eval()
         self.model = policy.model
         self.layers: dict[str, Any] = {
             name.removeprefix("base_model.model."): module
