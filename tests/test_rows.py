@@ -131,7 +131,7 @@ def test_row_without_a_column_is_refused_with_the_columns_that_it_has(tmp_path):
 @pytest.mark.parametrize("nested", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
 def test_brackets_nested_deeply_are_refused_with_the_line(nested, tmp_path):
     for message in refusals(tmp_path, row(), row(nested)):
-        assert "train.jsonl line 2 has too many brackets in each other" in message
+        assert "train.jsonl line 2 nests brackets too deeply" in message
 
 
 def test_column_that_stands_twice_is_refused_only_if_it_is_needed(tmp_path):
@@ -251,7 +251,7 @@ def test_value_of_a_parquet_file_that_is_no_answer_is_refused(kind, values, reas
 def test_number_that_csv_reading_has_rounded_is_refused(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("question,answer\nQ,0.5\nQ,9007199254740993\n")  # 2**53 + 1
-    with pytest.raises(ConfigError, match=r"train row 2: column answer is 9007199254740992.0, perhaps rounded"):
+    with pytest.raises(ConfigError, match=r"train row 2: column answer is 9007199254740992.0, which the file reader may have rounded"):
         hub(tmp_path).load()
 
 
@@ -436,3 +436,14 @@ def test_text_helpers_on_single_values():
     assert as_text(-0.0) == "-0.0"
     assert is_blank("\u2028\u00a0\ufeff")
     assert not is_blank("\u00a0.")
+
+
+def test_indented_json_objects_one_after_the_other_are_read_as_datasets_reads_them(tmp_path):
+    rows = [{"question": "a", "answer": f"#### {number}"} for number in (1.10, 2)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text("\n\n".join(json.dumps(row, indent=2) for row in rows))
+    task = built("task=gsm8k", f"task.hub={tmp_path}", "task.hub_config=null").task
+    assert [problem.answer for problem in task.load().train] == ["1.1", "2"]
+    (tmp_path / "train.json").write_text('{"question": "a",\n "answer": "1"}\n{"question": ]')
+    with pytest.raises(ConfigError, match=r"train\.json line 3 is not JSON"):
+        task.load()

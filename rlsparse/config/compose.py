@@ -170,7 +170,7 @@ def _refuse_unreadable_files(words: Iterable[str], folders: Sequence[str]) -> No
                 mark = getattr(error, "problem_mark", None)
                 line = "" if mark is None else f", line {mark.line + 1}"
                 reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-                raise ConfigError(f"{group}={names}: {file}{line} cannot be read ({reason}); mend it") from error
+                raise ConfigError(f"{group}={names}: {file}{line} cannot be read ({reason}); fix it") from error
 
 
 def _unusable_sweep(argument: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 HOME = re.compile(r"~(/.*)?|~[\w.-]+/.*", re.DOTALL)
 KEEP = ("prompt",)  # keys whose values are text for a model
+PATHS = ("runs_dir", "out", "path", "hub", "import_path")  # keys in which a lone ~ is the home folder
 
 
 def expand_home(text: str) -> str:
@@ -14,19 +15,22 @@ def expand_home(text: str) -> str:
     return os.path.expanduser(text) if HOME.fullmatch(text) else text
 
 
-def expand_all(node: Any) -> Any:
+def expand_all(node: Any, key: str = "") -> Any:
     """Return a config in which each text that begins with the home folder is expanded; ``task.prompt`` is kept.
+
+    A lone ``~`` is a path only in keys of paths: a component of a user may mean the character.
 
     Args:
         node: a dataclass of the schema, which is changed, or a mapping, list or value in it.
+        key: of the node.
     """
     if isinstance(node, str):
-        return expand_home(node)
+        return node if key in KEEP or (node == "~" and key not in PATHS) else expand_home(node)
     if isinstance(node, dict):
-        return {key: one if key in KEEP else expand_all(one) for key, one in node.items()}
+        return {name: expand_all(one, name) for name, one in node.items()}
     if isinstance(node, list):
-        return [expand_all(one) for one in node]
+        return [expand_all(one, key) for one in node]
     if is_dataclass(node) and not isinstance(node, type):
         for field in fields(node):
-            setattr(node, field.name, expand_all(getattr(node, field.name)))
+            setattr(node, field.name, expand_all(getattr(node, field.name), field.name))
     return node

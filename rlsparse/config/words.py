@@ -19,7 +19,7 @@ PROMPT = "task.prompt"
 # a text in quotes, or a path that begins with the home folder and stands where a value may begin
 QUOTED = r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
 START = r"(?:^|(?<=[\[,(:])|(?<=[\[,(:]\s))"
-TILDE = START + r"""(?P<path>(?:file://)?~[\w.-]*(?:/(?:\\.|\$\{[^{}]*\}|[^\[\](){},'"\\])*)?)(?=$|[\],)}])"""
+TILDE = START + r"""(?P<path>(?:file://)?~[\w.-]*/(?:\\.|\$\{[^{}]*\}|[^\[\](){},'"\\])*)(?=$|[\],)}])"""
 VALUES = re.compile(f"{QUOTED}|{TILDE}")
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 
@@ -123,7 +123,7 @@ def refuse_repeated_axes(words: Iterable[str], where: str) -> None:
 
     Args:
         words: overrides.
-        where: they stand, for the message.
+        where: where the words are, for the message.
 
     Raises:
         ConfigError: the words of the first such key.

@@ -124,7 +124,7 @@ class HubTask(Task):
                 # not with datasets, which rounds long numbers and crashes where brackets are nested deeply
                 with self._one_message():
                     return [row for file in files for row in read_json(file)]
-            cache = _cache_folder(files)
+            cache = _cache_folder([file for one in SPLITS for file in self._folder_files(one)])
         with self._one_message():
             rows = load_dataset(self.hub, self.hub_config, split=split, revision=self.revision, cache_dir=cache)
             as_written = _as_written(rows, self.columns)

@@ -5,10 +5,12 @@ A value that is not what a question or an answer can be is refused with the plac
 
 import json
 import math
+import re
 import reprlib
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ Turns = tuple[tuple[str, str], ...]  # (role, content) each
 
 ROLES = ("system", "user", "assistant")
 LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
+NEWLINE, SPACE = "\n", re.compile(r"\s*")
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
 
 
@@ -64,28 +67,48 @@ def read_json_lines(file: Path) -> list[tuple[int, Object]]:
 
 
 def read_json(file: Path) -> list[Object]:
-    """Return the objects of a file of JSON lines, or of one that is a JSON list of objects.
+    """Return the objects of a file that is a JSON list of objects, or has one object after the other.
 
     Raises:
         ConfigError: the file is not UTF-8 text, or has another content.
     """
     text = _text(file)
-    if not text.lstrip().startswith("["):
-        return [row for _, row in read_json_lines(file)]
-    rows = _parsed(file.name, text)
-    if not all(isinstance(row, Object) for row in rows):
-        raise ConfigError(f"{file.name} is a list in which not every entry is an object; give a list of objects")
-    return list(rows)
+    if text.lstrip().startswith("["):
+        rows = _parsed(file.name, text)
+        if not all(isinstance(row, Object) for row in rows):
+            raise ConfigError(f"{file.name} is a list in which not every entry is an object; give a list of objects")
+        return list(rows)
+    found: list[Object] = []
+    at, line = 0, 1
+    while at < len(text):
+        start = SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches everywhere
+        line += text.count(NEWLINE, at, start)
+        if start == len(text):
+            break
+        where = f"{file.name} line {line}"
+        with _readable(where):
+            row, at = DECODER.raw_decode(text, start)
+        if not isinstance(row, Object):
+            raise ConfigError(f"{where} is not a JSON object; write one in each line")
+        found.append(row)
+        line += text.count(NEWLINE, start, at)
+    return found
 
 
 def _parsed(where: str, text: str) -> Any:
+    with _readable(where):
+        return DECODER.decode(text)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
     try:
-        return json.loads(text, object_pairs_hook=Object, parse_float=Number, parse_int=_whole)
+        yield
     except json.JSONDecodeError as error:
         reason = f"character {error.pos + 1}: {error.msg.removesuffix(' at')}"
         raise ConfigError(f"{where} is not JSON ({reason}); write one JSON object in each line") from error
     except RecursionError as error:
-        raise ConfigError(f"{where} has too many brackets in each other to be read; write a flat object") from error
+        raise ConfigError(f"{where} nests brackets too deeply; write a flat object") from error
 
 
 def _object(where: str, line: str) -> Object:
@@ -114,6 +137,9 @@ def _whole(text: str) -> int | Number:
         return int(text)
     except ValueError:  # more digits than Python converts
         return Number(text)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=Object, parse_float=Number, parse_int=_whole)
 
 
 def with_text(row: Row, columns: Sequence[str]) -> tuple[Row, Turns]:
@@ -162,7 +188,7 @@ def as_text(value: Any) -> str:
     elif isinstance(value, float | Decimal) and not (isinstance(value, Number) or math.isfinite(value)):
         raise ConfigError(f"is {value}, which is no finite number; give text or a finite number")
     elif isinstance(value, Rounded):
-        raise ConfigError(f"is {value}, perhaps rounded when the file was read; write so long a number as text")
+        raise ConfigError(f"is {value}, which the file reader may have rounded; store this number as text")
     elif isinstance(value, int | float | Decimal):
         text = _written_out(str(value))
     else:
@@ -177,7 +203,7 @@ def _encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = ascii(text[error.start])
-        raise ConfigError(f"has the character {half}, which is no text in UTF-8; give both of a pair") from error
+        raise ConfigError(f"has the character {half}, half of a surrogate pair; write both halves") from error
     return text
 
 
