@@ -310,7 +310,9 @@ def test_home_folder_is_expanded_in_every_value_but_the_prompt(home):
         f"{home}/hub",
         "~/ {question}",
     )
-    assert expand_all({"files": ["~/a", {"b": "~"}, "~5", 3]}) == {"files": [f"{home}/a", {"b": str(home)}, "~5", 3]}
+    # a lone ~ is a path in keys of paths only
+    files = {"files": ["~/a", {"b": "~", "path": "~"}, "~5", 3]}
+    assert expand_all(files) == {"files": [f"{home}/a", {"b": "~", "path": str(home)}, "~5", 3]}
     assert config.import_path == [f"{home}/mine"]
     assert composed_warm_start("out='~/m'").out == f"{home}/m"
 

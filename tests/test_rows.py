@@ -20,7 +20,7 @@ from rlsparse.config.run_id import files_digest
 from rlsparse.config.schema import ConfigError, NoiseConfig
 from rlsparse.execution.preflight import preflight
 from rlsparse.warm_start.noise import check_noise, corrupt
-from tests.conftest import composed, composed_warm_start
+from tests.conftest import built, composed, composed_warm_start
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +251,9 @@ def test_value_of_a_parquet_file_that_is_no_answer_is_refused(kind, values, reas
 def test_number_that_csv_reading_has_rounded_is_refused(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text("question,answer\nQ,0.5\nQ,9007199254740993\n")  # 2**53 + 1
-    with pytest.raises(ConfigError, match=r"train row 2: column answer is 9007199254740992.0, which the file reader may have rounded"):
+    with pytest.raises(
+        ConfigError, match=r"train row 2: column answer is 9007199254740992.0, which the file reader may have rounded"
+    ):
         hub(tmp_path).load()
 
 

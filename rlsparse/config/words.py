@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from rlsparse.config.paths import expand_home
+from rlsparse.config.paths import PATHS, expand_home
 from rlsparse.config.schema import ConfigError
 
 ESCAPE = r"where the text itself has ${, write \${"
@@ -39,6 +39,8 @@ def _word(word: str, is_folder: bool) -> str:
         return expand_home(word)
     if not equals or word.startswith("-"):
         return key + equals + expand_home(value)
+    if value == "~":  # Hydra cannot read it, whether it is a path or the character
+        return f"{key}={_quote(expand_home(value) if key.rpartition('.')[2].lstrip('+') in PATHS else value)}"
     if key.lstrip("+") != PROMPT:
         value = VALUES.sub(_with_home, value)
     if parsed(f"{key}={value}") is None and _is_text(key, value):
