@@ -1,4 +1,7 @@
-"""The environment of the processes that use W&B: which of its variables count, and where it may write. This module does not import wandb."""
+"""The environment of the processes that use W&B: which of its variables count, and where it may write.
+
+This module does not import wandb.
+"""
 
 import atexit
 import os

@@ -1,4 +1,7 @@
-"""Names that W&B accepts: it refuses a run with a name that is too long or has one of some characters. This module does not import wandb."""
+"""Names that W&B accepts: it refuses a run with a name that is too long or has one of some characters.
+
+This module does not import wandb.
+"""
 
 import hashlib
 import os
