@@ -287,7 +287,9 @@ def test_budget_during_training_moves_to_the_layer_that_needs_it(needy):
     toy = Toy(width)
     delta = torch.randn(width, 6) @ torch.randn(6, width) / width
     target = [p.weight.detach() + (delta if i == needy else 0) for i, p in enumerate(toy.projections())]
-    policy = Policy(toy, None, torch.device("cpu"), (), 0, 0, False, vocabulary=0, stop_text=None, turn_end=())
+    policy = Policy(
+        toy, None, torch.device("cpu"), (), 0, 0, False, vocabulary=0, stop_text=None, before_end="", turn_end=()
+    )
     adapter = l1ra(policy, "adapter.gate_lr=0.02", "adapter.l1=0.3", "adapter.target_modules=[proj]", rank=4)
     optimizer = adapter.optimizer(5e-3, 0.0)
     totals = []

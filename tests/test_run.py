@@ -236,7 +236,7 @@ def test_model_folder_without_safetensors_is_refused(tmp_path):
     from rlsparse.model.source import EMBEDDED
 
     shutil.copytree(EMBEDDED["tiny"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(ConfigError, match=r"no \*.safetensors in it"):
+    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
         preflight([composed(f"runs_dir={tmp_path}", f"model.path={tmp_path / 'model'}")])
 
 

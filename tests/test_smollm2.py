@@ -8,9 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsparse.algorithm import Algorithm
+from rlsparse.batch import Problem
 from rlsparse.model.loading import load_policy
 from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.policy import Policy, decode, token_log_probs
+from rlsparse.model.policy import Policy, decode, encode_prompt, token_log_probs
 from rlsparse.rollout import Request
 from rlsparse.rollout.fast import Fast
 from rlsparse.rollout.layer_skip import without_layers
@@ -150,17 +151,20 @@ VARIANTS = (
 )
 
 
+QUESTIONS = ("What is the capital of France?", "Repeat: cat", "What is 2+2?", "Hi")  # the answers are short
+
+
 def test_smollm2_saved_in_another_way_writes_the_same_completions(smollm2, tmp_path):
     def completions(folder: Path) -> list[str]:
-        words = ("task=word_problems", "task.prompt='{question} Answer with a number only.'", "eval.max_rows=4")
-        config = composed(f"model.path={folder}", *words, "task.train_rows=4", "rollout.max_new_tokens=16")
-        algorithm = Algorithm.build(config)
+        config = composed(f"model.path={folder}", "rollout.max_new_tokens=16")
         policy = load_policy(config.model, torch.device("cpu"), "float32")
-        prompts = encode_task(policy, algorithm.task, 16, config.eval.max_rows).test
-        rollout = algorithm.rollout.generate(policy, Request(prompts, 1, greedy=True), stream(0, "x"))
+        prompts = [encode_prompt(policy, Problem(text, "", ""), text) for text in QUESTIONS]
+        engine = Algorithm.build(config).rollout
+        rollout = engine.generate(policy, Request(prompts, 1, greedy=True), stream(0, "x"))
         assert rollout.ended.all()
         return decode(policy, rollout, prompts)
 
     expected = completions(smollm2)
+    assert expected[0] == "The capital of France is Paris."
     for number, name in enumerate(VARIANTS):
         assert completions(write_variant(smollm2, tmp_path / str(number), name)) == expected, name

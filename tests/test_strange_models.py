@@ -24,7 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rlsparse.batch import Problem
+from rlsparse.batch import Problem, Prompt
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution import model_check
 from rlsparse.execution.preflight import preflight
@@ -37,7 +37,7 @@ from rlsparse.rollout import Request
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream
 from rlsparse.warm_start.supervised import Example, collate
-from tests.conftest import built, composed, composed_warm_start
+from tests.conftest import built, composed, composed_warm_start, make_rollout
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"  # (384, 128)
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
@@ -273,6 +273,11 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NO_END = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}\n{% endfor %}"
+ALPACA = (
+    "{% for m in messages %}### {{ 'Instruction' if m.role == 'user' else 'Response' }}:\n{{ m.content }}\n\n{% endfor %}"
+    "### Response:\n"
+)
+WITH_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML
 EOS = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant' else '\n') }}{% endfor %}"
 
 
@@ -281,9 +286,11 @@ EOS = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant'
     [
         (CHATML, {320: "<|im_end|>", 321: "<|im_start|>"}, (0, 320), None),  # its end is not EOS
         (CHATML, {}, (0,), "<|im_end|>"),  # its end is no token
-        (NO_END, {}, (0,), "Q:"),  # a turn ends where the next one begins
+        (NO_END, {}, (0,), "\nQ:"),  # a turn ends where the next one begins
         (NO_END.replace("Q: ", "<|user|>"), {320: "<|user|>"}, (0, 320), None),
         (EOS, {}, (0,), None),
+        (ALPACA, {}, (0,), "\n### Instruction:"),  # it ignores add_generation_prompt
+        (WITH_SYSTEM, {320: "<|im_end|>"}, (0, 320), None),
         ("{{ messages[0].content }}", {}, (0,), None),  # it does not write turns of the assistant
     ],
 )
@@ -295,15 +302,54 @@ def test_completion_ends_at_what_the_template_puts_behind_a_turn(folder, templat
     policy = load(folder)
     assert (policy.eos_ids, policy.stop_text) == (ids, text)
     if text:
-        assert policy.tokenizer.decode(policy.turn_end).strip() == text
+        assert policy.tokenizer.decode(policy.turn_end).strip() == text.strip()
     else:
         assert policy.turn_end == ids[-1:]
     assert load(folder, "model.chat_template=false").eos_ids == (0,)
 
 
-def test_closing_text_before_a_special_token_ends_completions_without_it(folder):
-    write_template(folder, EOS.replace("m.content + (eos_token", "m.content + (' END' + eos_token"))
-    assert load(folder).stop_text == "END"
+def test_text_between_an_answer_and_the_end_token_is_no_part_of_the_answer(folder):
+    grow(folder, 1)
+    add_token(folder, 320, "<|im_end|>")
+    write_template(folder, CHATML.replace("{{ m.content }}", '"{{ m.content }}"'))
+    policy = load(folder)
+    assert (policy.eos_ids, policy.stop_text, policy.before_end) == ((0, 320), None, '"')
+    twelve, quote = (policy.tokenizer(text)["input_ids"] for text in ("12", '"'))
+    assert policy.turn_end == (*quote, 320)
+    prompt = Prompt(QUESTIONS[0], (1, 2))
+    closed, cut_off = make_rollout([[*twelve, *quote, 320]]), make_rollout([[*twelve, *quote]])
+    assert decode(policy, closed, [prompt]) == ["12"]
+    assert decode(policy, cut_off, [prompt]) == ['12"']
+
+
+def test_special_token_that_is_text_stands_in_the_judged_text(folder):
+    grow(folder, 2)
+    add_token(folder, 320, "%%%%")
+    add_token(folder, 321, "<|mark|>")
+    policy = load(folder)
+    seven = policy.tokenizer("7")["input_ids"]
+    rollout = make_rollout([[321, 320, *seven, 0]])
+    assert decode(policy, rollout, [Prompt(QUESTIONS[0], (1, 2))])[0].replace(" ", "") == "%%%%7"
+
+
+def test_turn_that_the_template_leaves_out_is_refused(folder):
+    write_template(folder, "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    policy = load(folder)
+    problem = Problem("3+4", "7", "", context=(("system", "Add."),))
+    with pytest.raises(ConfigError, match="leaves out a turn"):
+        encode_prompt(policy, problem, "3+4")
+    assert policy.tokenizer.decode(encode_prompt(policy, Problem("3+4", "7", ""), "3+4").ids) == "3+4"
+
+
+@pytest.mark.parametrize("declared", ["29", 29.0, [29, True]])
+def test_end_token_declared_as_another_type_of_number_counts(folder, declared):
+    edit(folder / "generation_config.json", eos_token_id=declared)
+    assert load(folder).eos_ids == (0, 29)
+
+
+def test_keys_that_make_transformers_read_other_files_are_refused(folder, tmp_path):
+    edit(folder / "config.json", transformers_weights="other.safetensors")
+    assert "transformers_weights" in refusal(folder, tmp_path)
 
 
 def test_closing_text_that_the_vocabulary_lacks_is_not_taken_for_the_unknown_token(tmp_path):
@@ -535,9 +581,10 @@ def test_check_prints_end_tokens_prompt_fast_paths_and_odd_gold_answers(folder, 
     data.mkdir()
     rows = [{"question": "3+4", "answer": "3+4=7\n#### 7"}, {"question": "3+4", "answer": "#### 7"}]
     (data / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (data / "test.jsonl").write_text(json.dumps({"question": "1+1", "answer": "#### (1\n2)"}))
+    (data / "test.jsonl").write_text(json.dumps({"question": "1+1", "answer": "#### cat"}))
     surround(folder, 0, 1)
     words = ("task=gsm8k", f"task.path={data}", "task.prompt='{question}='", "rollout.max_new_tokens=8")
+    words += ("task.answer_format=last_number",)
     report = str(model_check.check(composed(f"model.path={folder}", f"runs_dir={tmp_path}/runs", *words)))
     assert "<|endoftext|> (0) by the generation config" in report
     assert "| 3+4=\n" in report
@@ -545,7 +592,7 @@ def test_check_prints_end_tokens_prompt_fast_paths_and_odd_gold_answers(folder, 
     assert f"ids {ids}\n" in report
     assert "rollout engine: fast; train.packing: yes" in report
     assert "2 training and 1 held-out answers, 2 equal to themselves" in report
-    assert r"test row 1: '(1\n2)'" in report
+    assert "test row 1: 'cat'" in report
     assert "appends <|endoftext|>" in report
     assert "1 of 2 training rows repeat an earlier question" in report
 

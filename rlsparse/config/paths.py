@@ -5,7 +5,10 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from rlsparse.config.schema import ConfigError
+
 HOME = re.compile(r"~(/.*)?|~[\w.-]+/.*", re.DOTALL)
+UNKNOWN = re.compile(r"\$\{?\w+\}?(?=/|$)|~[\w.-]+(?=/)|file:/*")  # what a shell or another tool expands
 KEEP = ("prompt",)  # keys whose values are text for a model
 PATHS = ("runs_dir", "out", "path", "hub", "import_path")  # keys in which a lone ~ is the home folder
 
@@ -25,6 +28,11 @@ def expand_all(node: Any, key: str = "") -> Any:
         key: of the node.
     """
     if isinstance(node, str):
+        if key in PATHS and (wrong := UNKNOWN.match(expand_home(node))):
+            raise ConfigError(
+                f"{key}={node}: {wrong[0]} is not expanded here; write the folder itself, ~ for the home folder, or "
+                "${oc.env:NAME} for a variable"
+            )
         return node if key in KEEP or (node == "~" and key not in PATHS) else expand_home(node)
     if isinstance(node, dict):
         return {name: expand_all(one, name) for name, one in node.items()}

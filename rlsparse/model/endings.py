@@ -1,6 +1,7 @@
 """What ends a completion: tokens that the model or its tokenizer declares, and what its chat template writes."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,14 @@ class Endings:
     Attributes:
         ids: tokens that end a completion, ascending.
         text: a text that ends one, where the chat template closes a turn with something that is no token; else None.
+        before_end: what the template writes between an answer and the end token, which is not part of the answer.
         turn_end: tokens that follow a solution in supervised training.
         origins: token -> where it is declared, for messages.
     """
 
     ids: tuple[int, ...]
     text: str | None
+    before_end: str
     turn_end: tuple[int, ...]
     origins: Mapping[int, str]
 
@@ -47,17 +50,18 @@ def find_endings(tokenizer: Any, generation_config: Any, vocabulary: int, chat: 
         if isinstance(token, int) and 0 <= token < vocabulary:
             origins.setdefault(token, origin)
     closing = _behind_turn(tokenizer) if chat else ""
-    token = _first_marker(tokenizer, closing.strip())
+    before, token = _first_marker(tokenizer, closing, vocabulary)
     text, turn_end = None, tuple(tokenizer(closing, add_special_tokens=False)["input_ids"]) if closing else ()
-    if token is not None and token < vocabulary:
+    if token is not None:
         origins.setdefault(token, "chat template")
-        turn_end = (token,)
+        turn_end = (*(tokenizer(before, add_special_tokens=False)["input_ids"] if before.strip() else ()), token)
     elif closing:
-        text = closing.strip()
+        line_break = "\n" if "\n" in closing[: len(closing) - len(closing.lstrip())] else ""
+        text = line_break + closing.strip()
     if not turn_end or max(turn_end) >= vocabulary or tokenizer.unk_token_id in turn_end[:-1]:
         eos = tokenizer.eos_token_id
         turn_end = (eos,) if eos in origins else tuple(sorted(origins)[:1])
-    return Endings(tuple(sorted(origins)), text, turn_end, origins)
+    return Endings(tuple(sorted(origins)), text, before.strip() if token is not None else "", turn_end, origins)
 
 
 def token_name(tokenizer: Any, token: int) -> str:
@@ -79,43 +83,52 @@ def unending(policy: Policy) -> str | None:
 def _declared(tokenizer: Any, generation_config: Any) -> Iterator[tuple[Any, str]]:
     ids = getattr(generation_config, "eos_token_id", None)
     for token in ids if isinstance(ids, list) else [ids]:
-        yield token, "generation config"
+        if isinstance(token, float | str) and re.fullmatch(r"\d+(\.0)?", str(token)):
+            token = int(float(token))
+        yield None if isinstance(token, bool) else token, "generation config"
     yield tokenizer.eos_token_id, "tokenizer"
 
 
 def _behind_turn(tokenizer: Any) -> str:
     """Return what the chat template writes behind a turn of the assistant, up to the end of its first line with text.
 
-    White space before it is kept. A text ends before the first special token in it. Empty if there is nothing.
+    White space before it is kept. Empty if there is nothing, or if the template does not write such turns.
     """
-    asked = {"role": "user", "content": TURN}
-    answered = {"role": "assistant", "content": ANSWER}
-    following = {"role": "user", "content": NEXT}
-    for messages, until in (([asked, answered], ""), ([asked, answered, following], NEXT)):
-        try:
-            text = render(tokenizer, messages, add_generation_prompt=False)
-        except Exception:  # a template may refuse turns of the assistant; what it makes of prompts is checked elsewhere
-            continue
-        _, found, rest = text.rpartition(ANSWER)
-        closing = rest.partition(until)[0] if until else rest
-        if found and closing.strip():
-            start = len(closing) - len(closing.lstrip())
-            line = closing[start:].splitlines()[0].rstrip()
-            markers = [at for word in _markers(tokenizer) if word and (at := line.find(word)) > 0]
-            return closing[:start] + line[: min(markers, default=len(line))].rstrip()
+    system = {"role": "system", "content": "System7"}
+    talk = [{"role": "user", "content": TURN}, {"role": "assistant", "content": ANSWER}]
+    for messages in (talk, [system, *talk]):  # some templates want a system message
+        last = _rest(tokenizer, messages, "")
+        between = _rest(tokenizer, [*messages, {"role": "user", "content": NEXT}], NEXT)
+        # a template that ignores add_generation_prompt writes the begin of an answer behind the last turn
+        ignores = last == _rest(tokenizer, messages, "", add_generation_prompt=True) and not between.startswith(last)
+        for closing in (between, last) if ignores else (last, between):
+            if closing.strip():
+                start = len(closing) - len(closing.lstrip())
+                return closing[:start] + closing[start:].splitlines()[0].rstrip()
     return ""
 
 
-def _markers(tokenizer: Any) -> list[str]:
-    """Return the tokens that stand for a marker and not for common text."""
-    return [*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())]
+def _rest(tokenizer: Any, messages: Sequence[Mapping[str, str]], until: str, **options: Any) -> str:
+    """Return what the chat template writes behind the last answer, up to a text; empty where it raises."""
+    try:
+        text = render(tokenizer, messages, **{"add_generation_prompt": False, **options})
+    except Exception:  # a template may refuse turns of the assistant; what it makes of prompts is checked elsewhere
+        return ""
+    _, found, rest = text.rpartition(ANSWER)
+    return "" if not found else rest.partition(until)[0] if until else rest
 
 
-def _first_marker(tokenizer: Any, closing: str) -> int | None:
-    """Return the token that a text begins with, if it is a marker; None for common text."""
-    ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
-    markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    words = [token for token in ids if tokenizer.decode([token]).strip()]  # not the space some tokenizers put first
-    if not words or words[0] not in markers or not closing.startswith(tokenizer.convert_ids_to_tokens(words[0])):
-        return None  # the last condition: what the vocabulary lacks becomes the unknown token, which is special, too
-    return int(words[0])
+def _first_marker(tokenizer: Any, closing: str, vocabulary: int) -> tuple[str, int | None]:
+    """Return the first token in a text that is a marker and not common text, and what stands before it.
+
+    Args:
+        vocabulary: rows of the embedding; tokens outside it do not count.
+    """
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    named |= {str(text): token for token, text in tokenizer.added_tokens_decoder.items()}
+    markers = {text: token for text, token in named.items() if text and 0 <= token < vocabulary}
+    places = [(at, -len(text), token) for text, token in markers.items() if (at := closing.find(text)) >= 0]
+    if not places:
+        return "", None
+    at, _, token = min(places)
+    return closing[:at], token

@@ -114,28 +114,36 @@ def check_merged(source: ModelSource, expected: Tensor, got: Tensor) -> None:
         )
 
 
-def check_adapter(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_adapter(
+    source: ModelSource, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
     """Compare the tensors of an adapter with those that its config describes, by name and shape.
 
     Raises:
-        ValueError: the first names that differ.
+        ConfigError: the first names that differ.
     """
     unknown, absent = sorted(stored.keys() - expected.keys()), sorted(expected.keys() - stored.keys())
     other = [name for name in stored.keys() & expected.keys() if stored[name] != expected[name]]
     if unknown:
-        raise ValueError(f"{some(unknown)} has no place in its base")
-    if absent:
-        raise ValueError(f"{some(absent)} missing for its base")
-    if other:
+        wrong = f"{some(unknown)} has no place in its base"
+    elif absent:
+        wrong = f"{some(absent)} missing for its base"
+    elif other:
         name = min(other)
-        raise ValueError(f"{name} has the shape {list(stored[name])}, where its base needs {list(expected[name])}")
+        wrong = f"{name} has the shape {list(stored[name])}, where its base needs {list(expected[name])}"
+    else:
+        return
+    raise ConfigError(
+        f"{source.key}: the adapter does not fit: {wrong}; check base_model_name_or_path in adapter_config.json, or "
+        "merge the adapter yourself and give the merged model"
+    )
 
 
 def check_finite(source: ModelSource, model: nn.Module) -> None:
     """Refuse weights with NaN or infinity, which would make every later number NaN."""
     broken = [
         name
-        for name, tensor in model.named_parameters()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
         if tensor.is_floating_point() and tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all())
     ]
     if broken:

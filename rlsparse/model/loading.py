@@ -67,6 +67,7 @@ def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
         chat=chat,
         vocabulary=vocabulary,
         stop_text=endings.text,
+        before_end=endings.before_end,
         turn_end=endings.turn_end,
     )
 
@@ -79,7 +80,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return _from_source(AutoTokenizer, source.tokenizer)
+    tokenizer = _from_source(AutoTokenizer, source.tokenizer)
+    if not isinstance(tokenizer.model_max_length, int | float):  # a text, for example
+        tokenizer.model_max_length = UNLIMITED
+    return tokenizer
 
 
 def outline(config: ModelConfig) -> Policy:
@@ -202,7 +206,7 @@ def _wrapped(source: ModelSource, model: Any) -> Any:
     """Return a model with the modules of an adapter, whose names and shapes are those in the folder.
 
     Raises:
-        ValueError: they are not, or an adapter of this kind cannot be merged.
+        ConfigError: they are not, or an adapter of this kind cannot be merged.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights
     from peft.tuners.tuners_utils import BaseTuner
@@ -212,10 +216,13 @@ def _wrapped(source: ModelSource, model: Any) -> Any:
         config.init_lora_weights = False  # some kinds of start values are made from the weights of the base
     wrapped = get_peft_model(model, config)
     if not isinstance(wrapped.base_model, BaseTuner):
-        raise ValueError(f"a {config.peft_type} adapter cannot be merged into the weights")
+        raise ConfigError(
+            f"{source.key}: an adapter of the kind {config.peft_type} cannot be merged into the weights; give one that "
+            "can, such as LORA"
+        )
     stored = {name: tuple(tensor.shape) for name, tensor in load_peft_weights(source.location, device="cpu").items()}
     tensors = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    check_adapter(stored, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_adapter(source, stored, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     return wrapped
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlsparse.batch import Problem, Prompt, Rollout
 from rlsparse.config.schema import ConfigError
-from rlsparse.model.prompts import check_known, prompt_ids
+from rlsparse.model.prompts import check_known, hidden_ids, prompt_ids
 
 # f(policy, rollout, rows (b,), needed (b, T), temperature) -> (b, T)
 LogProbs = Callable[["Policy", Rollout, Tensor, Tensor, float], Tensor]
@@ -30,6 +30,7 @@ class Policy:
         chat: whether prompts go through the chat template of the tokenizer.
         vocabulary: V, rows of the embedding; no token id may reach it.
         stop_text: a text that ends a completion, too; see ``Endings``.
+        before_end: what the chat template writes between an answer and the end token.
         turn_end: tokens that follow a solution in supervised training.
         key: where the model is from, ``model.path=DIR`` or ``model.name=NAME``, for messages.
         revision: of the model on the hub; None for the default one and for a folder.
@@ -47,6 +48,7 @@ class Policy:
     chat: bool
     vocabulary: int
     stop_text: str | None
+    before_end: str
     turn_end: tuple[int, ...]
     key: str = "model"
     revision: str | None = None
@@ -94,13 +96,23 @@ def decode(policy: Policy, rollout: Rollout, prompts: Sequence[Prompt]) -> list[
         prompts: the P prompts of the rollout.
     """
     begun = [prompt.ids[len(prompt.ids) - prompt.begun :] for prompt in prompts for _ in range(rollout.group_size)]
-    rows = []
+    hidden = hidden_ids(policy.tokenizer)
+    rows, closed = [], []
     for start, ids, length in zip(begun, rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True):
         ended = length > 0 and ids[length - 1] in policy.eos_ids
-        rows.append([*start, *ids[: length - ended]])
+        rows.append([token for token in (*start, *ids[: length - ended]) if token not in hidden])
+        closed.append(ended)
     # not cleaned up: that would change the spaces of what the model wrote
-    texts: list[str] = policy.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return texts if policy.stop_text is None else [text.partition(policy.stop_text)[0] for text in texts]
+    texts = policy.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+    return [_answer(policy, text, ended) for text, ended in zip(texts, closed, strict=True)]
+
+
+def _answer(policy: Policy, text: str, ended: bool) -> str:
+    if policy.stop_text is not None:
+        text = text.partition(policy.stop_text)[0]
+    if ended and policy.before_end and text.rstrip().endswith(policy.before_end):
+        text = text.rstrip().removesuffix(policy.before_end)
+    return text
 
 
 def positions(mask: Tensor) -> Tensor:

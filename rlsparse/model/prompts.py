@@ -1,5 +1,6 @@
 """From a question to the token ids of a prompt, with the special tokens that belong there and no others."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,20 +22,24 @@ def render(tokenizer: Any, messages: Messages, **options: Any) -> str:
     such a template gets lists.
 
     Raises:
-        ValueError: the template leaves out the content of the last message.
+        ValueError: the template leaves out the content of a message.
         Exception: whatever the template raises.
     """
-    last = messages[-1]["content"].strip()
+    contents = [one["content"].strip() for one in messages]
+    probes = [{**one, "content": f"{PROBE}{number}"} for number, one in enumerate(messages)]
     failure: Exception | None = None
     for form in (_as_text, _in_parts):
         try:
             text = _apply(tokenizer, form(messages), options)
+            if all(content in text for content in contents):
+                return text
             # a template that changes the text, for example its line breaks, keeps a plain word
-            if last in text or PROBE in _apply(tokenizer, form([*messages[:-1], _with_probe(messages[-1])]), options):
+            plain = _apply(tokenizer, form(probes), options)
+            if all(one["content"] in plain for one in probes):
                 return text
         except Exception as error:
             failure = failure or error
-    raise failure or ValueError("it leaves out the question")
+    raise failure or ValueError("it leaves out the question" if len(messages) == 1 else "it leaves out a turn")
 
 
 def _as_text(messages: Messages) -> Messages:
@@ -43,10 +48,6 @@ def _as_text(messages: Messages) -> Messages:
 
 def _in_parts(messages: Messages) -> Messages:
     return [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-
-
-def _with_probe(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**message, "content": PROBE}
 
 
 def _apply(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> str:
@@ -87,6 +88,16 @@ def prompt_ids(tokenizer: Any, chat: bool, problem: Problem, text: str) -> list[
     if not ids:
         raise ConfigError(f"the tokenizer makes no tokens of the prompt {text[:40]!r}; give another tokenizer")
     return ids
+
+
+def hidden_ids(tokenizer: Any) -> set[int]:
+    """Return the special tokens that are markers and no part of a text.
+
+    A special token of letters, digits or signs alone, such as ``####`` or ``7``, is text: an answer may need it.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    markers = {number for number, token in added if token.special and re.search(r"[<>\[\]{}|]", str(token))}
+    return markers | {token for token in (tokenizer.pad_token_id, tokenizer.bos_token_id) if token is not None}
 
 
 def check_known(tokenizer: Any, ids: Sequence[int], vocabulary: int) -> None:

@@ -37,6 +37,12 @@ TOKENIZER = (
     "bpe.codes",
     "chat_template.jinja",
 )
+# keys that make transformers read other files
+REDIRECTS = (
+    (CONFIG, "transformers_weights"),
+    (CONFIG, "configuration_files"),
+    ("tokenizer_config.json", "fast_tokenizer_files"),
+)
 POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 LONGEST_CHAIN = 8  # adapters on adapters
 
@@ -166,6 +172,12 @@ def _folder_source(key: str, folder: Path, chain: int = 0) -> ModelSource:
 
 
 def _check_full_model(source: ModelSource, folder: Path) -> None:
+    for name, key in REDIRECTS:
+        if (folder / name).is_file() and (folder / name).stat().st_size and key in _object(source.key, folder / name):
+            raise ConfigError(
+                f"{source.key}: {name} has {key}, which names other files to read; give them their usual names, and "
+                "remove the key"
+            )
     if not _has_tokenizer(folder):
         raise ConfigError(f"{source.key}: no tokenizer in it; save the tokenizer beside the model")
     if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():

@@ -185,6 +185,8 @@ class Gsm8k(HubTask):
 
     def problem(self, row: Row) -> Problem:
         answer = row["answer"].rsplit("####", 1)[-1].strip()
+        if "####" in row["answer"]:  # a verifier reads that line alone
+            answer = answer.partition("\n")[0].strip()
         if is_blank(answer):
             raise ConfigError("column answer has nothing after its last ####; write the final answer there")
         return Problem(row["question"], answer=answer, solution=row["answer"])

@@ -22,6 +22,7 @@ Turns = tuple[tuple[str, str], ...]  # (role, content) each
 
 ROLES = ("system", "user", "assistant")
 LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
+POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 NEWLINE, SPACE = "\n", re.compile(r"\s*")
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
 
@@ -123,6 +124,8 @@ def _text(file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read ({error.strerror}); give a file that you may read") from error
+    if content.startswith(POINTER):
+        raise ConfigError(f"{file.name} is a pointer of git-lfs, not the file; run git lfs pull in the folder")
     if any(mark in content[:2] for mark in WIDE):
         raise ConfigError(f"{file.name} is UTF-16 or UTF-32 text; save it as UTF-8")
     try:
