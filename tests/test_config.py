@@ -627,3 +627,15 @@ def test_yaml_key_has_a_comment():
                 variant = re.search(r'defaults: \["?\w+"?, _self_\]', text)  # of another option of its group
                 inherits = variant or "warm_start_schema" in text or "/experiment/" in str(file)
                 assert "#" in line or inherits, f"{file.relative_to(CONF)}: {line.strip()} has no comment"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train.lr=0.1,0.2", "train={lr:0.3}"], ["task={seed:5},{seed:6}", "task.seed=7"]],
+    ids=["inside", "whole"],
+)
+def test_axis_that_a_mapping_covers_is_refused_with_both_words(words):
+    with pytest.raises(ConfigError, match="one by one") as refused:
+        check_group_options(words)
+    assert all(word in str(refused.value) for word in words)
+    check_group_options(["task=svamp,gsm8k", "task.path=/x"])  # an option and a key of it

@@ -26,7 +26,7 @@ from rlsparse.config.paths import expand_all, expand_home
 from rlsparse.config.ranges import shown
 from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, WarmStartConfig
 from rlsparse.config.sources import register_source
-from rlsparse.config.words import ESCAPE, read_words, refuse_repeated_axes, refuse_unreadable
+from rlsparse.config.words import ESCAPE, read_words, refuse_covered_axes, refuse_repeated_axes, refuse_unreadable
 
 # for the folders that Hydra itself makes, also in the worker of a launcher, which imports this module
 OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
@@ -152,6 +152,7 @@ def check_group_options(arguments: Sequence[str]) -> None:
             )
     refuse_unreadable(words)
     refuse_repeated_axes(words, "on the command line")
+    refuse_covered_axes(words)
     _refuse_unreadable_files(words, folders)
 
 

@@ -141,6 +141,22 @@ def refuse_repeated_axes(words: Iterable[str], where: str) -> None:
             )
 
 
+def refuse_covered_axes(words: Sequence[str]) -> None:
+    """Refuse an axis inside a mapping that another word gives as a whole, or the reverse: one of the two is lost.
+
+    Raises:
+        ConfigError: the two words.
+    """
+    pairs = [(word.partition("=")[0].lstrip("+"), word) for word in words]
+    for key, word in pairs:
+        if not word.partition("=")[2].startswith("{"):
+            continue
+        inside = [other for name, other in pairs if name.startswith(f"{key}.")]
+        lost = next((other for other in inside if _is_axis(word) or _is_axis(other)), None)
+        if lost is not None:
+            raise ConfigError(f"{word} and {lost}: give the keys of {key} one by one, since one of these would be lost")
+
+
 def _is_axis(word: str) -> bool:
     override = parsed(word)
     return override is not None and override.is_sweep_override()

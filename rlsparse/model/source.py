@@ -1,5 +1,6 @@
 """Where a model is read from: a folder, an adapter on another model, or the hub; and which files of it are read."""
 
+import hashlib
 import json
 import os
 import re
@@ -102,10 +103,11 @@ class ModelSource:
         """Return a hash of the content of all files that are read; None for a model of the hub."""
         if self.folder is None:
             return None
-        own = digest(tuple(self.files()))
         if self.base is None:
-            return own
-        return f"{own} on {self.base.digest(digest) or (self.base.location, self.base.revision)}"
+            return digest(tuple(self.files()))
+        own = digest(tuple(file for file in self.files() if file.name != ADAPTER_CONFIG))
+        base = self.base.digest(digest) or (self.base.location, self.base.revision)
+        return f"{own} {_adapter_settings(self.key, self.folder)} on {base}"
 
 
 def model_source(config: ModelConfig) -> ModelSource:
@@ -225,6 +227,17 @@ def _adapter_source(key: str, folder: Path, chain: int) -> ModelSource:
     revision = about.get("revision")
     base = ModelSource(inner, name, revision if isinstance(revision, str) else None, None)
     return ModelSource(key, str(folder), None, folder, base)
+
+
+def _adapter_settings(key: str, folder: Path) -> str:
+    """Return the hash of the config of an adapter, without the keys that change no number."""
+    about = _object(key, folder / ADAPTER_CONFIG)
+    counts = {
+        name: sorted(value, key=str) if isinstance(value, list) else value  # peft writes sets in any order
+        for name, value in about.items()
+        if name not in ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
+    }
+    return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_file(key: str, file: Path) -> None:
