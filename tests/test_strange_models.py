@@ -289,6 +289,7 @@ EOS = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant'
         (NO_END, {}, (0,), "\nQ:"),  # a turn ends where the next one begins
         (NO_END.replace("Q: ", "<|user|>"), {320: "<|user|>"}, (0, 320), None),
         (EOS, {}, (0,), None),
+        (NO_END.replace("\n", "  \n"), {320: "  ", 321: "Q"}, (0,), "\nQ:"),  # added tokens that are common text
         (ALPACA, {}, (0,), "\n### Instruction:"),  # it ignores add_generation_prompt
         (WITH_SYSTEM, {320: "<|im_end|>"}, (0, 320), None),
         ("{{ messages[0].content }}", {}, (0,), None),  # it does not write turns of the assistant
@@ -297,7 +298,7 @@ EOS = "{% for m in messages %}{{ m.content + (eos_token if m.role == 'assistant'
 def test_completion_ends_at_what_the_template_puts_behind_a_turn(folder, template, tokens, ids, text):
     grow(folder, 2)
     for number, token in tokens.items():
-        add_token(folder, number, token)
+        add_token(folder, number, token, special="|" in token)
     write_template(folder, template)
     policy = load(folder)
     assert (policy.eos_ids, policy.stop_text) == (ids, text)

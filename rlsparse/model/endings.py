@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlsparse.model.policy import Policy
-from rlsparse.model.prompts import render
+from rlsparse.model.prompts import MARKER, render
 
 NO_END = (
     "the model has no token that ends a completion, so every completion has rollout.max_new_tokens tokens; write its "
@@ -125,8 +125,9 @@ def _first_marker(tokenizer: Any, closing: str, vocabulary: int) -> tuple[str, i
         vocabulary: rows of the embedding; tokens outside it do not count.
     """
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    named |= {str(text): token for token, text in tokenizer.added_tokens_decoder.items()}
-    markers = {text: token for text, token in named.items() if text and 0 <= token < vocabulary}
+    added = tokenizer.added_tokens_decoder.items()  # some are runs of spaces or common words
+    named |= {str(text): token for token, text in added if text.special or MARKER.search(str(text))}
+    markers = {text: token for text, token in named.items() if text.strip() and 0 <= token < vocabulary}
     places = [(at, -len(text), token) for text, token in markers.items() if (at := closing.find(text)) >= 0]
     if not places:
         return "", None

@@ -10,6 +10,7 @@ from rlsparse.config.schema import ConfigError
 # some chat templates print the date of today; a fixed one keeps the prompts of all days equal
 TEMPLATE_DATE = "26 Jul 2024"
 FIXED_TODAY = f"{{%- macro strftime_now(format) -%}}{TEMPLATE_DATE}{{%- endmacro -%}}"
+MARKER = re.compile(r"[<>\[\]{}|]")  # what the name of a marker has and common text has not
 PROBE = "Question7"  # a text that no template contains or changes
 
 Messages = Sequence[Mapping[str, Any]]
@@ -96,7 +97,7 @@ def hidden_ids(tokenizer: Any) -> set[int]:
     A special token of letters, digits or signs alone, such as ``####`` or ``7``, is text: an answer may need it.
     """
     added = tokenizer.added_tokens_decoder.items()
-    markers = {number for number, token in added if token.special and re.search(r"[<>\[\]{}|]", str(token))}
+    markers = {number for number, token in added if token.special and MARKER.search(str(token))}
     return markers | {token for token in (tokenizer.pad_token_id, tokenizer.bos_token_id) if token is not None}
 
 
