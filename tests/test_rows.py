@@ -449,3 +449,10 @@ def test_indented_json_objects_one_after_the_other_are_read_as_datasets_reads_th
     (tmp_path / "train.json").write_text('{"question": "a",\n "answer": "1"}\n{"question": ]')
     with pytest.raises(ConfigError, match=r"train\.json line 3 is not JSON"):
         task.load()
+
+
+@pytest.mark.parametrize("name", ["a?b", "a[1]", "a*"])
+def test_local_folder_of_the_hub_whose_name_is_a_pattern_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="as a pattern; rename the folder"):
+        built("task=gsm8k", f"task.hub='{tmp_path / name}'")

@@ -1,6 +1,7 @@
 """Loading a causal language model and its tokenizer from the package, a local folder or the hub."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -214,7 +215,9 @@ def _wrapped(source: ModelSource, model: Any) -> Any:
     config = PeftConfig.from_pretrained(source.location)
     if model.device.type == "meta" and hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False  # some kinds of start values are made from the weights of the base
-    wrapped = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about tied weights, which check_merged looks at
+        wrapped = get_peft_model(model, config)
     if not isinstance(wrapped.base_model, BaseTuner):
         raise ConfigError(
             f"{source.key}: an adapter of the kind {config.peft_type} cannot be merged into the weights; give one that "

@@ -63,6 +63,8 @@ class HubTask(Task):
             yield "path=: names no folder; give one with train.jsonl and test.jsonl, or task.path=null"
         if self.path is None and not self.hub.strip():
             yield "hub=: names no data set; give its id on the hub, or a folder as task.path=DIR"
+        if self.path is None and os.path.isdir(self.hub) and set(self.hub) & set("*?["):
+            yield f"hub={self.hub}: datasets reads *, ? and [ in the name of a folder as a pattern; rename the folder"
         if self.path is None and self.revision is not None and os.path.isdir(self.hub):
             yield f"revision={self.revision}: task.hub={self.hub} is a folder, which has no revisions; give null"
 
