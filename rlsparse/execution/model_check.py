@@ -52,17 +52,17 @@ class Report:
 
     Attributes:
         lines: name and value of each property.
-        odd: warnings: what is allowed, and probably not what the user wants.
+        warnings: what is allowed, and probably not what the user wants.
     """
 
     lines: list[Line]
-    odd: list[str]
+    warnings: list[str]
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.lines)
         text = [f"{name:<{width}}  {value}" for name, value in self.lines]
-        odd = [f"  - {one}" for one in self.odd] or ["  none"]
-        return "\n".join([*text, "warnings:", *odd])
+        warnings = [f"  - {one}" for one in self.warnings] or ["  none"]
+        return "\n".join([*text, "warnings:", *warnings])
 
 
 def check(config: Config) -> Report:

@@ -25,7 +25,7 @@ from rlsparse.model.policy import Policy
 from rlsparse.model.source import ModelSource, model_source, reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNLIMITED = 2**30  # tokens: the context of a model that declares no maximum, such as Mamba
+UNLIMITED = 2**30  # tokens: the context of a model that declares no maximum, such as BLOOM
 LARGEST_DECLARED = 10**9  # tokens: tokenizers write 10^30 where they know no maximum
 
 

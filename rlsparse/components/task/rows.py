@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rlsparse.config.schema import ConfigError
+from rlsparse.model.source import POINTER
 
 Row = Mapping[str, Any]
 Turns = tuple[tuple[str, str], ...]  # (role, content) each
 
 ROLES = ("system", "user", "assistant")
 LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
-POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 NEWLINE, SPACE = "\n", re.compile(r"\s*")
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
 
