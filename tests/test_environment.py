@@ -362,7 +362,7 @@ def test_run_with_little_address_space_judges_formulas(tmp_path):
     """Below 4 GiB, which the process of math-verify would take, and near what torch itself needs."""
     data = tmp_path / "data"
     data.mkdir()
-    row = json.dumps({"question": "3+4", "answer": r"#### \frac{7}{x}"})  # no plain number: math-verify must judge it
+    row = json.dumps({"question": "3+4", "answer": r"#### \frac{7}{x}"})  # a formula
     for split in ("train", "test"):
         (data / f"{split}.jsonl").write_text(row)
     short = "train.steps=1 train.prompts_per_step=1 train.group_size=2 eval.max_rows=1 rollout.max_new_tokens=8"

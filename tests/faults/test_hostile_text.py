@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from rlsparse.components.reward.answer import ANSWER_FORMATS
+from rlsparse.components.reward.answer import ANSWER_FORMATS, LONGEST_CANDIDATE
 from rlsparse.components.reward.math_worker import MEMORY_LIMIT
 from rlsparse.components.reward.verifier import Score, Verifier
 from rlsparse.storage.jsonl import JsonLines
-from tests.faults.nasty import nasty, slow
+from tests.faults.nasty import PIECES, nasty, slow
 
 LIMIT = 1.0
 ALLOWANCE = 30.0  # seconds for a fresh worker on a busy machine
@@ -26,6 +26,10 @@ WRAPPED = {
     "answer_is": "So the answer is {}.",
     "last_number": "{}",
 }
+
+
+# answers and a gold answer that only math-verify can compare
+GOLD, RIGHT, WRONG = r"x+\sum_{k=1}^{n} k^2", r"\sum_{k=1}^{n} k^2+x", r"\sum_{k=1}^{n} x+k^2"
 
 
 def verifier_of(answer_format: str, limit: float = LIMIT) -> Verifier:
@@ -40,15 +44,13 @@ def shared_verifier():
 
 
 def worker_pid(verifier: Verifier) -> int:
-    assert verifier._worker is not None
-    return verifier._worker.pid
+    assert verifier.process.pid is not None
+    return verifier.process.pid
 
 
 def worker_peak(verifier: Verifier) -> int:
     """Return the peak memory of the process of the verifier, KiB; 0 where it has none, or without /proc."""
-    if verifier._worker is None:
-        return 0
-    file = Path(f"/proc/{worker_pid(verifier)}/status")
+    file = Path(f"/proc/{verifier.process.pid}/status")
     lines = file.read_text().split("\n") if file.is_file() else []
     return max((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), default=0)
 
@@ -72,7 +74,7 @@ def test_hostile_text_is_wrong_within_time_and_memory_limits(answer_format, full
             if took > LIMIT + ALLOWANCE:
                 late.append((payload[:200], gold, took))
         assert verifier.score(WRAPPED[answer_format].format("42"), "42") == Score(True, True)
-        last = verifier._worker
+        last = verifier.process.pid
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(  # shown with pytest -s
         f"{answer_format}: {count + hangs} texts in {time.monotonic() - start:.0f} s, {timed_out} timed out, longest "
@@ -82,7 +84,51 @@ def test_hostile_text_is_wrong_within_time_and_memory_limits(answer_format, full
     assert late == []
     assert growth < GROWTH, f"{growth} KiB"
     assert peak * 1024 <= MEMORY_LIMIT, f"{peak} KiB"
-    assert last is None or last.poll() is not None, "the worker still runs after its verifier was closed"
+    assert last is None or not Path(f"/proc/{last}").exists(), "the worker still runs after its verifier was closed"
+
+
+GOLDS = (
+    "43",
+    "(4,7]",
+    "x+1",
+    "11,12",
+    "May 7",
+    "true",
+    "x=8",
+    r"\begin{pmatrix}1\\2\end{pmatrix}",
+    r"\int x dx",
+    "1>b>c",
+)
+
+
+@pytest.mark.parametrize("answer_format", ANSWER_FORMATS)
+def test_long_run_of_any_piece_is_read_in_bounded_time(answer_format):
+    verifier, late = verifier_of(answer_format), []
+    for piece in PIECES:
+        start = time.monotonic()
+        verifier.read(WRAPPED[answer_format].format(piece * (100_000 // len(piece)) + "5"))
+        if time.monotonic() - start > ALLOWANCE:  # a square of the length would take minutes
+            late.append(piece)
+    assert late == []
+
+
+@pytest.mark.slow
+def test_answer_of_repeated_or_mixed_pieces_is_wrong_in_bounded_time(full):
+    draw, late, wrong = random.Random(0), [], []
+    texts = [piece * (LONGEST_CANDIDATE // len(piece)) for piece in PIECES]
+    texts += ["5" + text[:-3] + "x" for text in texts]
+    for _ in range(20_000 if full else 300):
+        mixed = "".join(draw.choice(PIECES) * draw.choice((1, 1, 1, 2, 5, 50)) for _ in range(draw.randint(1, 40)))
+        texts.append(mixed[:LONGEST_CANDIDATE])
+    with verifier_of("hash") as verifier:
+        for text in texts:
+            start = time.monotonic()
+            wrong += [(text, gold) for gold in GOLDS if verifier.judge(text, gold).correct]
+            verifier.judge("x+1", text)  # as a gold answer, too
+            if time.monotonic() - start > ALLOWANCE:
+                late.append(text)
+    assert wrong == []
+    assert late == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +151,7 @@ def test_right_number_in_unusual_notation_is_right_in_every_format(answer_format
         assert verifier.score(WRAPPED[answer_format].format(payload), gold) == Score(True, True)
 
 
-def test_right_answer_that_math_verify_reads_is_right(shared_verifier):
+def test_right_formula_in_other_notation_is_right(shared_verifier):
     right = [
         (r"$\frac{3}{4}$", "0.75"),
         (r"$\frac{84}{2}$ cups", "42"),
@@ -127,33 +173,33 @@ def test_right_answer_that_math_verify_reads_is_right(shared_verifier):
 
 
 def test_worker_killed_between_two_answers_changes_neither_score(shared_verifier):
-    assert shared_verifier.score(r"\boxed{x+1}", "1+x").correct
+    assert shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD).correct
     os.kill(worker_pid(shared_verifier), signal.SIGKILL)
     os.waitid(os.P_PID, worker_pid(shared_verifier), os.WEXITED | os.WNOWAIT)
-    assert shared_verifier.score(r"\boxed{x+1}", "1+x") == Score(True, True)
+    assert shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD) == Score(True, True)
 
 
 def test_late_reply_is_not_taken_for_the_next_answer(shared_verifier, monkeypatch):
-    shared_verifier.score(r"\boxed{x}", "y")
+    shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD)
     slow_worker = worker_pid(shared_verifier)
     os.kill(slow_worker, signal.SIGSTOP)  # its reply would be "equal"
     with monkeypatch.context() as patch:
         patch.setattr(shared_verifier, "_time_limit", LIMIT)
-        assert shared_verifier.score(r"\boxed{x+1}", "1+x") == Score(False, True, timed_out=True)
+        assert shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD) == Score(False, True, timed_out=True)
     assert not Path(f"/proc/{slow_worker}").exists(), "it could still reply"
-    assert shared_verifier.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+    assert shared_verifier.score(rf"\boxed{{{WRONG}}}", GOLD) == Score(False, True)
 
 
 def test_interrupted_question_leaves_no_reply_for_the_next_answer(shared_verifier, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    shared_verifier.score(r"\boxed{x}", "y")
+    shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD)
     with monkeypatch.context() as patch:
-        patch.setattr(shared_verifier, "_read_line", interrupt)
+        patch.setattr(shared_verifier.process, "_read_line", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            shared_verifier.score(r"\boxed{x+1}", "1+x")
-    assert shared_verifier.score(r"\boxed{x+2}", "1+x") == Score(False, True)
+            shared_verifier.score(rf"\boxed{{{RIGHT}}}", GOLD)
+    assert shared_verifier.score(rf"\boxed{{{WRONG}}}", GOLD) == Score(False, True)
 
 
 def test_hostile_text_in_json_lines_is_read_back_unchanged(tmp_path, full):

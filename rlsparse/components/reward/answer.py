@@ -1,89 +1,155 @@
-"""Extraction of the final answer of a completion, and exact values of plain numbers."""
+"""Extraction of the final answer of a completion, in each answer format."""
 
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
-NUMBER = re.compile(r"(?<![\d)\w])-?\$?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?|\$?\d[\d,]*(?:\.\d+)?(?:/\d[\d,]*)?|-?\$?\.\d+")
-PLAIN = re.compile(r"(-?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?")
-SIGN_SPACE = re.compile(r"^([-+])\s+|\s*(/)\s*")  # "- 3", "3 / 4"; a space between digits separates two numbers
-LONGEST_PLAIN = 60  # characters; longer numbers are no real answers, and exact arithmetic on them is slow
-UNIT = re.compile(r"(?<=\d)\s+([A-Za-z][A-Za-z -]*)$")
-# words after a number that are no units: they change its value or make it uncertain, so it is no plain number
-NO_UNIT = {
-    "hundred",
-    "thousand",
-    "million",
-    "billion",
-    "trillion",
-    "dozen",
-    "half",
-    "percent",
-    "and",
-    "or",
-    "to",
-    "times",
-    "k",
-    "plus",
-    "minus",
-    "squared",
-    "cubed",
-    "factorial",
-    "not",
-    "wrong",
-    "incorrect",
-}
-# a text with one of these is not one number, although math-verify ignores what it cannot read and takes the last number
-NOT_ONE_NUMBER = re.compile(
-    r"\\\\|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]"  # rows, lines
-    r"|[<>≤≥≠→⇒∪∩∈]"
-    r"|\\(?:to|cup|cap|in|notin|not|ni|lt|gt|leq?|geq?|neq?|mid|land|lor|wedge|vee|implies|iff|equiv|pmod|&"
-    r"|(?:long)?(?:left|right)+arrow)(?![a-z])"
-    r"|\b(?:hundred|thousand|million|billion|trillion|dozen)s?\b"
-    r"|\d[\s\\]*[$#][\s$#]*\d"  # two numbers with markup between them
-    r"|\\degree\s*\d"
-    r"|^[^{]*\}\s*\{"  # text after a closing brace that was never opened
-    r"|[¼-¾⅐-⅞]|\d[²³¹⁰-⁹₀-₉]"
-    r"|\d_(?!\{?10(?!\d))",  # a number in a base other than ten
+from rlsparse.components.reward.values.notation import one_notation
+from rlsparse.components.reward.values.number import CURRENCY, LATEX, NUMBER, plain_number
+
+__all__ = ["ANSWER_FORMATS", "LONGEST_CANDIDATE", "after_hash", "answer_is", "boxed", "last_number", "plain_number"]
+
+LONGEST_CANDIDATE = 1000  # characters; the rules for values are made for short texts, and no longer answer is real
+HASHES = re.compile("#{4,}")
+BOX = re.compile(
+    r"\\{1,2}(?:boxed|fbox)\s?(?:\{|(?P<bare>\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))(?=\W|$))|\\.|[{}]", re.DOTALL
+)
+BETWEEN_BOXES = re.compile(
+    r"[\s$]{0,20}(?:,|;|\bor\b|\band\b|\\text\{\s?(?:and|or)\s?\})[\s$]{0,20}(?:or\b|and\b)?[\s$]{0,20}"
+)
+POWER = re.compile(r"\s?[\^_](?:\{[^{}]{1,40}\}|\w)")
+ANSWER_IS = re.compile(
+    r"\b(?:the|my|our)\s{1,20}(?:(?:final|correct|right)\s{1,20}){0,2}answer(?:\s{1,20}(?:to|for)\s[^.\n:]{1,60}?)?"
+    r"(?:\s{1,20}(?:is|=)(?![A-Za-z'])\s{0,20}:?|\s{0,20}:)|答案\s?[是为:：]",
     re.IGNORECASE,
 )
-DASHES = str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "-": "-"})
+SENTENCE_END = re.compile(
+    r"(?<![ap]\.m)(?<!\bsq)(?<!\bapprox)(?<!\bRs)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.](?=\s|$)|!(?=\s|$)"
+)
+OPENING = re.compile(r"[\s:*_$]{0,40}(?:\\\[|\\\(|\$\$)?[\s*]{0,40}")
+ENVIRONMENT = re.compile(r"\\begin\{(\w{1,20}\*?)\}")
+
+# what holds a number but is none: powers and indices of letters (x^2, a_1), and letters with digits (x2, cm2)
+NO_NUMBER = (
+    r"[A-Za-z)\]}]\s?[\^_]\s?(?:\{[^{}]{0,40}\}|\([^()]{0,40}\)|[-+]?\w+)"
+    r"|(?<![A-Za-z])(?:[A-Za-z]|[cdkm]m|ft|in)\d+(?![\d.])"
+)
+# one answer with several numbers in it: dates, times, ratios, versions, roots, multiples of π, lists without spaces
+COMPOUND = (
+    r"\d{1,4}(?:-\d{1,2}){2}(?!\d)|\d{1,4}(?:/\d{1,4}){2,}|\d+(?::\d+)+(?:\s?[ap]\.?m\b\.?)?|\d+(?:\.\d+){2,}"
+    r"|(?:\d+(?:\.\d+)?\s?)?\\(?:sqrt|binom|log|ln|sin|cos|tan|overline)(?:\[\d+\])?\s?(?:\{[^{}]{0,60}\}){1,2}"
+    r"|(?:\d+(?:\.\d+)?\s?)?\\sqrt\s?\d+|\d+(?:\.\d+)?\s?(?:\\pi\b|π)|\\frac\{[^{}]{0,60}\}\{[^{}]{0,60}\}"
+    r"|(?<![\d,])\d{1,3}(?:,\d{1,2})+(?![\d,])|\d+(?:\.\d+)?!|\d+_\{?\d+\}?"
+)
+BEHIND = r"\s?(?:\\?%|[xynk](?![A-Za-z])|¢|€)?"
+LAST_NUMBER = re.compile(
+    rf"{NO_NUMBER}|(?P<found>(?:(?<!\w)(?:minus|negative)\s|[±∓]\s?)?(?:(?!{LATEX})(?:{COMPOUND})|{NUMBER}){BEHIND})",
+    re.IGNORECASE,
+)
+# a whole number or a decimal behind a word at the end of a text: the most frequent case, read without the pattern above
+AT_THE_END = re.compile(r"(?<![A-Za-z\\])(?!minus|negative)[a-z]{1,20} (\$?\d{1,15}(?:\.\d{1,15})?)\.?$")
+DIGIT = re.compile(r"[\d½¼¾⅐-⅞]")
+BLOCK = 4096  # characters in which the last digit of a long text is looked for, from its end
 
 
 def after_hash(text: str) -> str | None:
-    """Return the text after the last ``####`` on its line; None if there is none."""
-    _, marker, rest = text.rpartition("####")
-    line = rest.strip().split("\n", 1)[0].strip()
-    return line if marker and line else None
+    """Return the text after the last ``####`` that has any, up to the end of its line; None if there is none."""
+    end, signs = len(text), None
+    for found in reversed(list(HASHES.finditer(text))):
+        line = _first_line(text[found.end() : end])
+        if line is not None and re.search(r"[^\W_]|[^\x00-\x7f]", line):
+            return line
+        signs = signs or line  # such as the full stop of "I wrote the answer after ####."
+        end = found.start()
+    return signs
 
 
 def boxed(text: str) -> str | None:
-    r"""Return the content of the last ``\boxed{…}`` up to its closing brace; None if there is none."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
+    r"""Return the content of the last ``\boxed{…}`` that is closed and not empty; None if there is none.
+
+    A power behind the box belongs to the answer. Boxes with only "and", "or" or a comma between them are one answer.
+    """
+    open_braces: list[int | None] = []  # for each open brace the start of the content of its box, if it is one of a box
+    last: tuple[int, int] | None = None  # start and end of the content
+    end = 0  # of the box
+    listed = ""  # the boxes before the last one that belong to the same answer
+    for found in BOX.finditer(text):
+        mark = found[0]
+        if found["bare"] is not None:
+            last, end = found.span("bare"), found.end()
+        elif mark == "}":
+            start = open_braces.pop() if open_braces else None
+            if start is not None and (last is None or start > last[0]) and text[start : found.start()].strip():
+                between = text[end : text.rfind("\\", end, start)] if last is not None and start - end < 80 else ""
+                same = last is not None and BETWEEN_BOXES.fullmatch(between.rstrip("\\")) is not None
+                listed = f"{listed}{text[last[0] : last[1]].strip()}, " if same and last is not None else ""
+                last, end = (start, found.start()), found.end()
+        elif mark[-1] == "{" and mark != r"\{":
+            open_braces.append(found.end() if mark != "{" else None)
+    if last is None:
         return None
-    begin = start + len(r"\boxed{")
-    depth = 1
-    for i in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[begin:i].strip() or None
-    return None
+    power = POWER.match(text, end)
+    return listed + text[last[0] : last[1]].strip() + (power[0].strip() if power is not None else "")
 
 
 def answer_is(text: str) -> str | None:
     """Return the text after the last "the answer is" up to the end of the sentence; None if there is none."""
-    found = list(re.finditer(r"the\s+(?:final\s+)?answer\s+is\s*:?", text, re.IGNORECASE))
-    if not found:
+    last = None
+    for last in ANSWER_IS.finditer(text):  # noqa: B007
+        pass
+    if last is None:
         return None
-    sentence = re.split(r"\n|\.(?:\s|$)", text[found[-1].end() :], maxsplit=1)[0].strip()
-    return sentence or None
+    line = _first_line(text[last.end() :])
+    if line is None:
+        return None
+    box = boxed(line)
+    if box is not None:
+        return box
+    return SENTENCE_END.split(line, maxsplit=1)[0].strip() or None
+
+
+def _first_line(text: str) -> str | None:
+    r"""Return the first line that is not empty; a formula that begins in it, up to its end; None if there is none."""
+    text = text.lstrip()
+    start = OPENING.match(text)
+    assert start is not None
+    begin = start.end()
+    line_end = _end_of_line(text, begin)
+    environment = ENVIRONMENT.match(text, begin)
+    if environment is not None:
+        closing = rf"\end{{{environment[1]}}}"
+        place = text.find(closing, begin)
+        line_end = line_end if place < 0 else _end_of_line(text, place)
+    return text[:line_end].strip() or None
+
+
+def _end_of_line(text: str, begin: int) -> int:
+    place = text.find("\n", begin)
+    return len(text) if place < 0 else place
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number in the text; None if there is none. A minus sign after a digit counts as subtraction."""
-    numbers = NUMBER.findall(text.translate(DASHES))
-    return numbers[-1] if numbers else None
+    """Return the last number in the text with its sign, fraction, exponent or percent sign; None if there is none.
+
+    A minus after a digit is a subtraction. Numbers that are powers or indices of letters do not count.
+    """
+    plain = AT_THE_END.search(text, max(0, len(text) - 60))
+    if plain is not None:
+        return plain[1]
+    end = _end_of_last_digit(text)
+    if end is None:
+        return None
+    window = text[max(0, end - LONGEST_CANDIDATE) : end + 40]
+    window = re.sub(r"(?<!\\)\$(?=\s?-?[\d.])", r"\\$", window)
+    found = [one["found"] for one in LAST_NUMBER.finditer(one_notation(window)) if one["found"] is not None]
+    return re.sub(CURRENCY, lambda sign: "$" if sign[0] == "¤" else sign[0], found[-1]).strip() if found else None
+
+
+def _end_of_last_digit(text: str) -> int | None:
+    for start in range((len(text) - 1) // BLOCK * BLOCK, -1, -BLOCK):
+        places = [found.end() for found in DIGIT.finditer(text, start, start + BLOCK)]
+        if places:
+            return places[-1]
+    return None
 
 
 ANSWER_FORMATS: dict[str, Callable[[str], str | None]] = {
@@ -92,42 +158,3 @@ ANSWER_FORMATS: dict[str, Callable[[str], str | None]] = {
     "answer_is": answer_is,
     "last_number": last_number,
 }
-
-
-def nesting(text: str) -> int:
-    """Return the maximum depth of nested brackets of all kinds."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def is_one_number(text: str) -> bool:
-    """Return whether a text may be compared with a number; False for a list, a relation or a multiple of a number."""
-    return NOT_ONE_NUMBER.search(text) is None
-
-
-def plain_number(text: str) -> Fraction | None:
-    """Return the exact value of a plain number; None for any other text.
-
-    Plain numbers are, for example, 1,234 = 1234 = 1234.0; $5.00; 3/4 = 0.75; and "45 apples". The minus may be a
-    Unicode character. A full stop at the end is ignored.
-    """
-    cleaned = text.translate(DASHES).strip().rstrip(".,").replace(r"\$", "$").strip("* ")
-    unit = UNIT.search(cleaned)
-    if unit is not None and not NO_UNIT & set(unit[1].lower().replace("-", " ").split()):
-        cleaned = cleaned[: unit.start()]
-    cleaned = SIGN_SPACE.sub(lambda m: m[1] or m[2], cleaned.replace("$", "", 1).strip()).removeprefix("+")
-    if not cleaned or len(cleaned) > LONGEST_PLAIN:
-        return None
-    match = PLAIN.fullmatch(cleaned)
-    if match is None or (match[2] is None and match[3] is None):
-        return None
-    sign, whole, decimals, denominator = match.groups()
-    value = Fraction((whole or "0").replace(",", "") + (decimals or ""))
-    if denominator is not None:
-        if int(denominator) == 0:
-            return None
-        value /= int(denominator)
-    return -value if sign else value

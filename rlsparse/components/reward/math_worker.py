@@ -17,7 +17,10 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of address space; an answer that needs more en
 
 
 def main() -> None:
-    """Answer questions until standard input is closed; the argument is the limit of processor time in seconds."""
+    """Answer questions until standard input is closed.
+
+    A question is the limit of processor time in seconds, an answer, and the gold answer.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())  # what a library prints must not be read as an answer
@@ -39,13 +42,13 @@ def main() -> None:
 
     equal("", r"\frac{1}{2}")  # builds patterns and parsers before the time of the first answer is measured
     equal(r"\sqrt{x}", "x+1")
-    limit = float(sys.argv[1])  # seconds
     os.dup2(nowhere, sys.stderr.fileno())  # nobody reads it after the start
     answers.write(b"ready\n")
     for line in sys.stdin.buffer:
+        limit, candidate, gold = json.loads(line)
         limit_time(limit)
         try:
-            verdict = equal(*json.loads(line))
+            verdict = equal(candidate, gold)
         except MemoryError:
             sys.exit(1)  # the verdict is not known, and this process may be damaged
         except Exception:  # an answer that cannot be parsed is wrong

@@ -1,0 +1,173 @@
+"""Expressions, equations and numbers in other bases, as gold answers."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rlsparse.components.reward.values import evaluation
+from rlsparse.components.reward.values.evaluation import close, constant, proportional
+from rlsparse.components.reward.values.expression import Node, parse
+from rlsparse.components.reward.values.kind import Same
+from rlsparse.components.reward.values.quantity import close_enough, is_name, read_quantity
+from rlsparse.components.reward.values.wording import same_unit, unit_of
+
+BASES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+BASE = re.compile(
+    rf"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*(?:_\s*\{{?\s*|\(?\s*(?:in\s+)?base[\s-]*)(\d{{1,2}}|{'|'.join(BASES[2:])})\s*[)}}]?",
+    re.IGNORECASE,
+)
+UNIT_BEHIND = re.compile(
+    r"(?<=[\s})\d])(?:square |cubic |sq\.? |cu\.? )?(?:cm|mm|dm|km|kg|mg|inch(?:es)?|feet|meters?|metres?|centimeters?"
+    r"|units?|degrees|radians|rad|miles|hours|minutes|seconds|dollars|cents|square|cubic)(?:\s*\^\s*\{?[23]\}?)?$"
+)
+NAMED = re.compile(
+    r"(?P<name>[A-Za-zΑ-ω](?:_(?:\{[^{}]*\}|\w))?'?(?:\s*\([^()=]{1,20}\))?|[A-Z]{2,4}|[∠△][^=<>]{1,20})\s*=\s*(?P<rest>[^=]+)",
+    re.DOTALL,
+)
+RELATIONS = re.compile("[<>≤≥≠≈∈]")
+
+
+@dataclass(frozen=True)
+class Based:
+    """The digits of a number in a base other than ten."""
+
+    digits: str
+    base: int
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        return read_based(answer) == self
+
+
+def read_based(text: str) -> Based | None:
+    """Return a number such as 1010_2 or "1010 (base two)"; None for any other text."""
+    found = BASE.fullmatch(text.strip())
+    if found is None:
+        return None
+    base = int(found[2]) if found[2].isdigit() else BASES.index(found[2].lower())
+    digits = found[1].upper()
+    if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in digits):
+        return None
+    return Based(digits.lstrip("0") or "0", base)
+
+
+def in_base_ten(text: str) -> str:
+    """Return the digits of a number that is marked as one in base ten; any other text as it is."""
+    found = read_based(text)
+    return found.digits if found is not None and found.base == 10 else text
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value for one name, such as x = 5 or f(x) = x + 1."""
+
+    name: str
+    rest: str
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        if "=" not in answer:
+            return same(answer, self.rest)
+        other = read_named(answer) or read_named(" = ".join(reversed(answer.split("="))))
+        if other is not None and other.name == self.name and same(other.rest, self.rest):
+            return True
+        equation, own = read_equation(answer), read_equation(f"{self.name} = {self.rest}")
+        return equation is not None and own is not None and bool(evaluation.symbols(own.zero)) and own.equals(equation)
+
+
+def read_named(text: str) -> Named | None:
+    """Return the name and the value of an equation with only a name on its left; None for any other text."""
+    found = NAMED.fullmatch(text.strip())
+    if found is None or RELATIONS.search(text):
+        return None
+    return Named(re.sub(r"[\s{}]", "", found["name"]), found["rest"].strip())
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An equation; those with the same solutions are equal if one is a constant times the other.
+
+    Attributes:
+        zero: the left side minus the right side.
+    """
+
+    zero: Node
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        other = read_equation(answer)
+        return other is not None and self.equals(other)
+
+    def equals(self, other: "Equation") -> bool:
+        return self.zero == other.zero or proportional(self.zero, other.zero)
+
+
+def read_equation(text: str) -> Equation | None:
+    """Return an equation of two expressions; None for any other text."""
+    sides = [parse(side.strip()) for side in text.split("=")]
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return None
+    return Equation(Node("+", (sides[0], Node("neg", (sides[1],)))))
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression with the same value, whatever its form.
+
+    Attributes:
+        unit: of several letters, "" if none is stated.
+    """
+
+    node: Node
+    unit: str = ""
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        if "≈" in answer:
+            return self._accepts_rounding(answer)
+        if "=" in answer:
+            return self._accepts_equation(answer)
+        other = read_with_unit(answer)
+        if other is not None:
+            return self.equals(other)
+        own, found = constant(self.node), read_quantity(answer)
+        return own is not None and found is not None and close(own, found.size) and same_unit(self.unit, found.unit)
+
+    def equals(self, other: "Expression") -> bool:
+        return same_unit(self.unit, other.unit) and evaluation.equal(other.node, self.node)
+
+    def _accepts_equation(self, answer: str) -> bool:
+        *sides, last = (side.strip() for side in answer.split("="))
+        result = read_with_unit(last)
+        if result is None or RELATIONS.search(answer) or not self.equals(result):
+            return False
+        for side in sides:
+            other = read_with_unit(side)
+            if not is_name(side) and (other is None or not evaluation.equal(other.node, result.node)):
+                return False
+        return True
+
+    def _accepts_rounding(self, answer: str) -> bool:
+        exact, _, rounded = answer.partition("≈")
+        left, number = read_with_unit(exact), read_quantity(rounded)
+        if left is None or number is None or not self.equals(left):
+            return False
+        own = constant(left.node)
+        if own is None or (isinstance(own, complex) and own.imag != 0):
+            return False
+        return close_enough(Fraction(own.real if isinstance(own, complex) else own), number.size)
+
+
+def read_with_unit(text: str) -> Expression | None:
+    """Return an expression, with a unit of several letters behind it if there is one; None for any other text."""
+    text = text.strip().strip("$¤ \t")
+    unit = UNIT_BEHIND.search(text)
+    if unit is not None:
+        node = parse(text[: unit.start()].strip())
+        if node is not None:
+            return Expression(node, unit_of(" " + unit[0]) or "")
+    node = parse(text)
+    return None if node is None else Expression(node)
+
+
+def read_expression(gold: str) -> Expression | None:
+    """Return a gold answer that is an expression; None for any other text, words included."""
+    if re.fullmatch(r"[A-Za-z'\s-]*[A-Za-z]['\s]*[A-Za-z][A-Za-z'\s-]*", gold):
+        return None  # words or a product of letters
+    return read_with_unit(gold)

@@ -1,0 +1,219 @@
+"""Answers that are no formula: letters of a choice, times and ratios, dates, and plain words."""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rlsparse.components.reward.values.kind import Same
+from rlsparse.components.reward.values.word_lists import MONTH, SHORT_NAMES, WEEKDAYS
+from rlsparse.components.reward.values.wording import DENIALS
+
+CHOICE = re.compile(r"[(\[]?\s*([A-Z])\s*[)\].:]*")
+SEVERAL = re.compile(r"[(\[]?[A-Z][)\]]?(?:\s*(?:,|;|&|\band\b)\s*(?:and\s+)?[(\[]?[A-Z][)\]]?)+")
+OPTION = re.compile(
+    r"(?:the\s+)?(?:correct\s+|right\s+)?(?:option|choice|letter|statement|选项|选择|选)\s*(?:is\b|:)?\s*",
+    re.IGNORECASE,
+)
+CHOSEN = re.compile(r"(?:[(\[]\s*(?P<bracketed>[A-Za-z])\s*[)\]]|(?P<bare>[A-Za-z]))(?P<rest>.*)", re.DOTALL)
+IS_RIGHT = re.compile(r"\s+is\s+(?:the\s+)?(?:correct|right|true)(?:\s+(?:answer|option|choice|one))?\s*")
+ANOTHER = re.compile(
+    r"\s[A-K]\s?[).:]|[(\[][A-Za-z][)\]]|(?:\bor\b|\band\b|\bnot\b|[,/&;])\s*[A-K](?![A-Za-z'])", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The letters of one or several options."""
+
+    letters: frozenset[str]
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        found = chosen(answer)
+        return found is not None and found == self.letters
+
+
+def read_choice(gold: str) -> Choice | None:
+    """Return the option that a gold answer names: B, (B), "B, D" or ABD; None for any other text."""
+    letters = _letters(gold)
+    return None if letters is None else Choice(letters)
+
+
+def _letters(text: str) -> frozenset[str] | None:
+    one = CHOICE.fullmatch(text)
+    if one is not None:
+        return frozenset(one[1])
+    if SEVERAL.fullmatch(text):
+        return frozenset(re.findall(r"\b[A-Z]\b", text))
+    ascending = re.fullmatch("[A-G]{2,6}", text) is not None and all(a < b for a, b in pairwise(text))
+    return frozenset(text) if ascending else None
+
+
+def chosen(answer: str) -> frozenset[str] | None:
+    """Return the options that an answer chooses, whatever text of the option stands behind the letter."""
+    answer = OPTION.sub("", answer, count=1).strip() if OPTION.match(answer) else answer.strip()
+    letters = _letters(answer)
+    if letters is not None:
+        return letters
+    found = CHOSEN.fullmatch(answer)
+    if found is None:
+        return None
+    letter, rest = found["bracketed"] or found["bare"], found["rest"]
+    if not re.sub(r"[\s).\]:]", "", rest):
+        return frozenset(letter.upper())
+    if letter.islower() or DENIALS.search(rest) or ANOTHER.search(rest):
+        return None
+    if IS_RIGHT.fullmatch(rest):
+        return frozenset(letter)
+    marked = found["bracketed"] is not None or re.match(r"\s*[).\]:](?!\d)|\s+[-(]\s?|,\s", rest)
+    return frozenset(letter) if marked and (rest[0] in " ).]:,\t" or found["bracketed"]) else None
+
+
+CLOCK = re.compile(r"(\d{1,2})\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+RATIO = re.compile(r"[^:]+(?::[^:]+)+")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day, or a ratio that looks like one.
+
+    Attributes:
+        numbers: hours, minutes and, if stated, seconds.
+        half: "a" or "p" for a.m. or p.m., "" where it is not stated.
+    """
+
+    numbers: tuple[int, ...]
+    half: str
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        other = read_clock(re.sub(r"^at\s+|\s*o'clock$", "", answer))
+        if other is None:
+            return False
+        if self.half and not other.half and not 0 < other.numbers[0] <= 12:
+            return other.numbers == self.of_24_hours()
+        if not self.half and other.half and not 0 < self.numbers[0] <= 12:
+            return self.numbers == other.of_24_hours()
+        return self.numbers == other.numbers and (not self.half or self.half == other.half)
+
+    def of_24_hours(self) -> tuple[int, ...]:
+        return (self.numbers[0] % 12 + (12 if self.half == "p" else 0), *self.numbers[1:])
+
+
+def read_clock(text: str) -> Clock | None:
+    """Return a time such as 3:30, 9:03:36 a.m. or 5 pm; None for any other text."""
+    found = CLOCK.fullmatch(text)
+    if found is not None:
+        hour, minute, second, half = found.groups()
+        numbers = (int(hour), int(minute)) + ((int(second),) if second else ())
+        return Clock(numbers, (half or "").lower())
+    found = HOUR.fullmatch(text)
+    return None if found is None else Clock((int(found[1]), 0), found[2].lower())
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Terms of a ratio, in their order. Ratios of the same value but with other terms differ."""
+
+    terms: tuple[str, ...]
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        found = re.fullmatch(r"(\d+)\s+to\s+(\d+)", answer)
+        terms = found.groups() if found is not None else tuple(answer.split(":"))
+        return len(terms) == len(self.terms) and all(map(same, map(str.strip, terms), self.terms))
+
+
+def read_ratio(text: str) -> Ratio | None:
+    """Return a ratio such as 3:4 or 1 : √2; None for any other text."""
+    terms = tuple(term.strip() for term in text.split(":"))
+    short = all(0 < len(term) <= 20 and not re.search("[=<>≤≥,;|{A-Za-z]{2}|[=<>≤≥,;]", term) for term in terms)
+    return Ratio(terms) if len(terms) > 1 and short and any(term[-1].isdigit() for term in terms) else None
+
+
+NAMED_MONTH = "|".join(sorted(MONTH, key=len, reverse=True))
+WEEKDAY = re.compile(rf"(?:{'|'.join(WEEKDAYS)})\s*,?\s+", re.IGNORECASE)
+DATES = (
+    re.compile(
+        rf"(?P<month>{NAMED_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I
+    ),
+    re.compile(
+        rf"(?:the\s+)?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<month>{NAMED_MONTH})\.?(?:\s*,?\s+(?P<year>\d{{4}}))?",
+        re.I,
+    ),
+    re.compile(rf"(?P<month>{NAMED_MONTH})\.?\s*,?\s+(?P<year>\d{{4}})", re.I),
+    re.compile(r"(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})"),
+    re.compile(r"(?:(?P<year>\d{4})\s*年\s*)?(?P<month>\d{1,2})\s*月\s*(?P<day>\d{1,2})\s*[日号]"),
+)
+AMERICAN = re.compile(r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})")
+
+
+@dataclass(frozen=True)
+class Date:
+    """A date; the parts that are not stated are 0."""
+
+    year: int
+    month: int
+    day: int
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        other = read_date(answer)
+        return other is not None and (self.month, self.day) == (other.month, other.day) and self.year in (0, other.year)
+
+
+def read_date(text: str) -> Date | None:
+    """Return a date such as May 5, 5th of May 2024 or 2024-05-05; None for any other text or an ambiguous date."""
+    text = re.sub(r"^on\s+", "", WEEKDAY.sub("", text, count=1))
+    for pattern in (*DATES, AMERICAN):
+        found = pattern.fullmatch(text)
+        if found is None:
+            continue
+        parts = found.groupdict()
+        month = MONTH[parts["month"].lower()] if parts["month"].isalpha() else int(parts["month"])
+        day = int(parts.get("day") or 0)
+        if month > 12 or day > 31 or (pattern is AMERICAN and day <= 12 and day != month):
+            return None
+        return Date(int(parts.get("year") or 0), month, day)
+    return None
+
+
+CODE = re.compile(r"\d+(?:-\d+)+")  # a telephone number or the score of a game, not a subtraction
+PROSE = re.compile(r"[\w\s'\".,:;!?()/&%-]*")
+VERDICTS = ("yes", "no", "true", "false")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words, which must be the same in the same order; upper and lower case and articles do not count."""
+
+    words: str
+
+    def accepts(self, answer: str, same: Same) -> bool:
+        found = words_of(answer)
+        if found == self.words:
+            return True
+        if self.words in VERDICTS:  # "Yes, it is even."
+            return re.match(r"(?:yes|no|true|false)\b\s*[,.;:!-]", answer, re.IGNORECASE) is not None and (
+                re.findall(r"\b(?:yes|no|true|false)\b", found) == [self.words]
+            )
+        return False
+
+
+def read_words(gold: str) -> Words | None:
+    """Return the words or the code of a gold answer; None if it has none, or has signs of a formula."""
+    if CODE.fullmatch(gold):
+        return Words(words_of(gold))
+    spelled = re.fullmatch(r"[A-Za-z](?:\s+[A-Za-z])+", gold) is not None
+    if PROSE.fullmatch(gold) is None or not (spelled or re.search(r"[^\W\d_]{2}", gold)):
+        return None
+    return Words(words_of(gold))
+
+
+def words_of(text: str) -> str:
+    """Return the words of a text, in lower case, without articles, quotes and punctuation."""
+    text = re.sub(r"[\"“”]", "", text.casefold())
+    text = re.sub(r"(?<!\d)[.,;:!?](?=\s|$)|[.,;:!?](?=\s*$)", "", text)
+    text = re.sub(r"\s+", " ", text).strip(" '")
+    text = re.sub(r"^(?:there (?:is|are)|it is|it's|the|an?) (?=\w)", "", text)
+    text = re.sub(r"^(?:the|an) (?=\w)", "", text)
+    if text.startswith("no "):
+        text = text.removesuffix("s")
+    return " ".join(SHORT_NAMES.get(word, word) for word in text.split(" "))
