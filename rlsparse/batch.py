@@ -13,9 +13,9 @@ H     hidden size
 ====  =============================================================
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,12 +42,17 @@ class Problem:
         answer: the gold answer as text.
         solution: the solution with all its steps, for a warm start; it ends with the answer in the format of the task.
         context: earlier turns of a conversation, (role, content) each; the question is the content of the last turn.
+        preamble: how many turns at the start of ``context`` the task adds to each question (its system text and its
+            examples); the others are those of the row.
+        columns: the row of the data set as it was read, by column, numbers as numbers; for rewards and checks.
     """
 
     question: str
     answer: str
     solution: str
     context: tuple[tuple[str, str], ...] = ()
+    preamble: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,24 @@ class Rollout:
         """(B, T) bool: True on completion tokens."""
         columns = torch.arange(self.completion_ids.shape[1], device=self.lengths.device)
         return columns < self.lengths[:, None]
+
+
+@dataclass(frozen=True)
+class RewardTerms:
+    """The terms of a reward that is a weighted sum, for P prompts with G completions each.
+
+    Attributes:
+        names: of the K terms.
+        weights: (K,) float32.
+        values: (K, P, G) float32: each term without its weight.
+    """
+
+    names: tuple[str, ...]
+    weights: Tensor
+    values: Tensor
+
+    def __add__(self, other: "RewardTerms") -> "RewardTerms":
+        return RewardTerms(self.names, self.weights, torch.cat([self.values, other.values], dim=1))
 
 
 @dataclass(frozen=True)

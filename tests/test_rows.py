@@ -14,7 +14,6 @@ from datasets import ClassLabel, Dataset, Features, Value
 from rlsparse.batch import Problem
 from rlsparse.components.component import build
 from rlsparse.components.task import Rows, Task, load_task
-from rlsparse.components.task.hub import Gsm8k
 from rlsparse.components.task.rows import as_text, is_blank
 from rlsparse.config.run_id import files_digest
 from rlsparse.config.schema import ConfigError, NoiseConfig
@@ -33,17 +32,7 @@ def gsm8k(*overrides):
     return build("task", composed("task=gsm8k", *overrides).task, Task)
 
 
-BASE = Gsm8k(
-    name="gsm8k",
-    prompt="{question}",
-    answer_format="hash",
-    max_new_tokens=8,
-    verifier_time_limit=1.0,
-    hub="openai/gsm8k",
-    hub_config=None,
-    revision=None,
-    path=None,
-)
+BASE = gsm8k("task.prompt='{question}'", "task.hub_config=null")
 
 
 def hub(folder):
@@ -144,7 +133,7 @@ def test_column_that_stands_twice_is_refused_only_if_it_is_needed(tmp_path):
 def test_values_of_other_columns_do_not_matter(tmp_path):
     odd = '{"question": "Q?", "answer": "1", "a": "\\ud800", "b": NaN, "c": %s, "d": 1e999999999}' % ("9" * 5000)
     for task in write(tmp_path, odd):
-        assert task.load().train[0] == Problem("Q?", "1", "1")
+        assert task.load().train[0] == Problem("Q?", "1", "#### 1")
 
 
 def test_byte_order_mark_of_utf_8_is_skipped(tmp_path):
@@ -180,8 +169,8 @@ TURNS = [
 def test_conversation_is_a_question_with_its_earlier_turns(tmp_path):
     for task in write(tmp_path, row("12", json.dumps(TURNS)), row("1", '"alone"')):
         first, second = task.load().train
-        assert first == Problem("3*4=", "12", "12", (("system", ""), ("user", "Hello"), ("assistant", "Yes?")))
-        assert second == Problem("alone", "1", "1", ())
+        assert first == Problem("3*4=", "12", "#### 12", (("system", ""), ("user", "Hello"), ("assistant", "Yes?")))
+        assert second == Problem("alone", "1", "#### 1", ())
 
 
 @pytest.mark.parametrize(
@@ -248,13 +237,11 @@ def test_value_of_a_parquet_file_that_is_no_answer_is_refused(kind, values, reas
         parquet(tmp_path, kind, *values).load()
 
 
-def test_number_that_csv_reading_has_rounded_is_refused(tmp_path):
+def test_values_of_a_csv_file_keep_their_digits(tmp_path):
     for split in ("train", "test"):
-        (tmp_path / f"{split}.csv").write_text("question,answer\nQ,0.5\nQ,9007199254740993\n")  # 2**53 + 1
-    with pytest.raises(
-        ConfigError, match=r"train row 2: column answer is 9007199254740992.0, which the file reader may have rounded"
-    ):
-        hub(tmp_path).load()
+        (tmp_path / f"{split}.csv").write_text("question,answer\nQ,007\nQ,1.10\nQ,9007199254740993\n")  # 2**53 + 1
+    for task in (hub(tmp_path), replace(BASE, path=str(tmp_path))):
+        assert [one.answer for one in task.load().train] == ["007", "1.10", "9007199254740993"]
 
 
 def identity(task):
@@ -304,7 +291,7 @@ def test_parquet_file_that_changes_within_the_clock_of_the_disk_is_read_again(tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("task.path=FILE", "is a file; give a folder with train.jsonl and test.jsonl"),
+        ("task.path=FILE", "is a file, and task=gsm8k needs training and held-out rows; .* task.test_share=0.1"),
         ("task.path=FOLDER/none", "there is no such folder"),
         ("task.path=''", "task.path=: names no folder"),
         ("task.hub=''", "task.hub=: names no data set"),
@@ -342,7 +329,7 @@ GOOD = Problem("Q?", "1", "1")
 
 
 def given(rows):
-    return Given("given", "{question}", "last_number", 8, 1.0, rows)
+    return Given("given", "{question}", "last_number", 8, 1.0, None, None, 0, rows)
 
 
 @pytest.mark.parametrize(

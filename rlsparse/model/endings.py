@@ -34,7 +34,9 @@ class Endings:
     origins: Mapping[int, str]
 
 
-def find_endings(tokenizer: Any, generation_config: Any, vocabulary: int, chat: bool) -> Endings:
+def find_endings(
+    tokenizer: Any, generation_config: Any, vocabulary: int, chat: bool, arguments: Mapping[str, Any] | None = None
+) -> Endings:
     """Return what ends a completion of a model.
 
     Tokens come from ``generation_config.json``, from the EOS of the tokenizer and, for prompts in a chat template, from
@@ -44,12 +46,13 @@ def find_endings(tokenizer: Any, generation_config: Any, vocabulary: int, chat: 
     Args:
         vocabulary: rows of the embedding.
         chat: whether prompts go through the chat template.
+        arguments: of the chat template.
     """
     origins: dict[int, str] = {}
     for token, origin in _declared(tokenizer, generation_config):
         if isinstance(token, int) and 0 <= token < vocabulary:
             origins.setdefault(token, origin)
-    closing = _behind_turn(tokenizer) if chat else ""
+    closing = _behind_turn(tokenizer, arguments or {}) if chat else ""
     before, token = _first_marker(tokenizer, closing, vocabulary)
     text, turn_end = None, tuple(tokenizer(closing, add_special_tokens=False)["input_ids"]) if closing else ()
     if token is not None:
@@ -89,7 +92,7 @@ def _declared(tokenizer: Any, generation_config: Any) -> Iterator[tuple[Any, str
     yield tokenizer.eos_token_id, "tokenizer"
 
 
-def _behind_turn(tokenizer: Any) -> str:
+def _behind_turn(tokenizer: Any, arguments: Mapping[str, Any]) -> str:
     """Return what the chat template writes behind a turn of the assistant, up to the end of its first line with text.
 
     White space before it is kept. Empty if there is nothing, or if the template does not write such turns.
@@ -97,10 +100,11 @@ def _behind_turn(tokenizer: Any) -> str:
     system = {"role": "system", "content": "System7"}
     talk = [{"role": "user", "content": TURN}, {"role": "assistant", "content": ANSWER}]
     for messages in (talk, [system, *talk]):  # some templates want a system message
-        last = _rest(tokenizer, messages, "")
-        between = _rest(tokenizer, [*messages, {"role": "user", "content": NEXT}], NEXT)
+        last = _rest(tokenizer, messages, "", **arguments)
+        between = _rest(tokenizer, [*messages, {"role": "user", "content": NEXT}], NEXT, **arguments)
         # a template that ignores add_generation_prompt writes the begin of an answer behind the last turn
-        ignores = last == _rest(tokenizer, messages, "", add_generation_prompt=True) and not between.startswith(last)
+        begun = _rest(tokenizer, messages, "", **{**arguments, "add_generation_prompt": True})
+        ignores = last == begun and not between.startswith(last)
         for closing in (between, last) if ignores else (last, between):
             if closing.strip():
                 start = len(closing) - len(closing.lstrip())
@@ -109,7 +113,11 @@ def _behind_turn(tokenizer: Any) -> str:
 
 
 def _rest(tokenizer: Any, messages: Sequence[Mapping[str, str]], until: str, **options: Any) -> str:
-    """Return what the chat template writes behind the last answer, up to a text; empty where it raises."""
+    """Return what the chat template writes behind the last answer, up to a text; empty where it raises.
+
+    Args:
+        options: of the chat template.
+    """
     try:
         text = render(tokenizer, messages, **{"add_generation_prompt": False, **options})
     except Exception:  # a template may refuse turns of the assistant; what it makes of prompts is checked elsewhere

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from rlsparse.model.integrity import (
     probe,
 )
 from rlsparse.model.policy import Policy
+from rlsparse.model.prompts import check_arguments
 from rlsparse.model.source import ModelSource, model_source, reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,19 +46,25 @@ def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy
     model = _load_model(source, device, dtype).eval()
     check_finite(source, model)
     check_causal(source, model)
-    policy = wrap_policy(model, tokenizer, config.chat_template)
+    policy = wrap_policy(model, tokenizer, config.chat_template, config.template_arguments)
     return replace(policy, key=source.key, revision=source.revision)
 
 
-def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
+def wrap_policy(model: Any, tokenizer: Any, chat_template: bool, arguments: Mapping[str, Any] | None = None) -> Policy:
     """Return a policy made from a loaded model and tokenizer.
 
     Args:
         chat_template: use the chat template of the tokenizer if it has one.
+        arguments: of the chat template.
+
+    Raises:
+        ConfigError: the chat template does not read one of the arguments.
     """
     chat = chat_template and tokenizer.chat_template is not None
+    arguments = arguments or {}
+    check_arguments(tokenizer, chat, arguments)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    endings = find_endings(tokenizer, model.generation_config, vocabulary, chat)
+    endings = find_endings(tokenizer, model.generation_config, vocabulary, chat, arguments)
     return Policy(
         model=model,
         tokenizer=tokenizer,
@@ -70,6 +77,7 @@ def wrap_policy(model: Any, tokenizer: Any, chat_template: bool) -> Policy:
         stop_text=endings.text,
         before_end=endings.before_end,
         turn_end=endings.turn_end,
+        template_arguments=arguments,
     )
 
 
@@ -96,9 +104,13 @@ def outline(config: ModelConfig) -> Policy:
         ConfigError: config or tokenizer cannot be read, from the folder or from the hub; or the weights in the folder
             are not those that the config describes.
     """
+    return outline_of(model_source(config), config)
+
+
+def outline_of(source: ModelSource, config: ModelConfig) -> Policy:
+    """Return a policy without weights, from another source than that of its config; see ``outline``."""
     from transformers import AutoModelForCausalLM
 
-    source = model_source(config)
     full = source.root
     if full.folder is not None:
         model = _whole_model(full, device_map="meta")
@@ -109,8 +121,8 @@ def outline(config: ModelConfig) -> Policy:
     check_attends(full, model)
     for adapter in source.adapters:
         with reading(adapter):
-            model = _wrapped(adapter, model).unload()
-    policy = wrap_policy(model, load_tokenizer(source), config.chat_template)
+            model = wrapped_with(adapter, model).unload()
+    policy = wrap_policy(model, load_tokenizer(source), config.chat_template, config.template_arguments)
     return replace(policy, key=source.key)
 
 
@@ -194,7 +206,7 @@ def _with_adapter(source: ModelSource, model: Any) -> Any:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     with reading(source):
-        wrapped = _wrapped(source, model)
+        wrapped = wrapped_with(source, model)
         set_peft_model_state_dict(wrapped, load_peft_weights(source.location, device=str(model.device)))
         wrapped.eval()
         expected = probe(wrapped)
@@ -203,7 +215,7 @@ def _with_adapter(source: ModelSource, model: Any) -> Any:
     return merged
 
 
-def _wrapped(source: ModelSource, model: Any) -> Any:
+def wrapped_with(source: ModelSource, model: Any) -> Any:
     """Return a model with the modules of an adapter, whose names and shapes are those in the folder.
 
     Raises:

@@ -1,8 +1,8 @@
 """The policy: a model with its tokenizer, and its log-probabilities of chosen tokens by the plain path."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Policy:
         stop_text: a text that ends a completion, too; see ``Endings``.
         before_end: what the chat template writes between an answer and the end token.
         turn_end: tokens that follow a solution in supervised training.
+        template_arguments: of the chat template, such as ``enable_thinking``.
         key: where the model is from, ``model.path=DIR`` or ``model.name=NAME``, for messages.
         revision: of the model on the hub; None for the default one and for a folder.
         first_adapted: number of the first decoder layer that training changes.
@@ -50,6 +51,7 @@ class Policy:
     stop_text: str | None
     before_end: str
     turn_end: tuple[int, ...]
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     key: str = "model"
     revision: str | None = None
     first_adapted: int = 0
@@ -80,7 +82,7 @@ def encode_prompt(policy: Policy, problem: Problem, text: str) -> Prompt:
         ConfigError: see ``prompt_ids``; or the tokenizer has a token that the embedding of the model lacks.
     """
     try:
-        ids = prompt_ids(policy.tokenizer, policy.chat, problem, text)
+        ids = prompt_ids(policy.tokenizer, policy.chat, problem, text, policy.template_arguments)
         check_known(policy.tokenizer, ids, policy.vocabulary)
     except ConfigError as error:
         raise ConfigError(f"{policy.key}: {error}") from error

@@ -1,7 +1,8 @@
 """From a question to the token ids of a prompt, with the special tokens that belong there and no others."""
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlsparse.batch import Problem
@@ -11,6 +12,7 @@ from rlsparse.config.schema import ConfigError
 TEMPLATE_DATE = "26 Jul 2024"
 FIXED_TODAY = f"{{%- macro strftime_now(format) -%}}{TEMPLATE_DATE}{{%- endmacro -%}}"
 MARKER = re.compile(r"[<>\[\]{}|]")  # what the name of a marker has and common text has not
+OURS = ("chat_template", "date_string", "conversation")  # what _apply gives to apply_chat_template itself, or makes
 PROBE = "Question7"  # a text that no template contains or changes
 
 Messages = Sequence[Mapping[str, Any]]
@@ -61,13 +63,62 @@ def _apply(tokenizer: Any, messages: Messages, options: Mapping[str, Any]) -> st
     return text
 
 
-def prompt_ids(tokenizer: Any, chat: bool, problem: Problem, text: str) -> list[int]:
+def check_arguments(tokenizer: Any, chat: bool, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of the chat template that have no effect, or that change more than the template.
+
+    Args:
+        chat: whether prompts go through the chat template.
+        arguments: ``model.template_arguments``.
+
+    Raises:
+        ConfigError: all such arguments, a line each.
+    """
+    if found := list(_argument_problems(tokenizer, chat, arguments)):
+        raise ConfigError("\n".join(found))
+
+
+def _argument_problems(tokenizer: Any, chat: bool, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if not arguments:
+        return
+    if not chat:
+        why = "the tokenizer has no chat template" if tokenizer.chat_template is None else "model.chat_template=false"
+        yield f"model.template_arguments={dict(arguments)}: {why}, so nothing reads them; give {{}}"
+        return
+    template = tokenizer.get_chat_template()
+    taken = {*inspect.signature(tokenizer.apply_chat_template).parameters, *OURS, "messages"}
+    for name, value in arguments.items():
+        where = f"model.template_arguments.{name}={value}"
+        if name in taken:
+            yield f"{where}: is no variable of the chat template, but set by the prompts themselves; leave it out"
+        elif re.search(rf"\b{re.escape(str(name))}\b", template) is None:
+            known = ", ".join(sorted(_variables(template) - taken)) or "none"
+            yield f"{where}: the chat template does not read {name}; it reads {known}"
+
+
+def _variables(template: str) -> set[str]:
+    """Return the variables that a chat template takes from outside, without its tokens and functions."""
+    from jinja2 import Environment, TemplateError, meta
+
+    tokens = {"bos_token", "eos_token", "pad_token", "unk_token"}
+    given = tokens | {"raise_exception", "strftime_now", "namespace", "range"}
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateError:  # some templates have tags that only transformers knows
+        return set()
+    return meta.find_undeclared_variables(parsed) - given
+
+
+def prompt_ids(
+    tokenizer: Any, chat: bool, problem: Problem, text: str, arguments: Mapping[str, Any] | None = None
+) -> list[int]:
     """Return the token ids of a prompt.
 
     A BOS token occurs once at the start; special tokens that the tokenizer appends to a text are removed.
 
     Args:
-        chat: use the chat template; earlier turns of the problem precede the prompt.
+        chat: use the chat template; earlier turns of the problem precede the prompt. Without it, the system text and
+            the examples of the task are text before the prompt.
+        arguments: of the chat template.
         text: the question with its instructions, as the task formats it.
 
     Raises:
@@ -76,14 +127,14 @@ def prompt_ids(tokenizer: Any, chat: bool, problem: Problem, text: str) -> list[
     """
     if chat:
         messages = [{"role": role, "content": content} for role, content in problem.context]
-        ids = _templated(tokenizer, [*messages, {"role": "user", "content": text}])
-    elif problem.context:
+        ids = _templated(tokenizer, [*messages, {"role": "user", "content": text}], arguments or {})
+    elif len(problem.context) > problem.preamble:
         raise ConfigError(
             f"the question {problem.question[:40]!r} has earlier turns, and prompts without a chat template have no "
             "roles; use a model with a chat template (model.chat_template=true), or give questions as text"
         )
     else:
-        ids = _plain(tokenizer, text)
+        ids = _plain(tokenizer, "".join(_paragraphs(problem)) + text)
     while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         ids = ids[1:]
     if not ids:
@@ -125,9 +176,15 @@ def appended(tokenizer: Any) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(whole[len(_plain(tokenizer, "1")) :]))
 
 
-def _templated(tokenizer: Any, messages: Messages) -> list[int]:
+def _paragraphs(problem: Problem) -> Iterator[str]:
+    """Yield the turns before a prompt as text: an answer in the line after its question, then an empty line."""
+    for role, content in problem.context:
+        yield content + ("\n" if role == "user" else "\n\n")
+
+
+def _templated(tokenizer: Any, messages: Messages, arguments: Mapping[str, Any]) -> list[int]:
     try:
-        text = render(tokenizer, messages, add_generation_prompt=True)
+        text = render(tokenizer, messages, **{**arguments, "add_generation_prompt": True})
     except Exception as error:  # templates are programs of their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(

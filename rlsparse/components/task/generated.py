@@ -3,17 +3,19 @@
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Self
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import MOST_ROWS, Range
 from rlsparse.components.task.base import Rows, Task
+from rlsparse.config.ranges import keys_of
 from rlsparse.config.schema import ConfigError
 
 PATIENCE = 10_000  # draws in a row without a new problem, after which there are no more
+MOST_DIGITS = 9  # of a factor: a product of two has 18 digits then
 HELD_OUT_SHARE = 0.2  # of the problems; which ones is decided by a hash of their numbers
 
 NAMES = ("Tom", "Ann", "Sam", "Mia")
@@ -31,6 +33,16 @@ class GeneratedTask(Task):
     seed: int
     train_rows: Annotated[int, Range(1, MOST_ROWS)]
     test_rows: Annotated[int, Range(1, MOST_ROWS)]
+
+    @classmethod
+    def of(cls, where: str, values: Mapping[str, Any]) -> Self:
+        """Return the task with these values; see ``Component.of``.
+
+        The key ``digits`` is left out where the class does not have it, so that the yaml file of a user's own task may
+        begin with that of multiplication (``defaults: [multiplication, _self_]``).
+        """
+        own = keys_of(cls)
+        return super().of(where, {key: one for key, one in values.items() if key in own or key != "digits"})
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
@@ -54,18 +66,37 @@ class GeneratedTask(Task):
 
     def _draws(self, seed: int, split: str) -> Iterator[Problem]:
         rng = random.Random(f"{split}/{seed}")
-        while True:
+        misses = 0  # draws in a row that belong to the other split
+        while misses < PATIENCE:
             problem = self.draw(rng)
+            misses += 1
             if _held_out(problem.question) == (split == "test"):
+                misses = 0
                 yield problem
+        if split == "train":
+            raise ConfigError(f"task={self.name}: has no training problems, since all are held out; allow more numbers")
 
 
 @dataclass(frozen=True)
 class Multiplication(GeneratedTask):
-    """Two-digit times one-digit numbers: ``57*4=`` → ``50*4+7*4=200+28=228``."""
+    """Products of two numbers: ``57*4=`` → ``50*4+7*4=200+28=228``.
+
+    Attributes:
+        digits: of the first and of the second number. A number of one digit is at least 2.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {**GeneratedTask.neutral, "digits": [2, 1]}
+
+    digits: Annotated[list[int], Range(1, MOST_DIGITS)]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if len(self.digits) != 2:
+            yield f"digits={self.digits}: must be two numbers, such as [3,3]"
 
     def draw(self, rng: random.Random) -> Problem:
-        return _product(rng)
+        a, b = (_number(digits, rng) for digits in self.digits)
+        return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b), columns={"a": a, "b": b})
 
 
 @dataclass(frozen=True)
@@ -84,15 +115,38 @@ class Arithmetic(GeneratedTask):
         return _product(rng) if rng.random() < 0.5 else _word_problem(rng)
 
 
+def _number(digits: int, rng: random.Random) -> int:
+    return rng.randint(2, 9) if digits == 1 else rng.randint(10 ** (digits - 1), 10**digits - 1)
+
+
 def _product(rng: random.Random) -> Problem:
-    a, b = rng.randint(10, 99), rng.randint(2, 9)
+    a, b = _number(2, rng), _number(1, rng)
     return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b))
 
 
 def times(a: int, b: int) -> str:
-    """Return the worked product of a two-digit and a one-digit number, place by place."""
-    tens, ones = a // 10 * 10, a % 10
-    return f"{tens}*{b}+{ones}*{b}={tens * b}+{ones * b}={a * b}"
+    """Return the worked product of two numbers, place by place.
+
+    Each digit of b that is not 0 has a line, in which it is multiplied by each digit of a. Several lines are followed
+    by one that adds their results.
+    """
+    rows = [place for place in _places(b) if place]
+    lines = [_row(a, place) for place in rows]
+    if len(rows) > 1:
+        lines.append("+".join(str(a * place) for place in rows) + f"={a * b}")
+    return "\n".join(lines)
+
+
+def _row(a: int, b: int) -> str:
+    terms = _places(a)
+    chain = ["+".join(f"{term}*{b}" for term in terms), "+".join(str(term * b) for term in terms), str(a * b)]
+    return "=".join(dict.fromkeys(chain))
+
+
+def _places(number: int) -> list[int]:
+    """Return the value of each digit of a number: 507 is 500, 0 and 7."""
+    text = str(number)
+    return [int(digit) * 10 ** (len(text) - 1 - place) for place, digit in enumerate(text)]
 
 
 def plus(a: int, b: int) -> str:

@@ -1,13 +1,18 @@
-"""Rows of data sets: JSON lines read without a loss, and values of columns as text.
+"""Rows of data sets: JSON and CSV files read without a loss, and values of columns as text.
 
 A value that is not what a question or an answer can be is refused with the place where it stands.
 """
 
+import csv
+import gzip
+import io
 import json
 import math
 import re
 import reprlib
+import sys
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +30,8 @@ ROLES = ("system", "user", "assistant")
 LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
 NEWLINE, SPACE = "\n", re.compile(r"\s*")
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
+WHOLE = re.compile(r"(-?[1-9]\d*|0)\.0")  # a whole number as the writer of a column of floats stores it
+MISSING = frozenset({"NaN", "nan", "null", "<NA>"})  # what writers of CSV files put for a missing value
 
 
 class Number(float):
@@ -45,6 +52,10 @@ class Rounded(float):
     """A float that may stand for a longer number of a file, which a reader has rounded."""
 
 
+class Missing(str):
+    """A text of a CSV file that stands for a missing value."""
+
+
 class Object(dict[str, Any]):
     """An object of a JSON file. ``twice`` has the keys that stand in it more than once."""
 
@@ -62,7 +73,7 @@ def read_json_lines(file: Path) -> list[tuple[int, Object]]:
     Raises:
         ConfigError: the file is not UTF-8 text, or a line is not a JSON object.
     """
-    lines = _text(file).split("\n")  # not splitlines: JSON strings may hold the other separators
+    lines = read_text(file).split("\n")  # not splitlines: JSON strings may hold the other separators
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     return [(number, _object(f"{file.name} line {number}", line)) for number, line in filled]
 
@@ -73,7 +84,7 @@ def read_json(file: Path) -> list[Object]:
     Raises:
         ConfigError: the file is not UTF-8 text, or has another content.
     """
-    text = _text(file)
+    text = read_text(file)
     if text.lstrip().startswith("["):
         rows = _parsed(file.name, text)
         if not all(isinstance(row, Object) for row in rows):
@@ -119,13 +130,67 @@ def _object(where: str, line: str) -> Object:
     return row
 
 
-def _text(file: Path) -> str:
+def read_csv(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the rows of a CSV file (tab-separated if it ends in .tsv), each with the number of its first line.
+
+    Each value is the text between the separators, so that 007 and 1.10 keep their digits.
+
+    Raises:
+        ConfigError: the file is not UTF-8 text, or a row has more or fewer values than there are columns.
+    """
+    csv.field_size_limit(sys.maxsize)
+    separator = "\t" if ".tsv" in file.suffixes else ","
+    lines = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    found: list[tuple[int, dict[str, Any]]] = []
+    while True:
+        number = lines.line_num + 1
+        try:
+            values = next(lines, None)
+        except csv.Error as error:
+            raise ConfigError(f"{file.name} line {number} is not CSV ({error}); fix its quotes") from error
+        if values is None:
+            return found
+        if not values:  # an empty line
+            continue
+        if header is None:
+            header = values
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise ConfigError(f"{file.name} has the column {twice[0]} twice; keep one")
+            continue
+        if len(values) != len(header):
+            raise ConfigError(f"{file.name} line {number} {_ragged(header, values)}")
+        cells = [Missing(value) if value in MISSING else value for value in values]
+        found.append((number, dict(zip(header, cells, strict=True))))
+
+
+def _ragged(header: Sequence[str], values: Sequence[str]) -> str:
+    """Return how the number of values of a row differs from that of the columns."""
+    if len(values) < len(header):
+        return f"lacks a value of the column {header[len(values)]}: it has {len(values)} of {len(header)}"
+    return (
+        f"has {len(values)} values, and there are {len(header)} columns ({', '.join(header)}); write a value with a "
+        "comma in double quotes"
+    )
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file, unpacked if its name ends in .gz, without a byte order mark.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not UTF-8 text.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read ({error.strerror}); give a file that you may read") from error
     if content.startswith(POINTER):
         raise ConfigError(f"{file.name} is a pointer of git-lfs, not the file; run git lfs pull in the folder")
+    if file.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{file.name} cannot be unpacked ({error}); copy or download it again") from error
     if any(mark in content[:2] for mark in WIDE):
         raise ConfigError(f"{file.name} is UTF-16 or UTF-32 text; save it as UTF-8")
     try:
@@ -154,12 +219,8 @@ def with_text(row: Row, columns: Sequence[str]) -> tuple[Row, Turns]:
     Raises:
         ConfigError: a column is missing or has another value.
     """
-    missing = [column for column in columns if column not in row]
-    if missing:
-        raise ConfigError(
-            f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
-            f"{', '.join(map(str, row)) or 'none'}"
-        )
+    if missing := [column for column in columns if column not in row]:
+        raise ConfigError(lacks(missing, columns, row))
     texts: dict[str, str] = {}
     context: Turns = ()
     for column in columns:
@@ -177,12 +238,24 @@ def with_text(row: Row, columns: Sequence[str]) -> tuple[Row, Turns]:
     return {**row, **texts}, context
 
 
+def lacks(missing: Sequence[str], columns: Sequence[str], row: Row) -> str:
+    """Return the message about columns that a row does not have."""
+    return (
+        f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
+        f"{', '.join(map(str, row)) or 'none'}"
+    )
+
+
 def as_text(value: Any) -> str:
     """Return a value of a row as text; a number as it is written, without an exponent.
+
+    A number that ends in ``.0`` is a whole number in a column of floats, and is written without that ending.
 
     Raises:
         ConfigError: it is neither text nor a number, is empty, or cannot be written as UTF-8.
     """
+    if isinstance(value, Missing):
+        raise ConfigError(f"is {value}, which stands for a missing value in a CSV file; give text or a number")
     if isinstance(value, str):
         text = value
     elif isinstance(value, bool) or value is None:
@@ -194,6 +267,8 @@ def as_text(value: Any) -> str:
         raise ConfigError(f"is {value}, which the file reader may have rounded; store this number as text")
     elif isinstance(value, int | float | Decimal):
         text = _written_out(str(value))
+        whole = WHOLE.fullmatch(text) if isinstance(value, float) else None
+        text = whole[1] if whole is not None else text
     else:
         raise ConfigError(f"is {_kind(value)} ({reprlib.repr(value)}); give text or a number")
     if is_blank(text):

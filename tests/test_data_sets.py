@@ -1,0 +1,557 @@
+"""Data sets by their columns, prompts with system text and examples, countdown, and how their bad input is refused."""
+
+import csv
+import gzip
+import json
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from math import nan
+from typing import ClassVar
+
+import pytest
+from datasets import Dataset
+from omegaconf import OmegaConf
+
+from rlsparse.batch import Problem
+from rlsparse.components.component import build
+from rlsparse.components.task import Task, data_warnings, load_task
+from rlsparse.components.task.base import in_format
+from rlsparse.components.task.data_set import after_hash, before_parenthesis, boxed
+from rlsparse.components.task.hub import HubTask
+from rlsparse.config.run_id import files_digest
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import preflight
+from rlsparse.model.loading import wrap_policy
+from rlsparse.model.policy import encode_prompt
+from tests.conftest import composed
+from tests.test_identity import identity
+
+BENCHMARKS = {
+    "math500": 500,
+    "amc23": 40,
+    "aime24": 30,
+    "minerva_math": 272,
+    "olympiadbench": 675,
+    "gaokao2023en": 383,  # 2 of 385 rows have no answer
+    "cmath": 600,
+    "cn_middle_school": 101,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """datasets keeps what it has read in a folder of this test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@cache
+def node_of(option):
+    return composed(option).task
+
+
+def task_of(*words):
+    """The task of an option with changed keys; Hydra composes each option once, since that takes most of the time."""
+    option = words[0] if words and words[0].startswith("task=") else "task=multiplication"
+    changes = OmegaConf.from_dotlist([word for word in words if word != option])
+    node = OmegaConf.to_container(OmegaConf.merge({"task": node_of(option)}, changes))["task"]
+    return build("task", node, Task)
+
+
+def data_set(path, *overrides):
+    return task_of("task=data_set", f"task.path={path}", *overrides)
+
+
+def lines(file, *rows):
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def pairs(count, start=0):
+    return [{"question": f"Q{number}?", "answer": number} for number in range(start, start + count)]
+
+
+def both(folder, train, test):
+    lines(folder / "train.jsonl", *train)
+    lines(folder / "test.jsonl", *test)
+    return folder
+
+
+def refused(task, *splits):
+    with pytest.raises(ConfigError) as error:
+        load_task(task, splits or ("train", "test"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark_file_is_read_for_evaluation_and_refused_for_training(name, shared_data):
+    task = task_of(f"task={name}", f"task.path={shared_data / 'benchmarks' / name}.jsonl")
+    rows = load_task(task, ("test",))
+    assert (len(rows.train), len(rows.test)) == (0, BENCHMARKS[name])
+    assert "boxed{}" in task.prompt_text("?")
+    assert f"task.split.train=null: task={name} is for evaluation" in refused(task)
+    assert f"eval.benchmarks=[{name}]" in refused(task)
+
+
+def test_answers_of_benchmark_files_are_read_as_their_evaluation_reads_them(shared_data):
+    def answers(name):
+        path = f"task.path={shared_data / 'benchmarks' / name}.jsonl"
+        return [one.answer for one in load_task(task_of(f"task={name}", path), ("test",)).test]
+
+    assert answers("amc23")[:3] == ["27", "36", "45"]  # 27.0 in the file
+    assert answers("minerva_math")[0] == "1.6"  # the box of the solution
+    assert answers("olympiadbench")[0] == "2"  # ["2"]
+    assert answers("cn_middle_school")[:6] == ["A", "C", "D", "B", "D", "1/9"]  # the last one has no choices
+
+
+def test_asdiv_and_mawps_are_read_with_their_solutions(shared_data):
+    asdiv = load_task(task_of("task=asdiv", f"task.path={shared_data / 'asdiv'}"))
+    assert (len(asdiv.train), len(asdiv.test)) == (1515, 300)
+    assert asdiv.train[0].question.endswith(
+        "wash a pound of clothes. How many ounces of soap will she use to wash 9 pounds of clothes?"
+    )
+    assert (asdiv.train[0].answer, asdiv.train[0].solution) == ("18", "2*9=18\n#### 18")
+    single = load_task(task_of("task=mawps", f"task.path={shared_data / 'mawps'}", "task.filter.type=singleop"))
+    assert (len(single.train), len(single.test)) == (372, 57)
+    assert single.test[0].answer == "180"  # 180.0 in the file
+    assert single.test[0].columns["target"] == 180.0
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet"])
+def test_one_file_of_each_format_is_divided_by_a_hash_of_the_question(ending, tmp_path):
+    rows, file = pairs(40), tmp_path / f"all.{ending}"
+    if ending == "parquet":
+        Dataset.from_list(rows).to_parquet(file)
+    elif ending == "json":
+        file.write_text(json.dumps(rows))
+    elif ending == "jsonl.gz":
+        file.write_bytes(gzip.compress("".join(json.dumps(row) + "\r\n" for row in rows).encode()))
+    elif ending == "jsonl":
+        lines(file, *rows)
+    else:
+        with file.open("w", newline="", encoding="utf-8-sig") as opened:
+            writer = csv.DictWriter(opened, ["question", "answer"], delimiter="\t" if ending == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    found = load_task(data_set(file, "task.test_share=0.25"))
+    held_out = {one.question for one in found.test}
+    assert held_out | {one.question for one in found.train} == {row["question"] for row in rows}
+    assert len(found.train) + len(found.test) == 40
+    assert 4 <= len(held_out) <= 16  # 10 expected
+    assert all(one.answer == one.question[1:-1] for one in found.train)
+    # the same questions are held out from a part of the rows in another order
+    part = lines(tmp_path / "part.jsonl", *reversed(rows[:30]))
+    again = load_task(data_set(part, "task.test_share=0.25"))
+    assert {one.question for one in again.test} == held_out & {row["question"] for row in rows[:30]}
+
+
+def test_most_rows_are_the_first_ones_and_rows_behind_them_are_not_read(tmp_path):
+    both(tmp_path, [*pairs(3), {"question": "Q", "answer": None}], pairs(4, 10))
+    rows = load_task(data_set(tmp_path, "task.max_rows.train=3"))
+    assert (len(rows.train), len(rows.test)) == (3, 4)
+    assert "train.jsonl line 4: column answer is null" in refused(data_set(tmp_path))
+    assert [one.answer for one in load_task(data_set(tmp_path, "task.max_rows=2")).test] == ["10", "11"]
+
+
+def test_several_question_columns_are_joined_and_empty_ones_left_out(tmp_path):
+    rows = [{"a": "Story.", "b": "How many?", "answer": 1}, {"a": None, "b": "Why?", "answer": 2}]
+    both(tmp_path, rows, rows)
+    task = data_set(tmp_path, "task.columns.question=[a,b]", r"task.join='\n'")
+    assert [one.question for one in load_task(task).train] == ["Story.\nHow many?", "Why?"]
+    both(tmp_path, [{"a": "", "b": None, "answer": 1}], rows)
+    assert "line 1: columns a, b are all empty" in refused(task)
+
+
+def test_choices_are_lettered(tmp_path):
+    both(tmp_path, [], [{"question": "2+2?", "choices": ["3", 4], "answer": "B"}])
+    task = data_set(tmp_path, "task.columns.question=[question,choices]", "task.split.train=null")
+    assert load_task(task, ("test",)).test[0].question == "2+2? (A) 3 (B) 4"
+
+
+def test_column_is_renamed_only_where_the_new_name_is_not_there(tmp_path):
+    rows = [{"golden": 1, "question": "Q1"}, {"golden": 9, "answer": 2, "question": "Q2"}]
+    both(tmp_path, rows, rows)
+    found = load_task(data_set(tmp_path, "task.rename.golden=answer")).train
+    assert [one.answer for one in found] == ["1", "2"]
+    assert found[0].columns == {"golden": 1, "question": "Q1"}
+
+
+QUESTIONS = ["a {question} b", "${seed} $x", "{}{0}%s", "x\u2028y", "line\nbreak \\n", "\\boxed{3}"]
+
+
+def test_question_with_signs_of_templates_reaches_the_prompt_unchanged(tmp_path):
+    rows = [{"question": text, "answer": 1} for text in QUESTIONS]
+    task = data_set(both(tmp_path, rows, rows), "task.prompt='Q: {question}|'")
+    assert [task.prompt_text(one.question) for one in load_task(task).train] == [f"Q: {text}|" for text in QUESTIONS]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(27.0, "27"), (0.0, "0"), (-3.0, "-3"), (1.5, "1.5"), ("27.0", "27.0"), (True, None), (nan, None)],
+)
+def test_whole_number_that_became_a_float_is_read_as_a_whole_number(value, text, tmp_path):
+    task = data_set(both(tmp_path, [{"question": "Q", "answer": value}], pairs(1)))
+    if text is None:
+        assert "train.jsonl line 1: column answer is" in refused(task)
+    else:
+        assert load_task(task).train[0].answer == text
+
+
+def test_number_of_a_packed_file_keeps_its_digits(tmp_path):
+    both(tmp_path, [], pairs(1))
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Q", "answer": 1.10}'))
+    assert load_task(data_set(tmp_path)).train[0].answer == "1.10"
+    assert load_task(task_of("task=data_set", f"task.hub={tmp_path}")).train[0].answer == "1.10"
+
+
+def test_rows_without_an_answer_are_left_out_and_counted_if_asked(tmp_path):
+    train = [
+        *pairs(2),
+        {"question": "Q", "answer": " "},
+        {"question": "Q", "answer": nan},
+        {"question": "Q", "answer": None},
+    ]
+    task = data_set(both(tmp_path, train, pairs(1, 5)), "task.empty_answers=leave_out")
+    rows = load_task(task)
+    assert [one.answer for one in rows.train] == ["0", "1"]
+    assert data_warnings(task, rows) == ["task=data_set: 3 of 5 train rows have no answer and are left out"]
+
+
+def test_held_out_questions_of_the_training_rows_are_counted(tmp_path):
+    task = data_set(
+        both(tmp_path, pairs(5), [{"question": "Q1? ", "answer": 1}, *pairs(2, 7)]), "task.max_new_tokens=8"
+    )
+    words = (
+        "task=data_set",
+        f"task.path={tmp_path}",
+        "task.max_new_tokens=8",
+        f"runs_dir={tmp_path}/runs",
+        "tracker=none",
+    )
+    (warning,) = preflight([composed(*words)]).warnings
+    assert warning.startswith("task=data_set: 1 of 3 held-out questions are training questions, too (test rows 1)")
+    assert data_warnings(task, load_task(task_of())) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "task.columns.question=q",
+            "train.jsonl line 1: lacks q; a row needs the columns q, answer, and this one has question, answer",
+        ),
+        ("task.split.test=dev", "there is no dev.jsonl; .* as task.split: test, train"),
+        ("task.filter={answer: [77]}", r"leaves no train rows of task.path=.*, where answer has 0, 1, 2"),
+        ("task.filter.kind=easy", "task.filter.kind: the train rows of .* have no such column, only question, answer"),
+        ("task.shots=3", "task.shots=3: .* has 3 different training questions, .*; give at most 2"),
+        ("task.answer=boxed", r"train.jsonl line 1: column answer has no .boxed\{\}"),
+        ("task.answer=list_entry task.columns.answer=question", None),
+    ],
+)
+def test_bad_data_key_is_refused_in_one_line(words, message, tmp_path):
+    task = data_set(both(tmp_path, pairs(3), pairs(2, 5)), *(words.split() if "{" not in words else [words]))
+    if message is None:
+        assert load_task(task).train[0].answer == "Q0?"  # a text is its own entry
+    else:
+        with pytest.raises(ConfigError, match=message):
+            load_task(task)
+        refused(task)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.columns.questoin=x"], "task.columns.questoin: no such key; here there are question, answer, solution"),
+        (["task.columns.answer=null"], "task.columns.answer=null: must be the name of a column"),
+        (["task.split.dev=x"], "task.split.dev: no such key"),
+        (["task.max_rows=0"], r"task.max_rows=0: must be a whole number in \[1"),
+        (["task.filter.kind=[]"], r"task.filter.kind=\[\]: must be a value"),
+        (
+            ["task.split.train=null", "task.test_share=0.5"],
+            "task.test_share=0.5: is a share of the rows of task.split.train",
+        ),
+        (["task.path=null"], "task.path=null: task=data_set has no data set on the hub; give its file"),
+        (["task.prompt_file=FILE/none.txt"], "task.prompt_file=.*none.txt: none.txt cannot be read"),
+        (
+            ["task.prompt_file=FILE/bad.txt"],
+            r"task.prompt_file=.*bad.txt.: the text in this file must contain \{question\}",
+        ),
+        (["task.system='  '"], "task.system=: is empty"),
+        (["task.shots=-1"], "task.shots=-1: must be in"),
+    ],
+)
+def test_bad_value_of_a_key_is_refused(words, message, tmp_path):
+    (tmp_path / "bad.txt").write_text("no place for it")
+    with pytest.raises(ConfigError, match=message):
+        load_task(data_set("x", *(word.replace("FILE", str(tmp_path)) for word in words)))
+
+
+def test_broken_files_are_refused_in_one_line(tmp_path):
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
+    (tmp_path / "zero.jsonl").write_bytes(b"")
+    (tmp_path / "zero.parquet").write_bytes(b"")
+    (tmp_path / "long.csv").write_text("question,answer\nQ,1\nQ,2,3\n")
+    (tmp_path / "short.csv").write_text("question,answer\r\n\r\nQ\r\n")
+    (tmp_path / "quote.csv").write_text('question,answer\n"Q,1\n')
+    (tmp_path / "nan.csv").write_text("question,answer\nQ,NaN\n")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Q"}' * 99)[:-9])
+    (tmp_path / "notes.txt").write_text("Q")
+    for name, message in {
+        "cut.parquet": "cannot be loaded: .*Copy or download the file again",
+        "zero.jsonl": "train has no rows: zero.jsonl has 0 bytes",
+        "zero.parquet": "train has no rows: zero.parquet has 0 bytes",
+        "long.csv": r"long.csv line 3 has 3 values, and there are 2 columns \(question, answer\)",
+        "short.csv": "short.csv line 3 lacks a value of the column answer",
+        "quote.csv": "quote.csv line 2 is not CSV",
+        "nan.csv": "nan.csv line 2: column answer is NaN, which stands for a missing value",
+        "cut.jsonl.gz": "cut.jsonl.gz cannot be unpacked",
+        "notes.txt": "notes.txt is no jsonl, json, csv, tsv or parquet file",
+        "none.csv": "there is no such folder or file",
+    }.items():
+        with pytest.raises(ConfigError, match=f"task.path={tmp_path}/{name}: {message}"):
+            load_task(data_set(tmp_path / name, "task.test_share=0.5"))
+
+
+def test_ways_to_read_an_answer_on_single_texts():
+    assert after_hash("2+2=4\n#### 4\nbye") == after_hash("4") == "4"
+    assert boxed(r"so \boxed{1} or \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert boxed(r"\boxed{\left\{x : x>1\right.}") == r"\left\{x : x>1\right."
+    assert boxed(r"is $\boxed 5$.") == boxed(r"\fbox{5}") == "5"
+    assert [before_parenthesis(text) for text in ("21 (shirts)", "(-2,5)", "Fall")] == ["21", "(-2,5)", "Fall"]
+    with pytest.raises(ConfigError, match="not closed"):
+        boxed(r"\boxed{1")
+
+
+def test_solution_gets_the_answer_in_the_format_where_it_has_none():
+    assert in_format("29*7=203", "203", "hash") == "29*7=203\n#### 203"
+    assert in_format("29*7=203\n#### 203", "203", "hash") == "29*7=203\n#### 203"
+    assert in_format("", "203", "boxed") == in_format("203", "203", "boxed") == r"\boxed{203}"
+    assert in_format("so 203", "203", "last_number") == "so 203"
+    assert in_format("203 in all.", "203", "answer_is") == "203 in all.\nThe answer is 203"
+
+
+def test_examples_precede_each_question_but_its_own(tmp_path):
+    task = data_set(
+        both(tmp_path, pairs(3), pairs(2, 7)), "task.shots=2", "task.system='Be brief.'", "task.prompt='{question}='"
+    )
+    rows = load_task(task)
+    for one in rows.train:
+        others = {f"Q{n}?=" for n in range(3)} - {f"{one.question}="}
+        assert one.context[0] == ("system", "Be brief.")
+        assert {text for role, text in one.context if role == "user"} == others
+        assert one.preamble == len(one.context) == 5
+    assert rows.test[0].context == rows.test[1].context
+    asked = dict(zip(*[[text for _, text in rows.test[0].context[1:]][start::2] for start in (0, 1)], strict=True))
+    assert all(solution == f"#### {question[1]}" for question, solution in asked.items())
+    alone = load_task(task, ("test",))
+    assert alone.test == rows.test
+    other_order = data_set(
+        both(tmp_path, pairs(3)[::-1], pairs(2, 7)),
+        "task.shots=2",
+        "task.system='Be brief.'",
+        "task.prompt='{question}='",
+    )
+    assert load_task(other_order).test == rows.test
+
+
+def test_system_text_and_examples_are_text_before_the_question_without_a_chat_template(tiny):
+    context = (("system", "S"), ("user", "1+1="), ("assistant", "2"))
+    prompt = encode_prompt(tiny, Problem("3+4=", "7", "", context, preamble=3), "3+4=")
+    assert tiny.tokenizer.decode(prompt.ids) == "S\n\n1+1=\n2\n\n3+4="
+
+
+def test_system_text_or_examples_with_conversations_are_refused(tmp_path):
+    talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    both(tmp_path, [{"question": talk, "answer": 1}, *pairs(3)], pairs(1, 9))
+    assert "train row 1 of task=data_set has a system message of its own" in refused(
+        data_set(tmp_path, "task.system=T")
+    )
+    assert "train row 1 of task=data_set is a conversation, which takes no examples" in refused(
+        data_set(tmp_path, "task.shots=1")
+    )
+
+
+def test_prompt_file_counts_by_its_text_and_not_by_its_name(tmp_path):
+    for name, text in (
+        ("a.txt", "Q: {question}\r\nA:\r\n"),
+        ("b.txt", "Q: {question}\nA:"),
+        ("c.txt", "{question} \\n \\neq"),
+    ):
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    a, b, c = (task_of(f"task.prompt_file={tmp_path / name}") for name in ("a.txt", "b.txt", "c.txt"))
+    typed = replace(a, prompt_file=None, prompt=r"Q: {question}\nA:")
+    assert a.prompt_text("1") == typed.prompt_text("1") == "Q: 1\nA:"
+    assert (
+        a.identity(files_digest) == b.identity(files_digest) == typed.identity(files_digest) != c.identity(files_digest)
+    )
+    assert c.prompt_text("1") == "1 \\n \\neq"
+
+
+def test_new_keys_change_the_run_id_only_where_they_are_used():
+    assert (
+        identity("task.system=null", "task.shots=0", "model.template_arguments={}", "task.digits=[2,1]") == identity()
+    )
+    changes = ("task.system=S", "task.shots=1", "task.digits=[3,3]", "model.template_arguments.enable_thinking=false")
+    assert len({identity(word).config_hash for word in changes} | {identity().config_hash}) == 5
+
+
+def test_new_keys_leave_the_description_of_earlier_tasks_as_it_was():
+    assert sorted(task_of("task=gsm8k").identity(files_digest)) == [
+        "answer_format", "hub", "hub_config", "name", "path", "prompt", "revision", "verifier_time_limit"
+    ]  # fmt: skip
+    assert task_of("task=gsm8k", "task.columns.solution=null").identity(files_digest)["columns"]["solution"] is None
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if enable_thinking is false %}<no>{% endif %}{% endif %}"
+)
+
+
+def test_template_argument_reaches_the_prompt(tiny):
+    tiny.tokenizer.chat_template = TEMPLATE
+    problem = Problem("1+1=", "2", "", (("system", "S"),), preamble=1)
+    for arguments, text in (
+        ({}, "<system>S<user>1+1=<assistant>"),
+        ({"enable_thinking": False}, "<system>S<user>1+1=<assistant><no>"),
+    ):
+        policy = wrap_policy(tiny.model, tiny.tokenizer, True, arguments)
+        assert policy.tokenizer.decode(encode_prompt(policy, problem, "1+1=").ids) == text
+
+
+@pytest.mark.parametrize(
+    ("chat", "arguments", "message"),
+    [
+        (True, {"enable_thinkng": False}, "template_arguments.enable_thinkng=False: the chat template does not read enable_thinkng; it reads enable_thinking"),
+        (True, {"tokenize": True}, "template_arguments.tokenize=True: is no variable of the chat template"),
+        (True, {"add_generation_prompt": False}, "is no variable of the chat template"),
+        (False, {"enable_thinking": False}, "model.chat_template=false, so nothing reads them"),
+    ],
+)  # fmt: skip
+def test_template_argument_without_effect_is_refused(chat, arguments, message, tiny):
+    tiny.tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ConfigError, match=message):
+        wrap_policy(tiny.model, tiny.tokenizer, chat, arguments)
+
+
+COUNTDOWN = Problem("Numbers 2, 3, 5. Target 16.", "(3+5)*2", "", columns={"numbers": [2, 3, 5], "target": 16})
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("(3+5)*2", True),
+        ("2 * (5 + 3) = 16", True),
+        (r"$2 \times (3+5)$.", True),
+        ("**(3+5)*2**", True),
+        ("(3+5)*2=8*2=16", True),
+        ("(3+5)*2=17", False),
+        ("16=(3+5)*2", False),  # the first side must use the numbers
+        ("3+5+2", False),  # 10
+        ("16", False),
+        ("(3+5)*2+2-2", False),  # 2 three times
+        ("(3+5)+8", False),  # 8 is not there
+        ("8*2", False),
+        ("(3+5)2", False),
+        ("(3+5)*2*", False),
+        ("(3+5)**2", False),
+        ("32//2", False),
+        ("-(-3-5)*2", False),
+        ("0x10", False),
+        ("__import__('os')", False),
+        ("", False),
+        ("(3+5)/(2-2)", False),
+        ("9**9**9", False),
+        ("(" * 200 + "3" + ")" * 200, False),
+        ("3+" * 500_000 + "3", False),
+        ("9" * 5000, False),
+    ],
+)
+def test_countdown_answer_is_evaluated_exactly(answer, right):
+    start = time.perf_counter()
+    assert task_of("task=countdown").verdict(answer, COUNTDOWN) is right
+    assert time.perf_counter() - start < 1
+
+
+def test_countdown_uses_fractions_and_the_allowed_operations():
+    thirds = Problem("", "1", "", columns={"numbers": [3, 3, 8, 8], "target": 24})
+    assert task_of("task=countdown").verdict("8/(3-8/3)", thirds)  # 8/(1/3) = 24, inexact with floats
+    assert not task_of("task=countdown", "task.operations=['+','*']").verdict(
+        "(5-3)*8", replace(thirds, columns={"numbers": [3, 5, 8], "target": 16})
+    )
+    assert task_of("task=countdown", "task.use=at_most_once").verdict("3*8", thirds)
+    assert not task_of("task=countdown", "task.use=at_most_once").verdict("3*3*3-3", thirds)
+
+
+def test_countdown_solutions_are_right_and_no_problem_is_in_both_splits():
+    task = task_of("task=countdown", "task.train_rows=500", "task.test_rows=100")
+    rows = load_task(task)
+    assert (len(rows.train), len(rows.test), data_warnings(task, rows)) == (500, 100, [])
+    for one in [*rows.train, *rows.test]:
+        assert task.verdict(one.answer, one)
+        assert one.solution == f"{one.answer}={one.columns['target']}\n#### {one.answer}"
+        numbers = one.columns["numbers"]
+        assert 2 <= len(numbers) <= 3
+        assert one.question == f"Numbers {', '.join(map(str, numbers))}. Target {one.columns['target']}."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.numbers=[3]"], r"task.numbers=\[3\]: must be the smallest and the largest one"),
+        (["task.target=[9,1]"], r"task.target=\[9, 1\]: must be the smallest"),
+        (["task.answer_format=last_number"], "task.answer_format=last_number: an answer of countdown is an expression"),
+        (["task.operations=['^']"], "task.operations=.*: must be one of"),
+        (
+            ["task.target=[900000,900001]"],
+            r"no expression of task.numbers=\[2, 3\] up to task.largest=20 .* allow more",
+        ),
+        (["task.numbers=[2,2]", "task.largest=1", "task.target=[2,2]"], "held-out problems|no training problems"),
+    ],
+)
+def test_countdown_that_cannot_be_drawn_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load_task(task_of("task=countdown", *words))
+
+
+def test_product_of_three_digits_is_worked_out_place_by_place():
+    rows = load_task(task_of("task=multiplication_3x3"))
+    assert all(100 <= one.columns["a"] <= 999 and 100 <= one.columns["b"] <= 999 for one in rows.test)
+    one = next(row for row in rows.train if row.question == "167*408=")
+    # 167*400 = 40000+24000+2800, 167*8 = 800+480+56
+    assert (
+        one.solution == "100*400+60*400+7*400=40000+24000+2800=66800\n100*8+60*8+7*8=800+480+56=1336\n66800+1336=68136"
+    )
+    assert one.answer == "68136"
+
+
+@dataclass(frozen=True)
+class Trivia(HubTask):
+    """A user's own task."""
+
+    columns: ClassVar[tuple[str, ...]] = ("prompt", "target")
+
+    def problem(self, row):
+        return Problem(row["prompt"], answer=row["target"], solution="")
+
+
+def test_own_task_may_begin_with_the_yaml_file_of_a_data_set(tmp_path):
+    both(
+        tmp_path,
+        [{"prompt": "Q", "target": 7, "n": 1}, {"prompt": "R", "target": 8, "n": 2}],
+        [{"prompt": "S", "target": 9, "n": 2}],
+    )
+    node = {key: value for key, value in node_of("task=gsm8k").items() if key != "_target_"}
+    task = Trivia.of("task", {**node, "path": str(tmp_path), "filter": {"n": 2}})
+    (one,) = load_task(task).train
+    assert (one.question, one.answer, one.columns) == ("R", "8", {"prompt": "R", "target": 8, "n": 2})
+
+
+def test_rows_of_the_default_task_are_those_of_earlier_versions():
+    rows = load_task(task_of())
+    texts = [(one.question, one.answer, one.solution, one.context) for one in [*rows.train, *rows.test]]
+    # the hash of the rows that the version before the key digits drew
+    assert sha256(repr(texts).encode()).hexdigest()[:12] == "bd063d0192ec"
