@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 import torch
 from torch import Generator, Tensor
 
-from rlsparse.batch import Rollout, Selection
+from rlsparse.batch import RewardTerms, Rollout, Selection
 from rlsparse.components.adapter import Adapter
-from rlsparse.components.advantage import Advantage
+from rlsparse.components.advantage import Advantage, TermAdvantage
 from rlsparse.components.component import Component, Digest, build, checked, describe, use_import_path
 from rlsparse.components.negative_feedback import NegativeFeedback
 from rlsparse.components.objective import Aggregation, KLPenalty, Surrogate, TokenObjective
@@ -17,7 +17,7 @@ from rlsparse.components.off_policy import OffPolicyWeight
 from rlsparse.components.reward import Reward
 from rlsparse.components.task import Task
 from rlsparse.components.token_sampler import TokenSampler
-from rlsparse.config.schema import Config, ConfigError, TrainConfig, WarmStartConfig
+from rlsparse.config.schema import Config, ConfigError, EvaluateConfig, TrainConfig, WarmStartConfig
 from rlsparse.rollout.engine import RolloutEngine
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.rollout.replay import Replay
@@ -57,17 +57,22 @@ class Algorithm:
             raise ConfigError("\n".join(problems))
         return algorithm
 
-    def token_advantages(self, rewards: Tensor, rollout: Rollout) -> Tensor:
+    def token_advantages(self, rewards: Tensor, rollout: Rollout, terms: RewardTerms | None = None) -> Tensor:
         """Return the advantage of every completion token after negative feedback, (B, T).
 
         Args:
             rewards: (P, G).
+            terms: of these rewards; None for a single reward.
 
         Raises:
             ComponentError: a component returned another shape, or numbers that are not finite.
         """
         shape = tuple(rollout.completion_ids.shape)
-        advantages = checked("advantage", self.advantage, self.advantage(rewards, rollout), shape)  # (B, T)
+        if terms is not None and isinstance(self.advantage, TermAdvantage):
+            found = self.advantage.of_terms(terms, rollout)
+        else:
+            found = self.advantage(rewards, rollout)
+        advantages = checked("advantage", self.advantage, found, shape)  # (B, T)
         return checked("negative_feedback", self.negative_feedback, self.negative_feedback(advantages), shape)
 
     def select(self, advantages: Tensor, rollout: Rollout, generator: Generator) -> Selection:
@@ -124,6 +129,11 @@ class Algorithm:
                 f"train.group_size={train.group_size}: advantage={self.advantage.label} compares completions of one "
                 f"prompt; take a group of at least {self.advantage.min_group_size}, or advantage=raw_reward"
             )
+        if self.advantage.per_term and self.reward.term_count < 2:
+            yield (
+                f"advantage={self.advantage.label}: normalises each term of the reward, and reward={self.reward.label} "
+                "has one; take reward=terms with several terms, or advantage=group_zscore"
+            )
         yield from self._transition_problems()
         yield from self._off_policy_problems()
         yield from self._replay_problems(train)
@@ -175,7 +185,7 @@ class Algorithm:
                 )
 
 
-def build_parts(config: Config | WarmStartConfig, bases: Mapping[str, type]) -> dict[str, Any]:
+def build_parts(config: Config | WarmStartConfig | EvaluateConfig, bases: Mapping[str, type]) -> dict[str, Any]:
     """Build the components of some config groups.
 
     Args:

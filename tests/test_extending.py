@@ -17,7 +17,7 @@ from rlsparse.components.reward import Completion, Score
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import identity_of
-from rlsparse.training.collect import checked_reward
+from rlsparse.training.rewards import checked_reward
 from tests.conftest import ROOT, make_rollout
 
 PAGE = ROOT / "docs" / "extending.md"

@@ -11,6 +11,7 @@ from rlsparse.storage.summary import NO_EFFECT
 
 NOT_A_METHOD = (*NO_EFFECT, "algorithm", "seed", "device", "hydra")
 
+TERM = re.compile(r"^\+*(?:reward@)?reward\.terms\.")  # where a term of the reward is named
 GROUP = re.compile(r"^\w+\.(?=\w+=)")  # the config group at the start of a key
 
 
@@ -45,7 +46,7 @@ def method_names(runs: pd.DataFrame, planned: Sequence[set[str]], axes: Collecti
     everywhere = set.intersection(*typed.values(), *planned) if typed else set()
     common = {word for word in everywhere if _key(word) not in axes}
     names = {
-        method: " ".join([algorithm[method], *(o for o in order[method] if o in shared - common)])
+        method: " ".join([algorithm[method], *(_shown(o) for o in order[method] if o in shared - common)])
         for method, shared in typed.items()
     }
     twice = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -74,6 +75,11 @@ def short_name(name: str, baseline: str | None) -> str:
     words = set((baseline or "").split(" "))
     differs = [word for word in name.split(" ") if word not in words] or name.split(" ")
     return " ".join(GROUP.sub("", word) for word in differs)
+
+
+def _shown(override: str) -> str:
+    """Return an override as names show it: ``reward.length=cosine_length`` for an option that is a term."""
+    return TERM.sub("reward.", override)
 
 
 def _group(override: str) -> str:

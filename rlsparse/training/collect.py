@@ -1,22 +1,22 @@
 """Collection of training data: prompts → rollouts → rewards, and replay from the middle of completions."""
 
-import math
+import time
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Generator, Tensor
 
 from rlsparse.algorithm import Algorithm
-from rlsparse.batch import Prompt, Rollout
-from rlsparse.components.component import ComponentError, origin
-from rlsparse.components.reward import Completion, Reward, Score, Verifier
+from rlsparse.batch import Prompt, RewardTerms, Rollout, chunks
+from rlsparse.components.reward import Completion, Score
 from rlsparse.model.policy import decode
 from rlsparse.rollout import Request, RolloutSampler
 from rlsparse.rollout.layer_skip import without_layers
 from rlsparse.rollout.replay import joined
 from rlsparse.runtime.distributed import World
 from rlsparse.tracking.profiling import Clock
+from rlsparse.training.rewards import SlowNotice, rewards_of
+from rlsparse.training.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Experience:
         texts: B whole completions, what a prompt holds of them included.
         scores: B verdicts of the verifier.
         rewards: (P, G).
+        terms: of the rewards; None for a single reward.
     """
 
     prompts: list[Prompt]
@@ -36,6 +37,7 @@ class Experience:
     texts: list[str]
     scores: list[Score]
     rewards: Tensor
+    terms: RewardTerms | None = None
 
     @property
     def sampled(self) -> int:
@@ -60,6 +62,7 @@ class Experience:
             texts=self.texts + other.texts,
             scores=self.scores + other.scores,
             rewards=torch.cat([self.rewards, other.rewards]),
+            terms=None if self.terms is None or other.terms is None else self.terms + other.terms,
         )
 
 
@@ -85,6 +88,7 @@ class Collector:
     """Makes the experience of a step.
 
     Attributes:
+        score: judges completions.
         group_size: G, completions of each prompt.
         streams: random streams by stage.
         keep_states: keep the outputs of the frozen layers, where the policy itself samples.
@@ -93,7 +97,7 @@ class Collector:
 
     algorithm: Algorithm
     sampler: RolloutSampler
-    verifier: Verifier
+    score: Scorer
     group_size: int
     streams: dict[str, Generator]
     clock: Clock
@@ -105,7 +109,7 @@ class Collector:
 
         Raises:
             NonFiniteError: the log-probabilities of the policy are not finite.
-            ComponentError: the reward returned no finite number.
+            ComponentError: the reward returned no finite number; see ``rewards_of``.
         """
         self.clock.lap()
         skipped = self.algorithm.layer_skip.choose(self.sampler.policy.depth, self.streams["layer_skip"])
@@ -128,26 +132,30 @@ class Collector:
         with self.clock("reward"):
             texts = decode(policy, rollout, prompts)
             problems = [prompt.problem for prompt in prompts for _ in range(self.group_size)]
-            scores = self.world.each(self.verifier.score, texts, [problem.answer for problem in problems])
-            begun = [prompt.begun for prompt in prompts for _ in range(self.group_size)]  # tokens that replay has kept
-            lengths = [own + kept for own, kept in zip(rollout.lengths.tolist(), begun, strict=True)]
-            rows = zip(texts, lengths, rollout.ended.tolist(), problems, scores, strict=True)
-            rewards = [checked_reward(self.algorithm.reward, Completion(*row)) for row in rows]
-        return Experience(
-            prompts, rollout, texts, scores, torch.tensor(rewards, device=policy.device).view(-1, self.group_size)
-        )
+            scores = self.world.each(self.score, texts, problems)
+            completions = self._completions(prompts, rollout, texts, scores)
+            groups = list(chunks(completions, self.group_size))
+            found = rewards_of(self.algorithm.reward, groups, SlowNotice(time.monotonic))
+        device = policy.device
+        terms = None
+        if found.weights:
+            values = torch.tensor(found.terms, device=device).view(len(found.terms), -1, self.group_size)  # (K, P, G)
+            weights = torch.tensor(list(found.weights.values()), device=device)  # (K,)
+            terms = RewardTerms(tuple(found.weights), weights, values)
+        rewards = torch.tensor(found.total, device=device).view(-1, self.group_size)  # (P, G)
+        return Experience(prompts, rollout, texts, scores, rewards, terms)
 
-
-def checked_reward(reward: Reward, completion: Completion) -> float:
-    """Return the reward of a completion.
-
-    Raises:
-        ComponentError: it is no finite number.
-    """
-    value = reward(completion)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ComponentError(
-            f"reward ({origin(reward)}): returned {value!r} for {completion.text[:60]!r}; "
-            "return a finite number, float(...)"
-        )
-    return float(value)
+    def _completions(
+        self, prompts: list[Prompt], rollout: Rollout, texts: list[str], scores: list[Score]
+    ) -> list[Completion]:
+        """Return B completions as a reward sees them; the part that a prompt of replay holds belongs to them."""
+        of_rows = [prompt for prompt in prompts for _ in range(self.group_size)]
+        kept = [prompt.ids[len(prompt.ids) - prompt.begun :] for prompt in of_rows]
+        own = zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)
+        ids = [(*before, *row[:length]) for before, (row, length) in zip(kept, own, strict=True)]
+        draws = torch.rand(len(of_rows), generator=self.streams["reward"], dtype=torch.float64).tolist()
+        rows = zip(texts, rollout.ended.tolist(), of_rows, scores, ids, draws, strict=True)
+        return [
+            Completion(text, len(tokens), ended, prompt.problem, score, tokens, draw)
+            for text, ended, prompt, score, tokens, draw in rows
+        ]

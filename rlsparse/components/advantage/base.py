@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlsparse.batch import Rollout
+from rlsparse.batch import RewardTerms, Rollout
 from rlsparse.components.component import Component
 
 
@@ -19,10 +19,12 @@ class Advantage(Component, ABC):
         min_group_size: the fewest completions of a prompt that it can compare.
         per_transition: it credits the distinct transitions of a prefix tree, each once, and nothing else; the token
             sampler must then pick these.
+        per_term: it needs each term of a reward that is a sum; see ``TermAdvantage``.
     """
 
     min_group_size: ClassVar[int] = 1
     per_transition: ClassVar[bool] = False
+    per_term: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
@@ -56,6 +58,26 @@ class GroupBaseline(Advantage):
         equal = equal_rewards(rewards)[:, None]  # (P, 1)
         per_row = self.per_completion(rewards).masked_fill(equal, 0.0).reshape(-1, 1)  # (B, 1)
         return per_row * rollout.mask  # (B, T)
+
+
+@dataclass(frozen=True)
+class TermAdvantage(Advantage):
+    """An advantage that is made from each term of the reward, not from their sum."""
+
+    per_term: ClassVar[bool] = True
+
+    @abstractmethod
+    def of_terms(self, terms: RewardTerms, rollout: Rollout) -> Tensor:
+        """Return the advantages, (B, T); exactly 0 past the end of a completion.
+
+        Args:
+            terms: of P prompts with G completions each.
+            rollout: of these prompts.
+        """
+
+    def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
+        """Return the advantages of a reward that is its only term, (B, T)."""
+        return self.of_terms(RewardTerms(("reward",), rewards.new_ones(1), rewards[None]), rollout)
 
 
 def equal_rewards(rewards: Tensor) -> Tensor:
