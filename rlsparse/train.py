@@ -7,20 +7,21 @@ from rlsparse.training.update import set_learning_rates
 
 
 def train(run: Training) -> None:
-    """Train the adapter, with an evaluation at step 0, every ``eval.every`` steps and at the end.
+    """Train the adapter, with evaluations at step 0, at the end, and in between where they are due.
 
     Raises:
         Interrupted: the run was asked to stop, and is saved.
         NonFiniteError: the loss, its gradient or the log-probabilities of the policy are not finite.
     """
     algorithm, state, config = run.algorithm, run.state, run.config
-    if state.step == 0:
-        run.record.evaluation(0, run.evaluate())
+    if not run.resumed:
+        run.record.evaluation(0, run.evaluate(0))
         run.record.start(run.adapter, algorithm.adapter.moves_ranks)
+        run.checkpoints.after_first_evaluation(state)
     for step in range(state.step + 1, config.train.steps + 1):
         collected = run.collect(next(state.batches))
         experience = collected.all
-        advantages = algorithm.token_advantages(experience.rewards, experience.rollout)  # (B, T)
+        advantages = algorithm.token_advantages(experience.rewards, experience.rollout, experience.terms)  # (B, T)
         selection = algorithm.select(advantages, experience.rollout, state.streams["token_sampler"])
         scales = algorithm.token_scales(selection, advantages, collected.origins)  # (B, T)
         batch = ScoredBatch(experience.rollout, advantages, scales, on_policy=not collected.skipped)
@@ -28,7 +29,7 @@ def train(run: Training) -> None:
         updated = run.update(batch)
         moved = run.adapter.after_step(step, config.train.steps)
         run.record.step(step, Step(collected, selection, batch, updated, moved), run.adapter)
-        if step % config.eval.every == 0 or step == config.train.steps:
-            run.record.evaluation(step, run.evaluate())
+        if run.evaluate.due(step):
+            run.record.evaluation(step, run.evaluate(step))
         state.step = step
         run.checkpoints.after_step(state)

@@ -80,7 +80,10 @@ def keys() -> set[str]:
     found = below(Config, "").union(*(below(schema, f"{group}.") for group, schema in schemas))
     for group in COMPONENT_GROUPS:
         for file in (CONF / group).glob("*.yaml"):
-            found |= {f"{group}.{key}" for key in node(group, file.stem) if key != "_target_"}
+            values = {key: value for key, value in node(group, file.stem).items() if key != "_target_"}
+            found |= {f"{group}.{key}" for key in values}
+            mappings = [(key, value) for key, value in values.items() if isinstance(value, dict)]
+            found |= {f"{group}.{key}.{inner}" for key, value in mappings for inner in value}
     return found
 
 

@@ -97,12 +97,12 @@ def test_prompt_mean_with_several_groups_of_a_prompt_is_over_the_transitions_of_
 
 
 class Drawn:
-    """Takes the place of the verifier: its verdicts are random, since they do not matter here."""
+    """Takes the place of the scorer: its verdicts are random, since they do not matter here."""
 
     def __init__(self):
         self.draws, self.texts = generator(3), []
 
-    def score(self, text, answer):
+    def __call__(self, text, problem):
         self.texts.append(text)
         return Score(correct=bool(torch.rand(1, generator=self.draws) < 0.5), answered=True)
 
@@ -112,7 +112,7 @@ def replayed(policy, *overrides, engine="fast", keep_states=False):
     config = (*BOTH, f"rollout={engine}", "rollout.max_new_tokens=14", *overrides)
     algorithm, train = built(*config), composed(*config).train
     sampler = RolloutSampler(policy, algorithm.rollout, MemoryLimits.of(algorithm.rollout.max_rows, train), ALONE)
-    streams = {name: stream(0, name) for name in ("rollout", "layer_skip", "replay")}
+    streams = {name: stream(0, name) for name in ("rollout", "layer_skip", "replay", "reward")}
     collector = Collector(algorithm, sampler, Drawn(), 4, streams, Clock(policy.device), keep_states, ALONE)
     collected = collector([encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")])
     assert len(collected.all.prompts) > len(collected.first.prompts)
@@ -126,7 +126,7 @@ def test_groups_of_replay_continue_cut_completions_of_their_prompt(tiny, engine)
     P, G = len(first.prompts), 4
     assert origins[:P] == [0, 1]
     assert len(seen.scores) == len(seen.texts) == len(seen.prompts) * G == seen.rewards.numel()
-    assert seen.texts == collector.verifier.texts
+    assert seen.texts == collector.score.texts
     lengths, correct = first.rollout.lengths.view(P, G).tolist(), first.correct.tolist()
     long_enough = [
         {right for right, n in zip(*pair, strict=True) if n > 1} for pair in zip(correct, lengths, strict=True)

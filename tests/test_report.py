@@ -50,6 +50,10 @@ document.body.append(frame);
 </script></body></html>"""
 
 
+def evaluated_at(step, accuracy):
+    return {"step": step, "questions": 9, "accuracy_greedy": accuracy, "accuracy_sampled": accuracy / 2}
+
+
 @pytest.fixture
 def experiment(tmp_path):
     """A small experiment with everything: tuning, curves, ranks that move, a diverged run, a claim, markup in a name."""
@@ -67,6 +71,7 @@ def experiment(tmp_path):
             method=name[:-3],
             setting=set_at,
             versions={"torch": "2.15"},
+            benchmarks={"svamp": {"base": evaluated_at(0, 0.2), "final": evaluated_at(5, final)}},
             **more,
         )
         curve(folder, name, [0.2, 0.4, final], updated=100, seconds=2)

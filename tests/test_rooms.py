@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rlsparse"
 # a room may import itself and the rooms of the lines below it
 LEVELS = [
-    {"run", "check", "status", "sync", "dashboard"},
+    {"run", "check", "evaluate", "status", "sync", "dashboard"},
     {"sweep"},
     {"execution"},
     {"train", "warm_start"},

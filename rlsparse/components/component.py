@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -40,6 +40,26 @@ TARGET = "_target_"
 @dataclass(frozen=True)
 class Component:
     """Base class of all components. A subclass is a frozen dataclass whose fields have no default values."""
+
+    @classmethod
+    def of(cls, where: str, values: Mapping[str, Any]) -> Self:
+        """Return the component with these values of its keys.
+
+        Args:
+            where: prefix of the keys in messages, such as ``token_sampler``.
+            values: by key, as YAML gives them.
+
+        Raises:
+            ConfigError: all that is wrong with them, a line each.
+        """
+        converted, problems = convert(cls, where, values)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        component = cls(**converted)
+        broken = [f"{where}.{line}" for line in component.problems()]
+        if broken:
+            raise ConfigError("\n".join(broken))
+        return component
 
     @property
     def label(self) -> str:
@@ -78,17 +98,12 @@ def build(group: str, node: Mapping[str, Any], base: type[Kind]) -> Kind:
         raise ConfigError(f"{group}={node}: names no class; choose an option of the group, {group}=NAME")
     target = node.get(TARGET)
     if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
-        raise ConfigError(f"{group}.{TARGET}={shown(target)}: must be MODULE.CLASS, such as brevity.Brief")
+        option = "; or begin its yaml file with an option of the group, defaults: [OPTION, _self_]"
+        hint = "" if TARGET in node else option
+        raise ConfigError(f"{group}.{TARGET}={shown(target)}: must be MODULE.CLASS, such as brevity.Brief{hint}")
     cls = _import(group, target, base)
     with one_line(f"{group}.{TARGET}={target}"):
-        values, problems = convert(cls, group, {key: value for key, value in node.items() if key != TARGET})
-        if problems:
-            raise ConfigError("\n".join(problems))
-        component = cls(**values)
-        broken = [f"{group}.{line}" for line in component.problems()]
-    if broken:
-        raise ConfigError("\n".join(broken))
-    return component
+        return cls.of(group, {key: value for key, value in node.items() if key != TARGET})
 
 
 def describe(component: Component, digest: Digest) -> dict[str, Any]:
@@ -198,6 +213,18 @@ def origin(component: Component) -> str:
     """Return where a component is defined, for messages: its file if it lies outside the package, else its class."""
     files = sources(type(component))
     return str(files[0]) if files else type(component).__name__
+
+
+def raised_by(component: Component, error: BaseException) -> str:
+    """Return an error with the file and line that raised it: of the component if its files are part of the way.
+
+    The deepest line of a traceback is often in a library that the component calls, and names no cause.
+    """
+    own = {str(file) for file in sources(type(component))}
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename in own]
+    if not frames:
+        return _raised(error)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {type(error).__name__}: {error}"
 
 
 def with_shape(group: str, component: Component, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

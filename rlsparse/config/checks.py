@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from rlsparse.config.ranges import MOST_ROWS, keys_of, value_problems
-from rlsparse.config.schema import Config, ConfigError, ScratchConfig, WarmStartConfig
+from rlsparse.config.schema import Config, ConfigError, EvalConfig, EvaluateConfig, ScratchConfig, WarmStartConfig
 
 PROBE = 2**16  # bytes; a disk with less space than that is full
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
-def problems(config: Config | WarmStartConfig) -> list[str]:
-    """Return what is wrong with the config of a run or a warm start, a line each; components are not looked at."""
-    found = [*_values(config, ""), *_pass_at_problems(config)]
+def problems(config: Config | WarmStartConfig | EvaluateConfig) -> list[str]:
+    """Return what is wrong with the config of a run, a warm start or an evaluation, a line each.
+
+    Components are not looked at.
+    """
+    found = [*_values(config, ""), *_eval_problems(config.eval)]
     if isinstance(config, Config):
         return [*found, *_run_problems(config)]
+    if isinstance(config, EvaluateConfig):
+        if not config.eval.benchmarks:
+            found.append("eval.benchmarks=: names no task; give some, such as [svamp,math500], or eval=math_suite")
+        return found
+    if config.eval.benchmarks:
+        found.append(
+            f"eval.benchmarks={','.join(config.eval.benchmarks)}: a warm start evaluates its own task only; leave it "
+            "out, and evaluate the model that it writes: python -m rlsparse.evaluate model.path=DIR"
+        )
     if not config.out.strip():
         found.append("out=: names no folder; give a new one, out=DIR")
     if not found and isinstance(config.model, ScratchConfig) and config.model.path is None:
@@ -68,10 +80,16 @@ def _values(node: Any, prefix: str) -> Iterator[str]:
             yield from value_problems(prefix + field.name, keys[field.name], value)
 
 
-def _pass_at_problems(config: Config | WarmStartConfig) -> Iterator[str]:
-    ks: object = config.eval.pass_at  # an interpolation brings values of other types past the schema
-    if not isinstance(ks, list) or any(type(k) is not int or k < 1 for k in ks):
-        yield f"eval.pass_at={ks}: must be a list such as [1,2], and each k must be at least 1"
+def _eval_problems(evaluation: EvalConfig) -> Iterator[str]:
+    for key in ("pass_at", "maj_at"):
+        ks: object = getattr(evaluation, key)  # an interpolation brings values of other types past the schema
+        if not isinstance(ks, list) or any(type(k) is not int or k < 1 for k in ks):
+            yield f"eval.{key}={ks}: must be a list such as [1,2], and each k must be at least 1"
+        elif key == "maj_at" and (above := [k for k in ks if k > evaluation.samples]):
+            yield (
+                f"eval.maj_at={ks}: a vote of {max(above)} needs as many sampled completions, and eval.samples="
+                f"{evaluation.samples}; raise eval.samples or give smaller numbers"
+            )
 
 
 def _shape_problems(model: ScratchConfig) -> Iterator[str]:

@@ -22,11 +22,20 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
+from rlsparse.config.benchmarks import benchmark_nodes
 from rlsparse.config.paths import expand_all, expand_home
 from rlsparse.config.ranges import shown
-from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, WarmStartConfig
+from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigError, EvaluateConfig, WarmStartConfig
 from rlsparse.config.sources import register_source
-from rlsparse.config.words import ESCAPE, read_words, refuse_covered_axes, refuse_repeated_axes, refuse_unreadable
+from rlsparse.config.words import (
+    ESCAPE,
+    read_words,
+    refuse_covered_axes,
+    refuse_repeated_axes,
+    refuse_repeated_keys,
+    refuse_repeated_terms,
+    refuse_unreadable,
+)
 
 # for the folders that Hydra itself makes, also in the worker of a launcher, which imports this module
 OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
@@ -45,6 +54,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Config)
     store.store(name="warm_start_schema", node=WarmStartConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
     for group, schemas in SCHEMAS.items():
         for name, node in schemas.items():
             store.store(group="schema", name=f"{group}_{name}", node=node)
@@ -78,7 +88,7 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: the key, and the keys that exist.
     """
-    top = {field.name for node in (Config, WarmStartConfig) for field in fields(node)} | {"hydra"}
+    top = {field.name for node in (Config, WarmStartConfig, EvaluateConfig) for field in fields(node)} | {"hydra"}
     words = list(words)
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
@@ -138,6 +148,8 @@ def check_group_options(arguments: Sequence[str]) -> None:
     for group, equals, value in (argument.partition("=") for argument in arguments):
         if equals and group in ("", "hydra"):
             raise ConfigError(f"{group}={value}: names no key; write KEY=VALUE, such as train.steps=20")
+        if group == "eval.benchmarks" and re.match(r"[\w,]+$", value):
+            raise ConfigError(f"{group}={value}: must be a list; write {group}=[{value}]")
         if re.search(r"\d{400}", value):  # more than a float holds; from 4300 digits on Python itself refuses
             raise ConfigError(f"{group}={value[:20]}...: a number of so many digits; give a smaller one")
         if "(" in value and (error := _unusable_sweep(f"{group}={value}")):
@@ -151,6 +163,8 @@ def check_group_options(arguments: Sequence[str]) -> None:
                 f"values to its keys as {group}.KEY={value}"
             )
     refuse_unreadable(words)
+    refuse_repeated_keys(words)
+    refuse_repeated_terms(words)
     refuse_repeated_axes(words, "on the command line")
     refuse_covered_axes(words)
     _refuse_unreadable_files(words, folders)
@@ -160,6 +174,7 @@ def _refuse_unreadable_files(words: Iterable[str], folders: Sequence[str]) -> No
     """Refuse yaml files of a user that are chosen and cannot be read: Hydra would print a traceback."""
     for word in words:
         group, _, names = word.lstrip("+").partition("=")
+        group = group.partition("@")[0]  # what follows is a package: reward@reward.terms.length
         for file in (Path(folder, group, f"{name}.yaml") for folder in folders for name in names.split(",")):
             try:
                 if file.is_file():
@@ -220,7 +235,7 @@ def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> C
 
 
 def run_config(config: DictConfig) -> Any:
-    """Return a composed config as its dataclass (``Config`` or ``WarmStartConfig``), Hydra's own node left out.
+    """Return a composed config as its dataclass (that of its schema), Hydra's own node left out.
 
     ``~`` at the start of a value is the home folder. Folders with yaml files of a user's own (``--config-dir``) join
     ``import_path``, so that their modules are found wherever the config goes.
@@ -250,13 +265,15 @@ def run_config(config: DictConfig) -> Any:
     _refuse_unknown_keys(plain, container, "")
     if not isinstance(plain.import_path, list):  # an interpolation brings values of other types past the schema
         raise ConfigError(f"import_path={plain.import_path}: must be a list such as [mine]")
+    if hasattr(plain, "eval"):
+        plain.eval.tasks = benchmark_nodes(plain.eval, [config_dir(), *added_folders(config)])
     expand_all(plain)
     own = [str(Path(folder).absolute()) for folder in plain.import_path]
     plain.import_path = list(dict.fromkeys([*own, *added_folders(config)]))
     return plain
 
 
-def as_yaml(config: Config | WarmStartConfig) -> str:
+def as_yaml(config: Config | WarmStartConfig | EvaluateConfig) -> str:
     """Return a config as yaml that OmegaConf reads as the same config: ``${`` in a text is no interpolation."""
     return OmegaConf.to_yaml(OmegaConf.create(_escaped(asdict(config))))
 

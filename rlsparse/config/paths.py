@@ -9,8 +9,9 @@ from rlsparse.config.schema import ConfigError
 
 HOME = re.compile(r"~(/.*)?|~[\w.-]+/.*", re.DOTALL)
 UNKNOWN = re.compile(r"\$\{?\w+\}?(?=/|$)|~[\w.-]+(?=/)|file:/*")  # what a shell or another tool expands
-KEEP = ("prompt",)  # keys whose values are text for a model
-PATHS = ("runs_dir", "out", "path", "hub", "import_path")  # keys in which a lone ~ is the home folder
+KEEP = ("prompt", "system")  # keys whose values are text for a model
+# keys in which a lone ~ is the home folder
+PATHS = ("runs_dir", "out", "path", "hub", "prompt_file", "import_path", "adapter_path")
 
 
 def expand_home(text: str) -> str:

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsparse.config.schema import Config, WarmStartConfig
+from rlsparse.config.schema import Config, EvaluateConfig, WarmStartConfig
 
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
+LABELS = {WarmStartConfig: "supervised", EvaluateConfig: "evaluate"}  # in the place of an algorithm
 Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
 
@@ -61,25 +62,46 @@ def files_digest(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def identify(config: Config | WarmStartConfig, inputs: Inputs) -> Identity:
-    """Return the identity of a run or a warm start."""
+def identify(config: Config | WarmStartConfig | EvaluateConfig, inputs: Inputs) -> Identity:
+    """Return the identity of a run, a warm start or an evaluation."""
     unused = (*NO_EFFECT, *inputs.unused)
     relevant: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in unused}
     # model.lr only feeds train.lr, which is in the hash itself
     model = {key: value for key, value in relevant["model"].items() if key != "lr"}
+    if not model["template_arguments"]:  # so that ids from before this key stay
+        del model["template_arguments"]
     if inputs.model is not None:
         model |= {"name": None, "path": inputs.model, "revision": None}
-    relevant |= {**inputs.components, "model": model, "device": inputs.device}
+    rollout = getattr(config, "rollout", None)
+    evaluation = _evaluation(relevant["eval"], rollout if isinstance(rollout, dict) else {})
+    relevant |= {**inputs.components, "model": model, "eval": evaluation, "device": inputs.device}
     if isinstance(config, Config):
         relevant["train"] = {key: value for key, value in relevant["train"].items() if key != "checkpoint_every"}
     config_hash = _hash(relevant)
-    label = config.algorithm if isinstance(config, Config) else "supervised"
+    label = config.algorithm if isinstance(config, Config) else LABELS[type(config)]
     return Identity(
         id=f"{label}-s{config.seed}-{config_hash[:10]}",
         config_hash=config_hash,
         method_hash=_hash({key: value for key, value in relevant.items() if key != "seed"}),
         device=inputs.device,
     )
+
+
+def _evaluation(values: Mapping[str, Any], rollout: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of an evaluation that can change its numbers.
+
+    Keys that change nothing at their value are left out, so that a new key changes no id. The tasks of benchmarks are
+    components, which ``Inputs.components`` describes.
+
+    Args:
+        rollout: the node of the rollout, whose sampling an evaluation takes over.
+    """
+    of_benchmarks = ("benchmarks", "tasks", "benchmarks_every", "benchmark_rows")
+    kept = {key: value for key, value in values.items() if key not in of_benchmarks}
+    kept |= {key: values[key] for key in of_benchmarks[2:] if values["benchmarks"]}
+    neutral = {key: rollout.get(key) for key in ("temperature", "top_p", "top_k")}
+    neutral |= {"maj_at": [], "max_new_tokens": None, "benchmarks_every": None, "benchmark_rows": None}
+    return {key: value for key, value in kept.items() if key not in neutral or value != neutral[key]}
 
 
 def _hash(value: Any) -> str:

@@ -24,6 +24,7 @@ class ModelConfig:
     path: str | None
     revision: str | None
     chat_template: bool
+    template_arguments: dict[str, Any]  # of apply_chat_template; prompts.check_arguments looks at them
     lr: Annotated[float, Range(0)]
 
 
@@ -61,7 +62,16 @@ class EvalConfig:
     max_rows: Annotated[int, Range(1)]
     samples: Annotated[int, Range(1, MOST_ROWS)]
     pass_at: list[int]  # its items are checked with the list: see checks.problems
+    maj_at: list[int]  # likewise
+    temperature: Annotated[float, Range(0, above=True)]
+    top_p: Annotated[float, Range(0, 1, above=True)]
+    top_k: Annotated[int, Range(0)]
+    max_new_tokens: Annotated[int | None, Range(1)]
     batch_rows: Annotated[int, Range(1)]
+    benchmarks: list[str]
+    benchmarks_every: Annotated[int | None, Range(1)]
+    benchmark_rows: Annotated[int | None, Range(1)]
+    tasks: dict[str, Any]  # task by name of a benchmark; benchmark_nodes completes it
 
 
 @dataclass
@@ -155,6 +165,21 @@ class WarmStartConfig:
     rollout: Any
     eval: EvalConfig
     warm_start: SupervisedConfig
+
+
+@dataclass
+class EvaluateConfig:
+    seed: int
+    runs_dir: str
+    out: str | None
+    adapter_path: str | None
+    device: str
+    dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
+    threads: Annotated[int | None, Range(1, 1024)]
+    import_path: list[str]
+    model: ModelConfig
+    rollout: Any
+    eval: EvalConfig
 
 
 # group -> name of its schema in the defaults list of an option -> the dataclass; groups of components have none

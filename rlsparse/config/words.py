@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import InputStream, OverrideLexer  # type: ignore[attr-defined]
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
@@ -16,6 +17,7 @@ from rlsparse.config.schema import ConfigError
 ESCAPE = r"where the text itself has ${, write \${"
 FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")  # of Hydra
 PROMPT = "task.prompt"
+TERM_GROUP, TERMS = "reward", "reward.terms"
 # a text in quotes, or a path that begins with the home folder and stands where a value may begin
 QUOTED = r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
 START = r"(?:^|(?<=[\[,(:])|(?<=[\[,(:]\s))"
@@ -155,6 +157,88 @@ def refuse_covered_axes(words: Sequence[str]) -> None:
         lost = next((other for other in inside if _is_axis(word) or _is_axis(other)), None)
         if lost is not None:
             raise ConfigError(f"{word} and {lost}: give the keys of {key} one by one, since one of these would be lost")
+
+
+def refuse_repeated_keys(words: Iterable[str]) -> None:
+    """Refuse a mapping that has a key twice, ``{a:1,a:2}``: Hydra would take the last one and say nothing.
+
+    Raises:
+        ConfigError: the word and the key.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        again = _repeated_key(value) if "{" in value else None
+        if again is not None:
+            raise ConfigError(f"{word}: {key} has the key {again} twice, and only the last one would count; give one")
+
+
+def _repeated_key(value: str) -> str | None:
+    """Return a key that a mapping in a value has twice; None for all other values."""
+    lexer = OverrideLexer(InputStream(value))
+    lexer.removeErrorListeners()
+    lexer.mode(OverrideLexer.VALUE_MODE)
+    tokens = [token for token in lexer.getAllTokens() if token.type != OverrideLexer.WS]
+    opening, colon = (OverrideLexer.BRACE_OPEN, OverrideLexer.COMMA), OverrideLexer.COLON
+    seen: list[set[str]] = []  # keys of each mapping that is open
+    for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+        if token.type == OverrideLexer.BRACE_OPEN:
+            seen.append(set())
+        elif token.type == OverrideLexer.BRACE_CLOSE and seen:
+            seen.pop()
+        elif seen and before is not None and before.type in opening and after is not None and after.type == colon:
+            if token.text in seen[-1]:
+                return str(token.text)
+            seen[-1].add(token.text)
+    return None
+
+
+def refuse_repeated_terms(words: Sequence[str]) -> None:
+    """Refuse a term of a reward that two words define, and an option that is taken to a place where no term is.
+
+    A word defines a term where it takes an option of the group to it, ``+reward@reward.terms.NAME=OPTION``, or gives
+    a mapping with its class. Other words may change the values of a term.
+
+    Raises:
+        ConfigError: the words.
+    """
+    defined: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        group, at, package = key.lstrip("+").partition("@")
+        if at and group == TERM_GROUP and not key.startswith("~"):
+            if re.fullmatch(rf"{re.escape(TERMS)}\.[^.]+", package) is None:
+                raise ConfigError(
+                    f"{word}: an option of {group} can be a term of the sum; write +{group}@{TERMS}.NAME={value}"
+                )
+            names = [package]
+        else:
+            override = parsed(word) if "{" in value else None
+            names = [] if override is None else _defined(key.lstrip("+"), override.value())
+        for name in names:
+            if name in defined:
+                raise ConfigError(
+                    f"{defined[name]} and {word}: the term {name} is given twice; give one of them another name"
+                )
+            defined[name] = word
+
+
+def _defined(key: str, value: Any) -> list[str]:
+    """Return the terms that a word gives with their class.
+
+    Args:
+        key: of the word.
+        value: of the word, as Hydra reads it.
+    """
+    if not isinstance(value, dict):
+        return []
+    nodes = {f"{key}.{name}": node for name, node in value.items()}
+    if key == TERM_GROUP:
+        nodes = {f"{TERMS}.{name}": node for name, node in dict(value.get("terms") or {}).items()}
+    elif key.startswith(f"{TERMS}."):
+        nodes = {key: value}
+    elif key != TERMS:
+        return []
+    return [name for name, node in nodes.items() if isinstance(node, dict) and "_target_" in map(str, node)]
 
 
 def _is_axis(word: str) -> bool:

@@ -23,6 +23,7 @@ from rlsparse.batch import Problem, Prompt
 from rlsparse.components.reward import Verifier
 from rlsparse.components.reward.verifier import VerifierError
 from rlsparse.components.task import Rows, Task, load_task
+from rlsparse.components.task.base import WRITTEN
 from rlsparse.config.compose import added_config_dirs, compose
 from rlsparse.config.schema import Config
 from rlsparse.execution.preflight import preflight
@@ -40,8 +41,6 @@ from rlsparse.storage.streams import command
 SHOWN = 5  # rows, words or texts in a line
 OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
 GIB = 2**30  # bytes
-# completions with a gold answer in each format
-WRITTEN = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "answer_is": "The answer is {}", "last_number": "{}"}
 
 Line = tuple[str, str]  # name and value
 
@@ -112,7 +111,8 @@ def _about_model(policy: Policy, source: ModelSource) -> Iterator[Line]:
 
 def _about_tokens(policy: Policy) -> Iterator[Line]:
     tokenizer = policy.tokenizer
-    endings = find_endings(tokenizer, policy.model.generation_config, policy.vocabulary, policy.chat)
+    generation, arguments = policy.model.generation_config, policy.template_arguments
+    endings = find_endings(tokenizer, generation, policy.vocabulary, policy.chat, arguments)
     ends = [f"{_token(tokenizer, token)} by the {origin}" for token, origin in endings.origins.items()]
     if endings.text is not None:
         ends.append(f"the text {endings.text!r} by the chat template")
@@ -246,7 +246,8 @@ def _odd_tokens(policy: Policy) -> Iterator[str]:
 
 def _system_text(policy: Policy) -> str:
     """Return what the chat template writes before the first user message; empty where it is only markers."""
-    text = render(policy.tokenizer, [{"role": "user", "content": "USER7"}], add_generation_prompt=True)
+    options = {**policy.template_arguments, "add_generation_prompt": True}
+    text = render(policy.tokenizer, [{"role": "user", "content": "USER7"}], **options)
     before = text.partition("USER7")[0]
     return before.strip() if len(before.split()) > SHOWN else ""
 
@@ -280,12 +281,9 @@ def _odd_rows(rows: Rows) -> Iterator[str]:
     for one in _all(rows):
         answers.setdefault(_key(one), set()).add(one.answer)
     again = sum(count - 1 for count in asked.values())
-    leaked = [f"test row {number}" for number, one in enumerate(rows.test, start=1) if _key(one) in asked]
     unlike = [question for question, found in answers.items() if len(found) > 1]
     if again:
         yield f"{again} of {len(rows.train)} training rows repeat an earlier question"
-    if leaked:
-        yield f"{len(leaked)} of {len(rows.test)} held-out questions are training questions, too: {_some(leaked)}"
     if unlike:
         yield f"{len(unlike)} questions have several gold answers: {_some([repr(one[:50]) for one in unlike])}"
 

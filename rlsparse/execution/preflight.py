@@ -1,14 +1,14 @@
 """What can be found wrong before any weights are loaded: keys, components, folders, data, adapter targets."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 from rlsparse.algorithm import Algorithm
-from rlsparse.components.task import Rows, load_task
+from rlsparse.components.task import Rows, Task, data_warnings, load_task
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
 from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConfig, WandbConfig
@@ -19,6 +19,7 @@ from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.runtime.devices import device_kind, resolve_device
 from rlsparse.tracking.wandb_environment import mode_problem
 from rlsparse.tracking.wandb_names import project_problem
+from rlsparse.training.benchmarks import build_benchmarks, check_benchmark, describe_benchmarks, load_benchmark
 from rlsparse.training.data import check_prompt
 
 
@@ -28,7 +29,7 @@ class Checked:
 
     Attributes:
         identities: of each run.
-        warnings: lines about points that would measure nothing.
+        warnings: lines about points that would measure nothing, and about data.
     """
 
     identities: list[Identity]
@@ -52,7 +53,7 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool 
             found.setdefault(line, f" (point: {points[i]})" if points else "")
     if found:
         raise ConfigError("\n".join(message + point for message, point in found.items()))
-    return Checked(check.identities, [*idle_clipping(check.done), *idle_off_policy(check.done)])
+    return Checked(check.identities, [*check.warnings, *idle_clipping(check.done), *idle_off_policy(check.done)])
 
 
 class _Check:
@@ -61,11 +62,13 @@ class _Check:
     Attributes:
         done: the configs that are right, with their algorithms.
         identities: of these.
+        warnings: about their data.
     """
 
     def __init__(self, here: bool) -> None:
         self.done: list[tuple[Config, Algorithm]] = []
         self.identities: list[Identity] = []
+        self.warnings: list[str] = []
         self._here, self._seen = here, set[str]()
         self._digest = cache(files_digest)
         self._rows: dict[str, Rows] = {}
@@ -73,15 +76,22 @@ class _Check:
 
     def problems(self, config: Config) -> list[str]:
         """Return what is wrong with a config, a line each."""
-        found = problems(config)
+        found, algorithm = problems(config), None
         try:
             algorithm = Algorithm.build(config)
         except ConfigError as error:
-            return [*found, *str(error).split("\n")]
-        if found:
+            found += str(error).split("\n")
+        try:
+            benchmarks = build_benchmarks(config.eval)
+        except ConfigError as error:
+            found += str(error).split("\n")
+        if found or algorithm is None:
             return found
         try:
             self._look(config, algorithm)
+            self._check_benchmarks(config, benchmarks)
+            self.identities.append(identity_of(config, algorithm, self._device(config), self._digest))
+            self.done.append((config, algorithm))
         except ConfigError as error:
             return str(error).split("\n")
         return []
@@ -89,7 +99,7 @@ class _Check:
     def _look(self, config: Config, algorithm: Algorithm) -> None:
         if self._once(("runs_dir", config.runs_dir)):
             check_writable("runs_dir", config.runs_dir)
-        device = resolve_device(config.device).type if self._here else device_kind(config.device)
+        self._device(config)
         if self._once(("tracker", config.tracker)):
             _check_tracker(config.tracker)
         parts = (algorithm.adapter, algorithm.rollout, algorithm.layer_skip)
@@ -97,11 +107,32 @@ class _Check:
             _check_model(config, algorithm, self._outline(config.model))
         if self._once(algorithm.task):
             self._rows[repr(algorithm.task)] = load_task(algorithm.task)
+            self.warnings += data_warnings(algorithm.task, self._rows[repr(algorithm.task)])
         rows = self._rows.get(repr(algorithm.task))  # None: they cannot be loaded, as an earlier point has reported
         if rows is not None and self._once((config.model, algorithm.task)):
             check_prompt(self._outline(config.model), algorithm.task, rows)
-        self.identities.append(identity_of(config, algorithm, device, self._digest))
-        self.done.append((config, algorithm))
+
+    def _device(self, config: Config) -> str:
+        """Return the kind of device of a run.
+
+        Raises:
+            ConfigError: it is not here.
+        """
+        return resolve_device(config.device).type if self._here else device_kind(config.device)
+
+    def _check_benchmarks(self, config: Config, tasks: Mapping[str, Task]) -> None:
+        problems = []
+        for name, task in tasks.items():
+            if not self._once((name, task, config.model, config.eval.max_new_tokens)):
+                continue
+            try:
+                rows = load_benchmark(name, task)
+                self.warnings += data_warnings(task, rows)
+                check_benchmark(self._outline(config.model), name, task, rows, config.eval.max_new_tokens)
+            except ConfigError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
 
     def _outline(self, model: ModelConfig) -> Policy:
         """Return the model without weights, which points of a sweep share."""
@@ -123,7 +154,10 @@ def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any =
         device: kind of device that it is on.
         digest: returns the hash of the contents of some files.
     """
-    return identify(config, Inputs(algorithm.identity(digest), model_source(config.model).digest(digest), device))
+    components = algorithm.identity(digest)
+    if tasks := build_benchmarks(config.eval):
+        components["benchmarks"] = describe_benchmarks(tasks, digest)
+    return identify(config, Inputs(components, model_source(config.model).digest(digest), device))
 
 
 def idle_clipping(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:

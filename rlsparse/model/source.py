@@ -130,6 +130,21 @@ def model_source(config: ModelConfig) -> ModelSource:
     return ModelSource(f"model.name={config.name}", config.name, config.revision, None)
 
 
+def adapter_on(base: ModelSource, path: str) -> ModelSource:
+    """Return the source of a model with the adapter of a folder, whichever base model that adapter names.
+
+    Raises:
+        ConfigError: the folder holds no adapter in the format of peft.
+    """
+    key, folder = f"adapter={path}", Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"{key}: there is no such folder; give the folder adapter/ of a finished run")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"{key}: holds no {ADAPTER_CONFIG}; {_hint(folder)}")
+    _check_adapter_files(key, folder)
+    return ModelSource(key, path, None, folder, base)
+
+
 def weight_files(folder: Path) -> list[str]:
     """Return the names of the safetensors files that transformers reads from a folder, the index of shards included."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
@@ -204,9 +219,7 @@ def _adapter_source(key: str, folder: Path, chain: int) -> ModelSource:
     """Return the source for the folder of an adapter in the format of peft, with that of its base model."""
     if chain == LONGEST_CHAIN:
         raise ConfigError(f"{key}: more than {LONGEST_CHAIN} adapters on each other; merge them first")
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(f"{key}: an adapter without {ADAPTER_WEIGHTS}; only safetensors weights are read")
-    _check_file(key, folder / ADAPTER_CONFIG)
+    _check_adapter_files(key, folder)
     about = _object(key, folder / ADAPTER_CONFIG)
     name = about.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
@@ -227,6 +240,12 @@ def _adapter_source(key: str, folder: Path, chain: int) -> ModelSource:
     revision = about.get("revision")
     base = ModelSource(inner, name, revision if isinstance(revision, str) else None, None)
     return ModelSource(key, str(folder), None, folder, base)
+
+
+def _check_adapter_files(key: str, folder: Path) -> None:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ConfigError(f"{key}: an adapter without {ADAPTER_WEIGHTS}; only safetensors weights are read")
+    _check_file(key, folder / ADAPTER_CONFIG)
 
 
 def _adapter_settings(key: str, folder: Path) -> str:

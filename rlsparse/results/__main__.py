@@ -19,12 +19,14 @@ from typing import Any
 
 import pandas as pd
 
+from rlsparse.results.benchmarks import collect_benchmarks
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import ClaimError, read_claims
 from rlsparse.results.collect import collect
 from rlsparse.results.ranks import collect_ranks
 from rlsparse.results.study import (
     RESULTS,
+    Measured,
     OverwriteError,
     ResultsError,
     check_overwrite,
@@ -102,7 +104,8 @@ def _write_all(options: argparse.Namespace) -> None:
         found = collect(experiment)
         if options.out:
             check_overwrite(folder, found)
-        write_results(folder, found, collect_ranks(experiment, found.runs), _first_config(experiment, found.runs))
+        more = Measured(collect_ranks(experiment, found.runs), collect_benchmarks(experiment, found.runs))
+        write_results(folder, found, more, _first_config(experiment, found.runs))
         folders.append(folder)
     if options.studies and not options.experiment:
         folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))

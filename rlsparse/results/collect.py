@@ -174,7 +174,7 @@ def _read(run: RunFolder, started: bool) -> tuple[dict[str, Any] | None, str]:
         return None, f"{summary.get('status')} ({summary.get('error')})"
     row = _row(summary)
     reason = f"diverged ({summary.get('error')})" if row["status"] == "diverged" else ""
-    damage = _find_damage(row, summary.get("overrides"))
+    damage = _find_damage(row, summary)
     if damage is not None:
         return None, reason or f"its summary.json is damaged ({damage})"
     return {**row, "overrides": summary["overrides"]}, reason
@@ -222,9 +222,12 @@ def _is_string_list(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _find_damage(row: dict[str, Any], overrides: object) -> str | None:
-    """Return the first value that a finished run cannot have; None if all values are possible."""
-    if not _is_string_list(overrides):
+def _find_damage(row: dict[str, Any], summary: dict[str, Any]) -> str | None:
+    """Return the first value that a finished run cannot have; None if all values are possible.
+
+    An evaluation of a model on benchmarks trains nothing: it has no final values.
+    """
+    if not _is_string_list(summary.get("overrides")):
         return "overrides"
     for column, value in row.items():
         if column in DERIVED or value is None:
@@ -236,7 +239,8 @@ def _find_damage(row: dict[str, Any], overrides: object) -> str | None:
         if not valid:
             return f"{column}={value}"
     needed = ["algorithm", "seed", "method_hash"]
-    if row["status"] == "finished":
+    trained = "final" in summary or not summary.get("benchmarks")
+    if row["status"] == "finished" and trained:
         needed.append("final_sampled" if row["final_loss"] is None else "final_loss")
     missing = [column for column in needed if row[column] is None]
     return f"no {', '.join(missing)}" if missing else None

@@ -17,6 +17,7 @@ from rlsparse.storage.run_folder import RunFolder
 
 PREFIX = "adapter/rank/"  # as in tracking/metrics.py
 LAYER = re.compile(r"\.(\d+)\.")
+OTHER_KIND = re.compile(rb'"kind": "(train|eval|benchmark)"')
 FINAL = ["method", "seed", "module", "layer", "rank"]
 HISTORY = ["method", "seed", "step", "module", "rank"]
 ModuleRank = tuple[str, int, int]  # module type, layer, rank
@@ -77,7 +78,7 @@ def _rank_updates(run: RunFolder, unreadable: list[str]) -> Iterator[tuple[int, 
     if not run.metrics.is_file():
         return
     for number, line in enumerate(run.metrics.read_bytes().splitlines(), start=1):
-        if b'"kind": "train"' in line or b'"kind": "eval"' in line:  # most lines; parsing them takes most of the time
+        if b'"kind": "ranks"' not in line and OTHER_KIND.search(line):  # parsing them takes most of the time
             continue
         try:
             (row,) = rows_of(line)

@@ -17,6 +17,7 @@ from rlsparse.results.table import Table
 TEMPLATE = "report.html.j2"
 TITLES = {
     "table": "Outcomes",
+    "benchmarks": "Benchmarks",
     "claims": "Published claims, and the verdicts of our runs",
     "effects": "Effects of the components",
     "costs": "Costs, and accuracy at equal cost",

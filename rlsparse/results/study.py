@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from rlsparse.results.benchmarks import benchmark_table
 from rlsparse.results.claims import ClaimOutcome, claims_table, judge
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import Claims, read_claims
@@ -22,10 +23,11 @@ from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 from rlsparse.storage.atomic import UTF8
 
 RESULTS, TRIALS, CURVES, NOT_COUNTED = "results.csv", "trials.csv", "curves.csv", "not_counted.txt"
+BENCHMARKS = "benchmark_runs.csv"
 RANKS_FINAL, RANKS_HISTORY, CONFIG = "ranks_final.csv", "ranks_history.csv", "run_config.yaml"
 NEEDED = ("id", "method", "status")  # columns of results.csv without which nothing can be computed
 OMITTED = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
-TABLES = ("table", "claims", "effects", "costs", "tuning", "ranks")
+TABLES = ("table", "benchmarks", "claims", "effects", "costs", "tuning", "ranks")
 FIGURES = ("curves", "costs", "effects", "speed", "ranks")
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv}
 
@@ -37,6 +39,7 @@ class Study:
     Attributes:
         name: the name of the study.
         runs, trials, curves, not_counted: as in ``results.collect.Collected``; all but ``runs`` may be empty.
+        benchmarks: evaluations on benchmarks, as ``collect_benchmarks`` returns them; may be empty.
         ranks: ranks of the runs whose adapter can change them; None without such runs.
         claims: the published claims and the baseline; None without a claims file.
         config: the config of one of the runs as YAML, without keys that cannot change a result; empty if unknown.
@@ -47,6 +50,7 @@ class Study:
     trials: pd.DataFrame
     curves: pd.DataFrame
     not_counted: list[str]
+    benchmarks: pd.DataFrame
     ranks: Ranks | None
     claims: Claims | None
     config: str = ""
@@ -65,6 +69,14 @@ class Study:
     def outcomes(self) -> list[ClaimOutcome]:
         """Return the outcome of each claim."""
         return [judge(claim, self.runs) for claim in self.claims.claims] if self.claims is not None else []
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is collected of the runs beside their tidy table."""
+
+    ranks: Ranks
+    benchmarks: pd.DataFrame
 
 
 class ResultsError(ValueError):
@@ -95,21 +107,22 @@ def check_overwrite(folder: Path, found: Collected) -> None:
         )
 
 
-def write_results(folder: Path, found: Collected, ranks: Ranks, config: Mapping[str, Any] | None) -> None:
+def write_results(folder: Path, found: Collected, more: Measured, config: Mapping[str, Any] | None) -> None:
     """Write the collected results; tables and figures are made from these files alone.
 
     Args:
+        more: ranks and benchmarks of the runs.
         config: the config of one of the runs; None if none can be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = {RESULTS: found.runs, TRIALS: found.trials, CURVES: found.curves}
-    frames |= {RANKS_FINAL: ranks.final, RANKS_HISTORY: ranks.history}
+    frames |= {RANKS_FINAL: more.ranks.final, RANKS_HISTORY: more.ranks.history, BENCHMARKS: more.benchmarks}
     for file, frame in frames.items():
         if frame.empty and file != RESULTS:
             (folder / file).unlink(missing_ok=True)
         else:
             (folder / file).write_text(frame.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-    lines = found.not_counted + ranks.unreadable
+    lines = found.not_counted + more.ranks.unreadable
     (folder / NOT_COUNTED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if config is not None:
         (folder / CONFIG).write_text(yaml.safe_dump(_without_omitted(config), sort_keys=False), encoding="utf-8")
@@ -133,7 +146,7 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
         ClaimError: the claims file has an error.
         ResultsError: a file of results cannot be read.
     """
-    trials, curves = (_frame(folder / file) for file in (TRIALS, CURVES))
+    trials, curves, benchmarks = (_frame(folder / file) for file in (TRIALS, CURVES, BENCHMARKS))
     notes = folder / NOT_COUNTED
     not_counted = notes.read_text(encoding=UTF8).splitlines() if notes.is_file() else []
     ranks = None
@@ -145,7 +158,7 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     runs = _frame(folder / RESULTS)
     if missing := [name for name in NEEDED if name not in runs]:
         raise ResultsError(f"{folder / RESULTS}: has no column {missing[0]}; its columns must be separated by commas")
-    return Study(folder.name, runs, trials, curves, not_counted, ranks, published, config)
+    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config)
 
 
 def _frame(file: Path) -> pd.DataFrame:
@@ -160,11 +173,14 @@ def tables(study: Study) -> dict[str, Table]:
     if finished(study.runs).empty:
         return {}
     outcomes, found = study.outcomes(), study.effects()
-    main = outcome_table(study.runs, study.baseline, study.not_counted)
-    if study.baseline is None and study.claims is not None:
+    main = None
+    if finished(study.runs)[main_measure(study.runs).column].notna().any():  # else nothing was trained
+        main = outcome_table(study.runs, study.baseline, study.not_counted)
+    if main is not None and study.baseline is None and study.claims is not None:
         main.notes.insert(0, f"No differences: no method is named {study.claims.baseline}, the baseline of {CLAIMS}.")
     made = {
         "table": main,
+        "benchmarks": None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline),
         "claims": claims_table(outcomes) if outcomes else None,
         "effects": effects_table(study.runs, found) if found else None,
         "costs": cost_table(study.runs, study.curves, study.baseline),

@@ -32,9 +32,9 @@ class _Layer:
 class GroupCache:
     """Caches keys and values of p prompts and their b unfinished completions, at first ``group_size`` for each prompt.
 
-    The first forward pass of the model reads the prompts, each later one a token of every unfinished completion. For
-    the products with a prompt, the rows of a group are arranged as the slots of one matrix: p groups of as many slots
-    as the largest group has unfinished rows.
+    The first forward passes of the model read the prompts, each some of them (see ``read``), and each later one reads a
+    token of every unfinished completion. For the products with a prompt, the rows of a group are arranged as the slots
+    of one matrix: p groups of as many slots as the largest group has unfinished rows.
     """
 
     def __init__(self, in_prompt: Tensor, group_size: int, max_new_tokens: int, dtype: torch.dtype) -> None:
@@ -49,10 +49,20 @@ class GroupCache:
         self._layers: dict[int, _Layer] = {}
         self._capacity = _whole_blocks(max_new_tokens)
         self._prompt_of_row = torch.arange(len(in_prompt), device=in_prompt.device).repeat_interleave(group_size)
-        self._prompt_bias = bias(causal_visible(in_prompt), dtype)[:, None, None]  # (p, 1, 1, S, S)
+        self._dtype = dtype
         self._step_bias = bias(in_prompt, dtype)[:, None, None]  # (p, 1, 1, S)
         self._tokens = 0  # columns of completions read so far, including the current one
         self._assign_slots()
+
+    def read(self, prompts: slice, in_prompt: Tensor) -> None:
+        """Prepare for the forward pass of some of the prompts.
+
+        Args:
+            prompts: which of the p prompts.
+            in_prompt: (q, s) bool: their tokens, padded on the left, without columns that are padding in all of them.
+        """
+        self._reading = prompts
+        self._prompt_bias = bias(causal_visible(in_prompt), self._dtype)[:, None, None]  # (q, 1, 1, s, s)
 
     def next_column(self) -> None:
         """Start the next column; call this before each forward pass except the first."""
@@ -80,7 +90,7 @@ class GroupCache:
 
         Args:
             layer: number of the decoder layer.
-            query: (b, heads, L, d), already scaled.
+            query: (b, heads, L, d), already scaled; of the prompts that are read, or of all unfinished completions.
             key: (b, kv, L, d).
             value: (b, kv, L, d).
         """
@@ -88,13 +98,25 @@ class GroupCache:
         kv = key.shape[1]
         grouped = query.view(b, kv, heads // kv, L, d)
         if self._tokens == 0:
-            rows = len(self._prompt_of_row)
-            keys, values = (key.new_zeros(rows, kv, *s) for s in ((d, self._capacity), (self._capacity, d)))
-            self._layers[layer] = _Layer(key.transpose(2, 3).contiguous(), value.contiguous(), keys, values)
-            out = attend(grouped, key, value, self._prompt_bias)  # (p, kv, r, S, d)
+            if layer not in self._layers:
+                self._layers[layer] = self._empty(key)
+            self._layers[layer].prompt_keys[self._reading, ..., -L:] = key.transpose(2, 3)
+            self._layers[layer].prompt_values[self._reading, :, -L:] = value
+            out = attend(grouped, key, value, self._prompt_bias)  # (q, kv, r, s, d)
         else:
             out = self._attend_step(self._layers[layer], grouped.squeeze(3), key, value)[:, :, :, None]
         return out.reshape(b, heads, L, d).transpose(1, 2)
+
+    def _empty(self, key: Tensor) -> _Layer:
+        """Return a layer without keys and values; padding stays 0.
+
+        Args:
+            key: (q, kv, s, d), for heads, dimension, dtype and device.
+        """
+        kv, d = key.shape[1], key.shape[3]
+        (p, S), rows = self._step_bias[:, 0, 0].shape, len(self._prompt_of_row)
+        sizes = ((p, kv, d, S), (p, kv, S, d), (rows, kv, d, self._capacity), (rows, kv, self._capacity, d))
+        return _Layer(*(key.new_zeros(size) for size in sizes))
 
     def _attend_step(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the output for the current token of each row, (b, kv, r, d); the query has the same shape."""

@@ -18,6 +18,7 @@ from rlsparse.rollout.engine import Part, Request, RolloutEngine
 from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.prepacked import prepacked
 
+PREFILL = 16  # prompts that a CPU reads in one forward pass; more at once do not fit its caches
 log = logging.getLogger(__name__)
 
 
@@ -85,16 +86,28 @@ class FastSession:
     def prefill(self, part: Part) -> Tensor:
         self._rows, self._column = part.rows, 0
         self._cache = GroupCache(part.in_prompt, part.per_prompt, self._max_new_tokens, self._policy.causal_lm.dtype)
+        p = len(part.prompt_ids)
+        most = PREFILL if part.prompt_ids.device.type == "cpu" else p
+        logits = [self._read(part, slice(start, min(start + most, p))) for start in range(0, p, most)]
+        return torch.cat(logits).repeat_interleave(part.per_prompt, dim=0)  # (b, V)
+
+    def _read(self, part: Part, some: slice) -> Tensor:
+        """Read some prompts of a part; return the logits of the next token of each, (q, V)."""
+        in_prompt = part.in_prompt[some]  # (q, S)
+        S = int(in_prompt.sum(dim=1).max())
+        in_prompt = in_prompt[:, -S:]  # (q, S), without columns of padding alone
+        self._cache.read(some, in_prompt)
         logits: Tensor = self._policy.model(
-            input_ids=part.prompt_ids,
-            position_ids=positions(part.in_prompt),
+            input_ids=part.prompt_ids[some, -S:],
+            position_ids=positions(in_prompt),
             use_cache=False,
             logits_to_keep=1,
             cache=self._cache,
-        ).logits[:, -1]  # (p, V)
+        ).logits[:, -1]  # (q, V)
         if self._recorder is not None:
-            self._recorder.read_prompts(part.prompts)
-        return logits.repeat_interleave(part.per_prompt, dim=0)  # (b, V)
+            first = part.prompts.start
+            self._recorder.read_prompts(slice(first + some.start, first + some.stop))
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         self._cache.keep(rows)

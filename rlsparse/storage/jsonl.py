@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlsparse.storage.atomic import sync_descriptor
+from rlsparse.storage.atomic import sync_descriptor, write_whole
 
 Row = dict[str, Any]
 
@@ -61,6 +61,11 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file with these rows in the place of an existing one, whole or not at all."""
+    write_whole(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
 def begins_with(path: Path, fingerprint: Mapping[str, Any]) -> bool:

@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def answers(self) -> Path:
+        """The outcome of each held-out question in each evaluation."""
+        return self.path / "answers.jsonl"
+
+    @property
     def summary(self) -> Path:
         """Status and results of the run, written once at the end."""
         return self.path / "summary.json"

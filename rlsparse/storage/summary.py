@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rlsparse.config.run_id import NO_EFFECT as NO_EFFECT
 from rlsparse.config.run_id import Identity
-from rlsparse.config.schema import Config
+from rlsparse.config.schema import Config, ModelConfig
 from rlsparse.storage.atomic import read_object, write_whole
 from rlsparse.storage.run_folder import RunFolder
 
@@ -50,10 +50,9 @@ def setting(config: Config, task: str) -> Summary:
     Args:
         task: name of the task.
     """
-    model = config.model.name if config.model.path is None else f"{config.model.name} (a local folder)"
     train = config.train
     return {
-        "model": model,
+        "model": model_name(config.model),
         "task": task,
         "steps": train.steps,
         "prompts_per_step": train.prompts_per_step,
@@ -61,6 +60,11 @@ def setting(config: Config, task: str) -> Summary:
         "updates_per_rollout": train.updates_per_rollout,
         "lr": train.lr,
     }
+
+
+def model_name(model: ModelConfig) -> str:
+    """Return the name of a model for tables."""
+    return model.name if model.path is None else f"{model.name} (a local folder)"
 
 
 def code() -> Summary:
@@ -97,6 +101,7 @@ def results(history: list[dict[str, Any]]) -> Summary:
 
     Returns:
         base, final: the first and the last evaluation (metric names without prefix); None if there is none.
+        benchmarks: by name, the first and the last evaluation on it (base, final), as above; empty if there are none.
         curve_mean: mean sampled accuracy over the evaluations after step 0 (share).
         tokens: numbers of completion tokens that were generated for training, replayed (the part of them sampled from
             the middle of completions) and selected by the token sampler; frac_updated, selected over generated; and
@@ -114,6 +119,7 @@ def results(history: list[dict[str, Any]]) -> Summary:
     return {
         "base": _evaluation(evaluations[0]) if evaluations else None,
         "final": _evaluation(evaluations[-1]) if evaluations else None,
+        "benchmarks": benchmark_results(history),
         "curve_mean": sum(curve) / len(curve) if curve else None,
         "tokens": {
             "generated": generated,
@@ -127,6 +133,23 @@ def results(history: list[dict[str, Any]]) -> Summary:
         "steps": len(steps),
         "steps_without_update": sum(row["train/updates"] == 0 for row in steps),
     }
+
+
+def benchmark_results(history: list[dict[str, Any]]) -> Summary:
+    """Return the first and the last evaluation on each benchmark, by name, from the rows of ``metrics.jsonl``.
+
+    As for the held-out rows, base is the first one, and final the last one.
+    """
+    found: Summary = {}
+    for row in (row for row in history if row["kind"] == "benchmark"):
+        named: Summary = {}
+        for key, value in row.items():
+            if key.startswith("benchmark/"):
+                name, _, metric = key.removeprefix("benchmark/").rpartition("/")
+                named.setdefault(name, {"step": row["step"]})[metric] = value
+        for name, values in named.items():
+            found.setdefault(name, {"base": values})["final"] = values
+    return found
 
 
 def about_adapter(name: str, adapter: "TrainedAdapter", history: list[dict[str, Any]] | None) -> Summary:

@@ -62,6 +62,18 @@ class WarmStartCallback(Callback):
                 preflight(point.config, resolve_device(point.config.device).type)
 
 
+class EvaluateCallback(Callback):
+    """Checks every point of a sweep of evaluations before the first one starts."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the points."""
+        from rlsparse.execution.evaluate_model import preflight
+
+        with exit_on_error():
+            for point in sweep_points(config):
+                preflight(point.config)
+
+
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """End the program if the context raises an error: Hydra would turn it into a warning and continue.

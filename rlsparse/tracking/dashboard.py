@@ -24,9 +24,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "eval/accuracy_greedy",
         "task/accuracy",
         "eval/pass_at_",
+        "eval/maj_at_",
         "task/reward_mean",
         "task/reward_std",
+        "reward/",
     ),
+    "Benchmarks": ("benchmark/",),
     "Tokens": (
         "tokens/frac_updated",
         "tokens/depth_mean",
@@ -67,6 +70,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "time/train",
         "time/reward",
         "time/eval",
+        "time/benchmarks",
         "rollout/layers_skipped",
     ),
     "Off-policy": (
@@ -77,7 +81,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "off_policy/frac_truncated",
     ),
 }
-CLOSED = ("Rank", "Off-policy")  # most runs log nothing there
+CLOSED = ("Benchmarks", "Rank", "Off-policy")  # most runs log nothing there
 LEFT_OUT = {
     "task/verifier_timeouts": "0 unless something is wrong",
     "rollout/replayed_groups": "tokens/replayed shows it",

@@ -44,8 +44,15 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "train/lr": ("1", "learning rate of the step"),
     "train/updates": ("count", "optimizer steps; 0 if no token contributes to the loss"),
     "time/rollout": ("s", "time of sampling in this step"),
-    "time/reward": ("s", "time of verifying answers in this step"),
+    "time/reward": ("s", "time of verifying answers and computing rewards in this step"),
     "time/train": ("s", "time from advantages to optimizer in this step"),
+}
+TERM_PREFIX = "reward/"
+REWARD_METRICS: dict[str, tuple[str, str]] = {
+    TERM_PREFIX: (
+        "reward",
+        "mean of a term of the reward over the completions of the step, without its weight; the name ends in the term",
+    ),
 }
 OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/kl": (
@@ -71,24 +78,56 @@ ADAPTER_METRICS: dict[str, tuple[str, str]] = {
 }
 EVAL_METRICS: dict[str, tuple[str, str]] = {
     "eval/accuracy_greedy": ("share", "held-out rows with the right answer by greedy decoding"),
-    "eval/accuracy_sampled": ("share", "held-out completions with the right answer, sampled as in training"),
+    "eval/accuracy_sampled": ("share", "sampled held-out completions with the right answer: avg@n, n = eval.samples"),
     "eval/mean_length": ("tokens", "mean length of the sampled held-out completions"),
     "eval/frac_answered": ("share", "sampled held-out completions with an answer in the requested format"),
     "eval/frac_truncated": ("share", "sampled held-out completions cut off at rollout.max_new_tokens"),
     "eval/pass_at_": ("share", "pass@k, unbiased estimate from eval.samples completions per row; the name ends in k"),
+    "eval/maj_at_": (
+        "share",
+        "maj@k, majority vote, mean over all choices of k of the eval.samples completions; the name ends in k",
+    ),
     "time/eval": ("s", "time of this evaluation"),
+}
+
+BENCHMARK_PREFIX = "benchmark/"
+BENCHMARK_METRICS: dict[str, tuple[str, str]] = {
+    BENCHMARK_PREFIX: (
+        "",
+        "benchmark/NAME/METRIC: questions (their number), and each metric of the table above without eval/",
+    ),
+    "time/benchmarks": ("s", "time of this evaluation on all benchmarks"),
 }
 
 SUPERVISED_METRICS: dict[str, tuple[str, str]] = {
     "supervised/loss": ("nats", "cross-entropy of the solution tokens of the batch"),
     "eval/loss": ("nats", "cross-entropy of the solution tokens of warm_start.loss_rows held-out rows"),
 }
-METRICS = TRAIN_METRICS | OFF_POLICY_METRICS | SUPERVISED_METRICS | ADAPTER_METRICS | EVAL_METRICS
+METRICS = (
+    TRAIN_METRICS
+    | REWARD_METRICS
+    | OFF_POLICY_METRICS
+    | SUPERVISED_METRICS
+    | ADAPTER_METRICS
+    | EVAL_METRICS
+    | BENCHMARK_METRICS
+)
 
 
 def rank_row(step: int, ranks: Mapping[str, int]) -> dict[str, Any]:
     """Return the row of ``metrics.jsonl`` with the rank of each adapter, by module name."""
     return {STEP: step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}}
+
+
+def benchmark_row(step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, Any]:
+    """Return the row of ``metrics.jsonl`` with the metrics of each benchmark.
+
+    Args:
+        found: metrics without prefix, by benchmark.
+        seconds: time of the evaluation.
+    """
+    values = {f"{BENCHMARK_PREFIX}{name}/{key}": value for name, one in found.items() for key, value in one.items()}
+    return {STEP: step, "kind": "benchmark", **values, "time/benchmarks": seconds}
 
 
 def is_documented(name: str) -> bool:
@@ -99,6 +138,11 @@ def is_documented(name: str) -> bool:
 # the tables of the page: heading, where its metrics are logged, and the metrics
 FAMILIES: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
     ("Training", "In rows of kind `train`.", TRAIN_METRICS),
+    (
+        "Terms of the reward",
+        "In `train` rows where the reward is a sum (`reward=terms`); `samples.jsonl` has the terms of each completion.",
+        REWARD_METRICS,
+    ),
     (
         "Off-policy",
         "In `train` rows of steps in which another model than the policy sampled the completions (`layer_skip`), over\n"
@@ -113,6 +157,12 @@ FAMILIES: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
     ),
     ("Evaluation", "In rows of kind `eval`: at step 0, every `eval.every` steps and at the end.", EVAL_METRICS),
     (
+        "Benchmarks",
+        "In rows of kind `benchmark`, where `eval.benchmarks` names some: at step 0, at the end, and every\n"
+        "`eval.benchmarks_every` steps.",
+        BENCHMARK_METRICS,
+    ),
+    (
         "Warm start",
         "Of `python -m rlsparse.warm_start`: the first in `train` rows, with `train/lr`, `train/grad_norm` and\n"
         "`time/train`; the second in `eval` rows, with the metrics of an evaluation.",
@@ -125,9 +175,9 @@ INTRODUCTION = """\
 This page is the output of `python -m rlsparse.tracking.metrics --markdown`; without the flag, the command prints the
 metrics for a terminal. A run logs these names and no others, to `metrics.jsonl` in its folder, which W&B shows.
 
-Each line of `metrics.jsonl` is a JSON object: `step`, `kind` (`train`, `eval` or `ranks`) and the metrics of that kind.
-A name below that ends in `/` or `_` is the prefix of a family of names. A share is between 0 and 1. The unit `reward`
-is that of the config group `reward`."""
+Each line of `metrics.jsonl` is a JSON object: `step`, `kind` (`train`, `eval`, `benchmark` or `ranks`) and the metrics
+of that kind. A name below that ends in `/` or `_` is the prefix of a family of names. A share is between 0 and 1. The
+unit `reward` is that of the config group `reward`."""
 
 
 def markdown() -> Iterator[str]:

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from tqdm import tqdm
@@ -47,6 +48,15 @@ class Progress:
                 f"{self._label}: step {step}/{self._steps} accuracy {100 * greedy:.1f}% greedy, "
                 f"{100 * sampled:.1f}% sampled {now}" + (f", {left:.0f} s left" if left else "")
             )
+
+    def benchmarks(self, step: int, greedy: Mapping[str, float]) -> None:
+        """Show an evaluation on benchmarks.
+
+        Args:
+            greedy: accuracy of greedy decoding by benchmark, shares.
+        """
+        shown = ", ".join(f"{name} {100 * accuracy:.1f}%" for name, accuracy in greedy.items())
+        log.info(f"{self._label}: step {step}/{self._steps} benchmarks, greedy: {shown}")
 
     def close(self) -> None:
         """Close the progress bar."""

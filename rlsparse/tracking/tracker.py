@@ -1,16 +1,16 @@
 """The records of a run while it trains: its files and its progress display."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlsparse.storage.jsonl import JsonLines, read_rows
 from rlsparse.storage.run_folder import RunFolder
-from rlsparse.tracking.metrics import rank_row
+from rlsparse.tracking.metrics import benchmark_row, rank_row
 from rlsparse.tracking.progress import Progress
 
 
 class Tracker:
-    """Writes ``metrics.jsonl`` and ``samples.jsonl``, which W&B shows, and updates the progress display."""
+    """Writes ``metrics.jsonl`` and ``samples.jsonl``, which W&B shows, and ``answers.jsonl``; shows the progress."""
 
     def __init__(self, folder: RunFolder, progress: Progress, saved: Mapping[str, Any] | None = None) -> None:
         """Open the files of a run.
@@ -23,9 +23,10 @@ class Tracker:
         Raises:
             ValueError: a file is shorter than at the time of the checkpoint.
         """
-        files = (folder.metrics, folder.samples)
-        self._files = {file.name: JsonLines(file, saved[file.name]["bytes"] if saved else 0) for file in files}
-        self._metrics, self._samples = self._files.values()
+        files = (folder.metrics, folder.samples, folder.answers)
+        kept = {name: mark["bytes"] for name, mark in (saved or {}).items()}
+        self._files = {file.name: JsonLines(file, kept.get(file.name, 0)) for file in files}
+        self._metrics, self._samples, self._answers = self._files.values()
         self.history = read_rows(folder.metrics)
         self._progress = progress
 
@@ -38,6 +39,20 @@ class Tracker:
         """Write the metrics of an evaluation."""
         self._log({"step": step, "kind": "eval", **metrics})
         self._progress.evaluation(step, metrics["eval/accuracy_greedy"], metrics["eval/accuracy_sampled"])
+
+    def benchmarks(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        """Write the metrics of an evaluation on benchmarks.
+
+        Args:
+            found: metrics without prefix, by benchmark.
+        """
+        self._log(benchmark_row(step, found, seconds))
+        self._progress.benchmarks(step, {name: values["accuracy_greedy"] for name, values in found.items()})
+
+    def answers(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the outcomes of held-out questions."""
+        for row in rows:
+            self._answers.write(row)
 
     def ranks(self, step: int, ranks: Mapping[str, int]) -> None:
         """Write the rank of the adapter on each module, by module name, at the start or after a rank update."""
@@ -58,8 +73,8 @@ class Tracker:
 
     def close(self) -> None:
         """Close the files."""
-        self._metrics.close()
-        self._samples.close()
+        for file in self._files.values():
+            file.close()
 
     def _log(self, row: dict[str, Any]) -> None:
         self._metrics.write(row)
@@ -76,6 +91,12 @@ class NullTracker(Tracker):
         pass
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def benchmarks(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        pass
+
+    def answers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         pass
 
     def ranks(self, step: int, ranks: Mapping[str, int]) -> None:

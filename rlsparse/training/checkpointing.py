@@ -18,16 +18,27 @@ class Checkpointer:
     Attributes:
         folder: of the run; None on a rank that writes nothing.
         every: steps between two checkpoints.
+        benchmarks: whether an evaluation is long, so that the first one is saved, too.
         stop: whether a signal has asked this process to stop.
         world: the ranks, which stop together.
     """
 
     folder: RunFolder | None
     every: int
+    benchmarks: bool
     tracker: Tracker
     clock: Clock
     stop: StopRequest
     world: World
+
+    def after_first_evaluation(self, state: TrainState) -> None:
+        """Save the state before the first step where the first evaluation took long, or where the run must stop.
+
+        Raises:
+            Interrupted: it was asked to stop; the checkpoint is written.
+        """
+        if self.benchmarks:
+            self.after_step(state)
 
     def after_step(self, state: TrainState) -> None:
         """Save where a checkpoint is due, or where the run was asked to stop.

@@ -1,12 +1,14 @@
 """From the rows of a task to prompts that fit the model."""
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from rlsparse.batch import Problem, Prompt
-from rlsparse.components.task import Rows, Task
+from rlsparse.components.task import Rows, Task, load_task
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, encode_prompt
 from rlsparse.model.prompts import appended
@@ -33,22 +35,42 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
     """
     if not policy.chat and (words := appended(policy.tokenizer)):
         log.info("the tokenizer appends %s to each text; removed from prompts", words)
-    room = policy.context - max_new_tokens
-    rows = task.load()
-
-    def fitting(split: str, problems: Sequence[Problem]) -> list[Prompt]:
-        prompts = [encode_prompt(policy, one, task.prompt_text(one.question)) for one in problems]
-        kept = [prompt for prompt in prompts if len(prompt.ids) <= room]
-        if not kept:
+    rows = load_task(task)
+    held_out = rows.test[:test_rows]
+    train = fitting(policy, task, rows.train, max_new_tokens)
+    test = fitting(policy, task, held_out, max_new_tokens)
+    for split, prompts in (("train", train), ("test", test)):
+        if not prompts:
             raise ConfigError(
                 f"rollout.max_new_tokens={max_new_tokens}: no {split} prompt of task={task.label} leaves so much room "
                 f"in the context of the model, {policy.context} tokens; lower it"
             )
-        return kept
-
-    held_out = rows.test[:test_rows]
-    train, test = fitting("train", rows.train), fitting("test", held_out)
     return TaskPrompts(train, test, len(rows.train) - len(train), len(held_out) - len(test))
+
+
+def fitting(policy: Policy, task: Task, problems: Sequence[Problem], max_new_tokens: int) -> list[Prompt]:
+    """Return the prompts of some problems, without those that leave no room for a completion in the context.
+
+    Raises:
+        ConfigError: a problem makes no prompt; see ``encode_prompt``.
+    """
+    prompts = [encode_prompt(policy, one, task.prompt_text(one.question)) for one in problems]
+    return [prompt for prompt in prompts if len(prompt.ids) <= policy.context - max_new_tokens]
+
+
+def question_ids(prompts: Sequence[Prompt]) -> list[str]:
+    """Return a name for each question: the start of a hash of its text, and a number where a question is repeated.
+
+    It depends neither on the prompt of the task nor on the rows that are left out, so that runs can be compared
+    question by question.
+    """
+    found: list[str] = []
+    seen: Counter[str] = Counter()
+    for prompt in prompts:
+        name = hashlib.sha256(prompt.problem.question.encode()).hexdigest()[:16]
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
 
 
 def check_prompt(policy: Policy, task: Task, rows: Rows) -> None:

@@ -1,15 +1,18 @@
 """The metrics of a training step by their documented names, and the object that records them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlsparse.batch import ScoredBatch, Selection
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.components.advantage import equal_rewards
-from rlsparse.config.schema import TrainConfig
+from rlsparse.config.schema import Config
+from rlsparse.tracking.metrics import TERM_PREFIX
 from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Tracker
 from rlsparse.training.collect import Collected, Experience
+from rlsparse.training.evaluate import HELD_OUT, Evaluation, benchmark_metrics, evaluation_metrics
 from rlsparse.training.update import UpdateMetrics, learning_rate
 
 
@@ -57,14 +60,13 @@ class Recorder:
     """Records training steps and evaluations.
 
     Attributes:
-        samples: completions of each step that are kept.
+        config: of the run.
         count: tokens since the start of the run.
     """
 
     tracker: Tracker
     clock: Clock
-    config: TrainConfig
-    samples: int
+    config: Config
     count: TokenCount = field(default_factory=TokenCount)
 
     def start(self, adapter: TrainedAdapter, moves_ranks: bool) -> None:
@@ -82,17 +84,29 @@ class Recorder:
             **self.count.metrics(),
             **step.moved,
             "rollout/layers_skipped": len(step.collected.skipped),
-            "train/lr": learning_rate(number, self.config),
+            "train/lr": learning_rate(number, self.config.train),
         }
         self.tracker.train(number, metrics)
         if "adapter/pruned" in step.moved:
             self.tracker.ranks(number, adapter.ranks())
-        for row in sample_rows(number, step.collected.first, self.samples):
+        for row in sample_rows(number, step.collected.first, self.config.tracker.samples):
             self.tracker.sample(row)
 
-    def evaluation(self, number: int, metrics: dict[str, float]) -> None:
-        """Record an evaluation after a training step."""
-        self.tracker.evaluation(number, {**metrics, "time/eval": self.clock.last["eval"]})
+    def evaluation(self, number: int, found: Evaluation) -> None:
+        """Record an evaluation after a training step: its metrics, and the outcome of each question."""
+        if found.held_out:
+            values = prefixed("eval", evaluation_metrics(found.held_out, self.config.eval))
+            self.tracker.evaluation(number, {**values, "time/eval": self.clock.last["eval"]})
+        if found.benchmarks:
+            named = {name: benchmark_metrics(outcomes, self.config.eval) for name, outcomes in found.benchmarks.items()}
+            self.tracker.benchmarks(number, named, self.clock.last["benchmarks"])
+        sets = {HELD_OUT: found.held_out, **found.benchmarks}
+        self.tracker.answers([one.row(number, name) for name, outcomes in sets.items() for one in outcomes])
+
+
+def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics with a prefix before each name."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
@@ -103,6 +117,7 @@ def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
     first, everything = collected.first, collected.all
     scores, rewards, rollout = first.scores, first.rewards, first.rollout
     return {
+        **term_metrics(first),
         "task/reward_mean": float(rewards.mean()),
         "task/reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
         "task/accuracy": sum(one.correct for one in scores) / len(scores),
@@ -116,6 +131,16 @@ def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
         "rollout/replayed_groups": len(everything.prompts) - len(first.prompts),
         "time/rollout": clock.last["rollout"],
         "time/reward": clock.last["reward"],
+    }
+
+
+def term_metrics(experience: Experience) -> dict[str, float]:
+    """Return the mean of each term of the reward, without its weight; nothing for a single reward."""
+    terms = experience.terms
+    if terms is None:
+        return {}
+    return {
+        f"{TERM_PREFIX}{name}": float(values.mean()) for name, values in zip(terms.names, terms.values, strict=True)
     }
 
 
@@ -147,9 +172,12 @@ def update_metrics(step: Step, clock: Clock) -> dict[str, float]:
 def sample_rows(step: int, experience: Experience, count: int) -> list[dict[str, Any]]:
     """Return the first ``count`` completions of a step, for ``samples.jsonl``."""
     rewards, group_size = experience.rewards.flatten().tolist(), experience.rollout.group_size
+    terms = experience.terms
+    values = [] if terms is None else terms.values.flatten(1).T.tolist()  # B lists of K
     rows = []
     for row, text in enumerate(experience.texts[:count]):
         problem, score = experience.prompts[row // group_size].problem, experience.scores[row]
+        parts = {} if terms is None else {"terms": dict(zip(terms.names, values[row], strict=True))}
         rows.append(
             {
                 "step": step,
@@ -158,6 +186,7 @@ def sample_rows(step: int, experience: Experience, count: int) -> list[dict[str,
                 "gold": problem.answer,
                 "reward": rewards[row],
                 "correct": score.correct,
+                **parts,
             }
         )
     return rows

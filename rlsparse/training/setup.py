@@ -9,7 +9,6 @@ import torch
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.components.adapter import TrainedAdapter
-from rlsparse.components.reward import Verifier
 from rlsparse.config.schema import Config
 from rlsparse.model.cache import ModelCache
 from rlsparse.model.packing import can_pack, packed_log_probs
@@ -23,10 +22,11 @@ from rlsparse.storage.checkpoints import Checkpoint
 from rlsparse.storage.run_folder import RunFolder
 from rlsparse.tracking.profiling import Clock, free_memory, reuse_freed_memory
 from rlsparse.tracking.tracker import Tracker
+from rlsparse.training.benchmarks import benchmark_set, build_benchmarks, held_out_set, judges
 from rlsparse.training.checkpointing import Checkpointer
 from rlsparse.training.collect import Collector
 from rlsparse.training.data import TaskPrompts, encode_task
-from rlsparse.training.evaluate import Evaluator
+from rlsparse.training.evaluate import Evaluator, Examiner
 from rlsparse.training.metrics import Recorder
 from rlsparse.training.microbatch import FitMicrobatches
 from rlsparse.training.state import TrainState
@@ -66,6 +66,7 @@ class Training:
         collect, update, evaluate: stages of the loop.
         record: records steps and evaluations.
         checkpoints: saves the state.
+        resumed: whether the state is that of a checkpoint, so that the first evaluation is done.
     """
 
     config: Config
@@ -79,6 +80,7 @@ class Training:
     evaluate: Evaluator
     record: Recorder
     checkpoints: Checkpointer
+    resumed: bool
 
 
 def device_of(config: Config, world: World) -> torch.device:
@@ -108,13 +110,19 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
         free_memory(context.device)  # after the model is there, which an earlier run may have loaded
         with (
             cpu_threads(config.threads, policy.model.num_parameters()),
-            Verifier(task.answer_format, task.verifier_time_limit) as verifier,
+            judges() as judging,
         ):
+            score = judging.scorer(task)
             data = encode_task(policy, task, algorithm.rollout.max_new_tokens, config.eval.max_rows)
+            longest = config.eval.max_new_tokens or algorithm.rollout.max_new_tokens
             adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             engine = algorithm.rollout.fitting(policy)
             log_probs_of = scoring_path(policy, config.train.packing)
+            benchmarks = [
+                benchmark_set(policy, name, judging.scorer(one), config.eval)
+                for name, one in build_benchmarks(config.eval).items()
+            ]
             state = TrainState.start(config, adapter, data.train, engine.max_rows, context.saved)
             sampler = RolloutSampler(policy, engine, state.memory, world)
             yield Training(
@@ -127,7 +135,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                 collect=Collector(
                     algorithm,
                     sampler,
-                    verifier,
+                    score,
                     config.train.group_size,
                     state.streams,
                     clock,
@@ -143,16 +151,24 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                     FitMicrobatches(config.train, state.memory),
                     world,
                 ),
-                evaluate=Evaluator(sampler, verifier, data.test, config.eval, config.seed, clock, world),
-                record=Recorder(context.tracker, clock, config.train, config.tracker.samples, state.count),
+                evaluate=Evaluator(
+                    Examiner(sampler, config.eval, config.seed, clock),
+                    held_out_set(data, score, longest),
+                    benchmarks,
+                    config.eval,
+                    config.train.steps,
+                ),
+                record=Recorder(context.tracker, clock, config, state.count),
                 checkpoints=Checkpointer(
                     context.folder,
                     config.train.checkpoint_every,
+                    bool(benchmarks),
                     context.tracker,
                     clock,
                     context.stop,
                     world,
                 ),
+                resumed=context.saved is not None,
             )
         adapter.remove()
 

@@ -15,7 +15,7 @@ from rlsparse.runtime.rng import stream
 from rlsparse.storage.checkpoints import Checkpoint
 from rlsparse.training.metrics import TokenCount
 
-STREAMS = ("rollout", "token_sampler", "layer_skip", "replay")
+STREAMS = ("rollout", "token_sampler", "layer_skip", "replay", "reward")
 
 
 class PromptBatches:

@@ -6,9 +6,10 @@ It makes a weak model trainable by RL (or a model from nothing, ``model=scratch`
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,12 @@ if TYPE_CHECKING:
     import torch
 
     from rlsparse.components.adapter import Adapter, TrainedAdapter
-    from rlsparse.components.reward import Verifier
     from rlsparse.components.task import Rows, Task
     from rlsparse.model.policy import Policy
     from rlsparse.rollout import RolloutEngine
     from rlsparse.storage.jsonl import JsonLines
     from rlsparse.tracking.profiling import Clock
-    from rlsparse.training.evaluate import Evaluator
+    from rlsparse.training.evaluate import Examiner, Outcome
     from rlsparse.warm_start.supervised import Example
 
 ALGORITHM = "supervised"
@@ -157,45 +157,54 @@ class _Training:
 
     def __call__(self) -> Summary:
         """Return the results for the summary."""
-        from rlsparse.components.reward import Verifier
         from rlsparse.storage.jsonl import JsonLines
+        from rlsparse.training.benchmarks import held_out_set, judges
         from rlsparse.training.data import encode_task
         from rlsparse.warm_start.noise import check_noise
         from rlsparse.warm_start.supervised import Example
 
         config, task = self.config, self.checked.parts.task
         held_out_rows = max(config.eval.max_rows, config.warm_start.loss_rows)
-        data = encode_task(self.start.policy, task, self.checked.parts.rollout.max_new_tokens, held_out_rows)
+        longest = self.checked.parts.rollout.max_new_tokens
+        data = encode_task(self.start.policy, task, longest, held_out_rows)
         train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
         # again: where rows do not fit the context, later ones take their place
         check_noise([one.problem for one in train[: config.warm_start.max_rows]], config.warm_start.noise)
         self.folder.metrics.unlink(missing_ok=True)  # of an attempt that was cut off
         with (
-            Verifier(task.answer_format, task.verifier_time_limit) as verifier,
+            judges() as judging,
             closing(JsonLines(self.folder.metrics)) as lines,
         ):
-            evaluator = self._evaluator(verifier, data.test[: config.eval.max_rows])
+            few = replace(data, test=data.test[: config.eval.max_rows])
+            questions = held_out_set(few, judging.scorer(task), config.eval.max_new_tokens or longest)
+            evaluate = partial(self._examiner(), questions)
             return self._train(
-                train[: config.warm_start.max_rows], test[: config.warm_start.loss_rows], evaluator, lines
+                train[: config.warm_start.max_rows], test[: config.warm_start.loss_rows], evaluate, lines
             )
 
-    def _evaluator(self, verifier: "Verifier", prompts: Sequence[Any]) -> "Evaluator":
+    def _examiner(self) -> "Examiner":
         from rlsparse.rollout import RolloutSampler
         from rlsparse.runtime.distributed import ALONE
         from rlsparse.runtime.oom import MemoryLimits
-        from rlsparse.training.evaluate import Evaluator
+        from rlsparse.training.evaluate import Examiner
 
         engine = self.checked.parts.rollout.fitting(self.start.policy)
         limits = MemoryLimits(engine.max_rows, microbatch=1, tokens=1)  # the latter two are not used here
         sampler = RolloutSampler(self.start.policy, engine, limits, ALONE)
-        return Evaluator(sampler, verifier, prompts, self.config.eval, self.config.seed, self.clock, ALONE)
+        return Examiner(sampler, self.config.eval, self.config.seed, self.clock)
 
     def _train(
-        self, rows: "Sequence[Example]", test: "Sequence[Example]", evaluate: "Evaluator", lines: "JsonLines"
+        self,
+        rows: "Sequence[Example]",
+        test: "Sequence[Example]",
+        evaluate: "Callable[[], list[Outcome]]",
+        lines: "JsonLines",
     ) -> Summary:
         from rlsparse.model.endings import ending_texts, unending
         from rlsparse.tracking.metrics import rank_row
         from rlsparse.tracking.profiling import peak_memory
+        from rlsparse.training.evaluate import evaluation_metrics
+        from rlsparse.training.metrics import prefixed
         from rlsparse.warm_start.supervised import count_updates, fit, held_out_loss
 
         config, policy, adapter = self.config, self.start.policy, self.start.adapter
@@ -203,7 +212,7 @@ class _Training:
 
         def held_out(step: int) -> dict[str, float]:
             self.clock.lap()
-            metrics = evaluate()
+            metrics = prefixed("eval", evaluation_metrics(evaluate(), config.eval))
             with self.clock("eval"):
                 metrics["eval/loss"] = held_out_loss(policy, test, settings.batch_size, config.dtype)
             lines.write({"step": step, "kind": "eval", **metrics, "time/eval": self.clock.last["eval"]})

@@ -96,6 +96,7 @@ def outcome(folder: Path) -> dict:
     return {
         "metrics": [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
         "samples": (folder / "samples.jsonl").read_text(),
+        "answers": (folder / "answers.jsonl").read_bytes(),
         "summary": summary,
         "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
     }

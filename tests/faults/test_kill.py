@@ -14,7 +14,14 @@ from tests.faults.killing import SETTING, STEPS, only_run, outcome, until_steps,
 
 SETTINGS = {
     "GRPO": ["algorithm=grpo", "kl=on"],
-    "S-GRPO": ["algorithm=sgrpo"],
+    # the evaluations on a benchmark, and rewards that are drawn at random
+    "S-GRPO": [
+        "algorithm=sgrpo",
+        "eval.benchmarks=[word_problems]",
+        "eval.benchmark_rows=8",
+        "eval.benchmarks_every=6",
+        "reward=random",
+    ],
     "T-SPMO with replay": ["algorithm=tspmo", "replay.successes=1"],
     # gates close and ranks move at 25, 50 and 75 % of the steps
     "L1RA": ["adapter=l1ra_short", "lora_rank=4", "adapter.update_every=0.25", "adapter.gate_lr=0.2"],
@@ -55,6 +62,7 @@ def test_run_killed_at_random_moments_and_started_again_ends_the_same(name, fork
         cut = outcome(only_run(runs))
         assert cut["metrics"] == whole["metrics"]
         assert cut["samples"] == whole["samples"]
+        assert cut["answers"] == whole["answers"]
         assert cut["summary"] == whole["summary"]
         assert cut["adapter"] == whole["adapter"]
         assert not (only_run(runs) / "checkpoint").exists()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlsparse.components.adapter.base import Adapter
 from rlsparse.components.component import Range
 from rlsparse.config.schema import ConfigError
+from rlsparse.model.adapters import merged
 from rlsparse.model.policy import Policy
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -150,20 +151,9 @@ class LoraMatrices:
         policy.first_adapted = config.target_layers(policy.model)[0]
         policy.merged = self.merged
 
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Within the context, adapted weights are W + ΔW in the dtype of W; afterwards they are the same tensors W."""
-        layers = list(self.layers.values())
-        kept = [layer.base_layer.weight.data for layer in layers]
-        try:
-            for layer, weight in zip(layers, kept, strict=True):
-                layer.base_layer.weight.data = weight.clone()
-                layer.merge()
-            yield
-        finally:
-            for layer, weight in zip(layers, kept, strict=True):
-                layer.base_layer.weight.data = weight
-                layer.merged_adapters.clear()
+    def merged(self) -> AbstractContextManager[None]:
+        """Return a context within which the adapter is added to the weights; see ``model.adapters.merged``."""
+        return merged(self.layers.values())
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters in a fixed order."""

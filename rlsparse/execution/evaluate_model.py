@@ -1,0 +1,303 @@
+"""Evaluate a model, or the adapter of a finished run, on benchmarks: ``python -m rlsparse.evaluate``.
+
+The files are those of a run: ``answers.jsonl``, ``metrics.jsonl``, ``summary.json``, ``config.yaml``. Where the adapter
+lies in the folder of a finished run, the files of that run get the results, too, as if the run had evaluated them at
+its last step.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from rlsparse.config.checks import check_writable, problems
+from rlsparse.config.compose import as_yaml, check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.run_id import LABELS, Identity, Inputs, files_digest, identify
+from rlsparse.config.schema import ConfigError, EvaluateConfig
+from rlsparse.config.words import read_words
+from rlsparse.runtime.logs import log_to_terminal
+from rlsparse.runtime.preload import import_all, quieten
+from rlsparse.storage.atomic import write_whole
+from rlsparse.storage.jsonl import JsonLines, read_rows, write_rows
+from rlsparse.storage.locks import claimed
+from rlsparse.storage.run_folder import RunFolder
+from rlsparse.storage.streams import prepare_streams
+from rlsparse.storage.summary import (
+    DONE,
+    Summary,
+    benchmark_results,
+    model_name,
+    provenance,
+    read_summary,
+    write_summary,
+)
+from rlsparse.tracking.metrics import benchmark_row
+
+if TYPE_CHECKING:
+    from rlsparse.components.task import Task
+    from rlsparse.model.policy import Policy
+    from rlsparse.model.source import ModelSource
+    from rlsparse.rollout import RolloutEngine
+    from rlsparse.tracking.profiling import Clock
+    from rlsparse.training.evaluate import Examiner, Outcome
+
+EXPERIMENT = "evaluate"  # folder under runs_dir
+LOCK = "flock"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Holds the result of a check without errors.
+
+    Attributes:
+        source: of the model, with the adapter if there is one.
+        engine: samples the completions.
+        tasks: of the benchmarks, by name.
+    """
+
+    source: "ModelSource"
+    engine: "RolloutEngine"
+    tasks: "Mapping[str, Task]"
+    identity: Identity
+
+
+def evaluate(config: EvaluateConfig, overrides: Sequence[str] = ()) -> Summary:
+    """Evaluate a model on benchmarks and write the files; benchmarks that are finished are only read.
+
+    Args:
+        overrides: what the user asked for.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        ConfigError: bad input, before any model loads.
+    """
+    quieten()
+    log_to_terminal()
+    checked = preflight(config)
+    identity = checked.identity
+    folder = RunFolder(Path(config.out) if config.out is not None else Path(config.runs_dir, EXPERIMENT, identity.id))
+    check_writable("out" if config.out is not None else "runs_dir", str(folder.path))
+    with claimed(folder.path, LOCK) as ours:
+        if not ours:
+            raise ConfigError(f"{folder.path}: another process works on it; wait for it, or give another out=DIR")
+        earlier = read_summary(folder.path)
+        if earlier is not None and earlier.get("config_hash") != identity.config_hash:
+            raise ConfigError(f"out={folder.path}: holds another evaluation; give a new folder")
+        if earlier is not None:
+            log.info("%s: finished before, skipped", folder.path)
+            summary = earlier
+        else:
+            write_whole(folder.config, as_yaml(config))
+            about = provenance(identity, EXPERIMENT, LABELS[EvaluateConfig], config.seed, list(overrides))
+            summary = {**about, **_Evaluation(config, checked, folder)()}
+            write_summary(folder.path, summary)
+            log.info("written to %s", folder.path)
+    if (run := _run_of(config)) is not None:
+        _add_to_run(run, folder, summary)
+    return summary
+
+
+@dataclass
+class _Evaluation:
+    """An evaluation from loading to its results, or from the benchmark at which an earlier attempt was cut off."""
+
+    config: EvaluateConfig
+    checked: Checked
+    folder: RunFolder
+
+    def __call__(self) -> Summary:
+        """Return the results for the summary."""
+        from rlsparse.runtime.devices import resolve_device
+        from rlsparse.tracking.profiling import Clock, peak_memory
+
+        device = resolve_device(self.config.device)
+        clock = Clock(device)
+        done = self._finished()
+        skipped: dict[str, int] = {}
+        with self._examiner(device, clock) as (examine, policy):
+            for name, task in self.checked.tasks.items():
+                if name not in done:
+                    clock.lap()
+                    outcomes, skipped[name] = self._ask(examine, policy, name, task)
+                    self._write(name, outcomes, clock.last["benchmarks"])
+            peak = peak_memory(device)
+        return {
+            "status": "finished",
+            "error": None,
+            "device": str(device),
+            "setting": {"model": model_name(self.config.model), "adapter": self.config.adapter_path},
+            "benchmarks": benchmark_results(read_rows(self.folder.metrics)),
+            "prompts_skipped": skipped,
+            "time": {"total": clock.elapsed(), **clock.total},
+            "peak_memory_bytes": peak,
+        }
+
+    def _finished(self) -> set[str]:
+        """Return the benchmarks that an earlier attempt has finished, after removing the answers to others."""
+        rows = [row for row in read_rows(self.folder.metrics) if row.get("kind") == "benchmark"]
+        done = {key.split("/")[1] for row in rows for key in row if key.startswith("benchmark/")}
+        if done:
+            log.info("finished before: %s", ", ".join(sorted(done)))
+        write_rows(self.folder.metrics, rows)
+        write_rows(self.folder.answers, [row for row in read_rows(self.folder.answers) if row["benchmark"] in done])
+        return done
+
+    @contextmanager
+    def _examiner(self, device: Any, clock: "Clock") -> "Iterator[tuple[Examiner, Policy]]":
+        from rlsparse.model.adapters import attach_saved
+        from rlsparse.model.loading import load_policy
+        from rlsparse.rollout import RolloutSampler
+        from rlsparse.runtime.devices import cpu_threads
+        from rlsparse.runtime.distributed import ALONE
+        from rlsparse.runtime.oom import MemoryLimits
+        from rlsparse.training.evaluate import Examiner
+
+        policy = load_policy(self.config.model, device, self.config.dtype)
+        if self.config.adapter_path is not None:
+            attach_saved(policy, self.checked.source)
+        with cpu_threads(self.config.threads, policy.model.num_parameters()):
+            engine = self.checked.engine.fitting(policy)
+            limits = MemoryLimits(engine.max_rows, microbatch=1, tokens=1)  # the latter two are not used here
+            sampler = RolloutSampler(policy, engine, limits, ALONE)
+            yield Examiner(sampler, self.config.eval, self.config.seed, clock), policy
+
+    def _ask(self, examine: "Examiner", policy: "Policy", name: str, task: "Task") -> "tuple[Sequence[Outcome], int]":
+        """Return the outcomes of a benchmark, and how many questions do not fit the model."""
+        from rlsparse.training.benchmarks import benchmark_set, judges
+
+        with judges() as judging:
+            questions = benchmark_set(policy, name, judging.scorer(task), self.config.eval)
+            return examine(questions), questions.skipped
+
+    def _write(self, name: str, outcomes: "Sequence[Outcome]", seconds: float) -> None:
+        """Write the outcomes of a benchmark, and then its metrics, which say that it is finished."""
+        from rlsparse.training.evaluate import benchmark_metrics
+
+        answers, lines = (JsonLines(file, file.stat().st_size) for file in (self.folder.answers, self.folder.metrics))
+        with closing(answers), closing(lines):
+            for one in outcomes:
+                answers.write(one.row(0, name))
+            answers.flush()
+            values = benchmark_metrics(outcomes, self.config.eval)
+            lines.write(benchmark_row(0, {name: values}, seconds))
+            lines.flush()
+        log.info(
+            "%s: %.1f%% greedy, %.1f%% sampled, %d questions",
+            name,
+            100 * values["accuracy_greedy"],
+            100 * values["accuracy_sampled"],
+            len(outcomes),
+        )
+
+
+def preflight(config: EvaluateConfig) -> Checked:
+    """Check everything that can be found wrong before weights are loaded.
+
+    Raises:
+        ConfigError: all that is wrong, a line each: key, value and remedy.
+    """
+    import_all()
+    from rlsparse.algorithm import build_parts
+    from rlsparse.components.component import describe
+    from rlsparse.model.loading import outline_of
+    from rlsparse.model.source import adapter_on, model_source
+    from rlsparse.rollout import RolloutEngine
+    from rlsparse.runtime.devices import resolve_device
+    from rlsparse.training.benchmarks import build_benchmarks, check_benchmark, describe_benchmarks, load_benchmark
+
+    found, parts, tasks = problems(config), {}, {}
+    try:
+        parts = build_parts(config, {"rollout": RolloutEngine})
+    except ConfigError as error:
+        found.append(str(error))
+    try:
+        tasks = build_benchmarks(config.eval)
+    except ConfigError as error:
+        found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+    device, source = resolve_device(config.device).type, model_source(config.model)
+    if config.adapter_path is not None:
+        source = adapter_on(source, config.adapter_path)
+    policy = outline_of(source, config.model)
+    for name, task in tasks.items():
+        try:
+            check_benchmark(policy, name, task, load_benchmark(name, task), config.eval.max_new_tokens)
+        except ConfigError as error:
+            found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
+    components = {
+        "rollout": describe(parts["rollout"], files_digest),
+        "benchmarks": describe_benchmarks(tasks, files_digest),
+    }
+    inputs = Inputs(components, source.digest(), device, unused=("adapter_path",))
+    return Checked(source, parts["rollout"], tasks, identify(config, inputs))
+
+
+def _run_of(config: EvaluateConfig) -> RunFolder | None:
+    """Return the finished run that the adapter belongs to; None if it belongs to none."""
+    if config.adapter_path is None:
+        return None
+    run = RunFolder(Path(config.adapter_path).absolute().parent)
+    summary = read_summary(run.path)
+    return run if summary is not None and summary["status"] in DONE and "steps" in summary else None
+
+
+def _add_to_run(run: RunFolder, evaluated: RunFolder, found: Summary) -> None:
+    """Add the results to the files of a run, as those of its last step; earlier results of that step are replaced."""
+    with claimed(run.path, LOCK) as ours:
+        summary = read_summary(run.path) if ours else None
+        if summary is None:
+            log.warning("warning: another process works on %s; its files do not get the results", run.path)
+            return
+        step, names = summary["steps"], list(found["benchmarks"])
+        kept = [row for row in read_rows(run.answers) if row["step"] != step or row["benchmark"] not in names]
+        write_rows(run.answers, [*kept, *({**row, "step": step} for row in read_rows(evaluated.answers))])
+        rows = read_rows(run.metrics)
+        write_rows(run.metrics, [*rows, *({**row, "step": step} for row in read_rows(evaluated.metrics))])
+        benchmarks = summary.setdefault("benchmarks", {})
+        for name, ends in found["benchmarks"].items():
+            benchmarks.setdefault(name, {"base": None})["final"] = {**ends["final"], "step": step}
+        origins = summary.setdefault("evaluations", {})
+        origins |= dict.fromkeys(names, found["id"])  # which evaluation the results are from
+        write_summary(run.path, summary)
+        log.info("added to %s: %s", run.path, ", ".join(names))
+
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
+def _main(config: DictConfig) -> None:
+    context = HydraConfig.get()
+    try:
+        evaluate(run_config(config), list(context.overrides.task))
+    except ConfigError as error:
+        if context.mode == RunMode.MULTIRUN:
+            raise  # the other points are evaluated all the same
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    """Do one evaluation, or with -m several."""
+    prepare_streams()
+    try:
+        # adapter is a config group of the other commands, for which Hydra would take this word
+        arguments = [f"adapter_path={one[8:]}" if one.startswith("adapter=") else one for one in sys.argv[1:]]
+        sys.argv[1:] = read_words(arguments)
+        check_group_options(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    _main()

@@ -1,0 +1,322 @@
+"""Evaluation: metrics by hand, benchmarks beside the held-out rows, every question on disk, and evaluation later."""
+
+import json
+import random
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from rlsparse.algorithm import Algorithm
+from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.evaluate_model import evaluate
+from rlsparse.execution.evaluate_model import preflight as preflight_evaluation
+from rlsparse.execution.preflight import identity_of, preflight
+from rlsparse.execution.run_once import run
+from rlsparse.results.benchmarks import benchmark_table, collect_benchmarks
+from rlsparse.results.collect import collect
+from rlsparse.storage.jsonl import read_rows
+from rlsparse.training.evaluate import Graded, Outcome, evaluation_metrics, majority_at, pass_at
+from tests.conftest import composed
+
+SMALL = (
+    "tracker=none",
+    "train.steps=2",
+    "train.prompts_per_step=2",
+    "train.group_size=4",
+    "eval.max_rows=8",
+    "eval.samples=4",
+    "eval.maj_at=[3]",
+    "eval.benchmarks=[word_problems,arithmetic]",
+    "eval.benchmark_rows=6",
+)
+OF_EVALUATION = tuple(word for word in SMALL if word.startswith("eval.") and "max_rows" not in word)
+
+
+def composed_evaluation(*overrides):
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return run_config(hydra_compose("evaluate", list(overrides)))
+
+
+def graded(answer, correct=False, length=5):
+    return Graded(correct, answer, length, ended=True)
+
+
+def vote(sampled, k):
+    """The mean over all subsets of k of the chance that the right candidate wins, by enumeration."""
+    chances = []
+    for some in combinations(sampled, k):
+        votes = {}
+        for one in some:
+            if one.answer is not None:
+                name = "right" if one.correct else one.answer
+                votes[name] = votes.get(name, 0) + 1
+        best = [name for name, count in votes.items() if count == max(votes.values())]
+        chances.append((1 / len(best)) if "right" in best else 0.0)
+    return sum(chances) / len(chances)
+
+
+def test_majority_vote_by_hand():
+    # of the three pairs of (right, right, wrong 7): (r, r) is right, (r, 7) twice is a tie: (1 + 1/2 + 1/2) / 3
+    sampled = [graded("4", True), graded("4.0", True), graded("7")]
+    assert majority_at(2, sampled) == pytest.approx(2 / 3)
+    assert majority_at(1, sampled) == pytest.approx(2 / 3)  # as the accuracy
+    assert majority_at(3, sampled) == 1.0  # two votes against one
+
+
+def test_majority_vote_where_nobody_answers_is_wrong():
+    assert majority_at(2, [graded(None), graded(None), graded("3")]) == 0.0
+
+
+def test_two_ways_to_write_a_wrong_number_are_one_candidate():
+    # 7 and 7.0 outvote the one right answer; as two candidates they would tie with it
+    assert majority_at(3, [graded("4", True), graded("7"), graded("7.0")]) == 0.0
+
+
+def test_majority_vote_equals_enumeration_of_all_subsets():
+    chance = random.Random(0)
+    for _ in range(40):
+        n = chance.randint(1, 7)
+        answers = [chance.choice(["right", "a", "b", "c", None]) for _ in range(n)]
+        sampled = [graded(answer, answer == "right") for answer in answers]
+        for k in range(1, n + 1):
+            assert majority_at(k, sampled) == pytest.approx(vote(sampled, k)), (answers, k)
+
+
+def test_pass_at_k_equals_enumeration_of_all_subsets():
+    for correct in range(5):
+        results = [True] * correct + [False] * (4 - correct)
+        for k in range(1, 5):
+            found = [any(some) for some in combinations(results, k)]
+            assert pass_at(k, 4, correct) == pytest.approx(sum(found) / len(found))
+
+
+def test_metrics_by_hand():
+    config = replace(composed().eval, samples=2, pass_at=[1, 2, 9], maj_at=[2])
+    outcomes = [
+        Outcome("a", "4", graded("4", True), (graded("4", True, 3), graded(None, length=7))),
+        Outcome("b", "5", graded("6"), (graded("6"), graded("6"))),
+    ]
+    assert evaluation_metrics(outcomes, config) == {
+        "accuracy_greedy": 1 / 2,
+        "accuracy_sampled": 1 / 4,
+        "mean_length": (3 + 7 + 5 + 5) / 4,
+        "frac_answered": 3 / 4,
+        "frac_truncated": 0.0,
+        "pass_at_1": (1 / 2 + 0) / 2,
+        "pass_at_2": (1 + 0) / 2,
+        "maj_at_2": (1 + 0) / 2,  # the one vote of a is right
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with two benchmarks, its folder and its summary."""
+    runs = tmp_path_factory.mktemp("runs")
+    config = composed(*SMALL, f"runs_dir={runs}")
+    return config, run(config), next(runs.glob("default/grpo*"))
+
+
+def test_answers_counted_by_hand_agree_with_the_summary(trained):
+    _, summary, folder = trained
+    rows = read_rows(folder / "answers.jsonl")
+    assert {(row["step"], row["benchmark"]) for row in rows} == {
+        (step, name) for step in (0, 2) for name in ("held_out", "word_problems", "arithmetic")
+    }
+    for name, ends in {"held_out": summary, **summary["benchmarks"]}.items():
+        for step, values in ((0, ends["base"]), (2, ends["final"])):
+            asked = [row for row in rows if (row["step"], row["benchmark"]) == (step, name)]
+            assert len(asked) == len({row["question"] for row in asked}) == (8 if name == "held_out" else 6)
+            assert values["accuracy_greedy"] == sum(row["greedy"] for row in asked) / len(asked)
+            assert values["accuracy_sampled"] == sum(row["right"] for row in asked) / (4 * len(asked))
+            assert values["mean_length"] == sum(sum(row["lengths"]) for row in asked) / (4 * len(asked))
+            answered = sum(answer is not None for row in asked for answer in row["answers"])
+            assert values["frac_answered"] == answered / (4 * len(asked))
+            for row in asked:
+                assert row["samples"] == len(row["answers"]) == len(row["lengths"]) == len(row["correct"]) == 4
+                assert row["right"] == sum(row["correct"])
+
+
+def test_questions_have_the_same_ids_at_both_ends(trained):
+    rows = read_rows(trained[2] / "answers.jsonl")
+    for name in ("held_out", "word_problems", "arithmetic"):
+        first, last = (
+            [row["question"] for row in rows if (row["step"], row["benchmark"]) == (s, name)] for s in (0, 2)
+        )
+        assert first == last
+
+
+def test_benchmarks_do_not_change_training(trained, tmp_path):
+    config, summary, folder = trained
+    alone = run(replace(config, runs_dir=str(tmp_path), eval=replace(config.eval, benchmarks=[], tasks={})))
+    assert alone["id"] != summary["id"]
+    other = next(tmp_path.glob("default/grpo*"))
+    for part in ("adapter/adapter_model.safetensors", "samples.jsonl"):
+        assert (other / part).read_bytes() == (folder / part).read_bytes()
+    assert alone["final"] == summary["final"]
+
+
+def test_adapter_evaluated_later_gives_the_answers_of_the_run(trained, tmp_path):
+    _, summary, folder = trained
+    answers, metrics = (folder / "answers.jsonl").read_bytes(), read_rows(folder / "metrics.jsonl")
+    words = [*OF_EVALUATION, f"adapter_path={folder / 'adapter'}", f"runs_dir={tmp_path}"]
+    found = evaluate(composed_evaluation(*words))
+    for name, ends in summary["benchmarks"].items():
+        assert {**found["benchmarks"][name]["final"], "step": 2} == ends["final"]
+    own = read_rows(next(tmp_path.glob("evaluate/*/answers.jsonl")))
+    last = [row for row in read_rows(folder / "answers.jsonl") if row["step"] == 2 and row["benchmark"] != "held_out"]
+    assert [{**row, "step": 2} for row in own] == last
+    # the files of the run have them, once
+    assert sorted((folder / "answers.jsonl").read_bytes().splitlines()) == sorted(answers.splitlines())
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["benchmarks"] == summary["benchmarks"]
+    assert written["evaluations"] == dict.fromkeys(["word_problems", "arithmetic"], found["id"])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))  # for other tests
+
+
+def test_model_evaluated_alone_gives_the_answers_before_training(trained, tmp_path):
+    summary = trained[1]
+    found = evaluate(composed_evaluation(*OF_EVALUATION, f"out={tmp_path / 'out'}"))
+    assert {name: ends["final"] for name, ends in found["benchmarks"].items()} == {
+        name: ends["base"] for name, ends in summary["benchmarks"].items()
+    }
+
+
+def test_evaluation_that_was_cut_off_continues_with_the_next_benchmark(tmp_path, logged):
+    words = [*OF_EVALUATION, f"out={tmp_path}"]
+    whole = evaluate(composed_evaluation(*words))
+    answers = (tmp_path / "answers.jsonl").read_bytes()
+    assert evaluate(composed_evaluation(*words)) == whole  # finished before
+    (tmp_path / "summary.json").unlink()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text(lines[0])  # the second benchmark was not finished
+    logged.clear()
+    assert evaluate(composed_evaluation(*words))["benchmarks"] == whole["benchmarks"]
+    assert (tmp_path / "answers.jsonl").read_bytes() == answers
+    assert [line for line in logged if line.startswith("word_problems:")] == []
+    assert "finished before: word_problems" in logged
+
+
+def test_table_of_benchmarks_has_a_row_for_each_measure_and_method(trained):
+    folder = trained[2].parent
+    found = collect_benchmarks(folder, collect(folder).runs)
+    table = benchmark_table(found, "grpo")
+    assert list(table.cells.columns) == ["method", "measure", "word_problems", "arithmetic", "mean", "seeds"]
+    shown = {(row.measure, row.method): row for row in table.cells.itertuples()}
+    assert {measure for measure, _ in shown} == {"greedy", "avg@n", "pass@2", "maj@3", "length"}
+    final = trained[1]["benchmarks"]["arithmetic"]["final"]["accuracy_greedy"]
+    base = trained[1]["benchmarks"]["word_problems"]["base"]["accuracy_sampled"]
+    assert shown["greedy", "grpo"].arithmetic == f"{100 * final:.1f}"
+    assert shown["avg@n", "before training"].word_problems == f"{100 * base:.1f}"
+    assert "word_problems 6, arithmetic 6" in table.notes[1]
+
+
+def test_benchmarks_are_evaluated_as_often_as_asked(tmp_path):
+    words = [*SMALL, "train.steps=3", "eval.benchmarks_every=2", "eval.every=3", f"runs_dir={tmp_path}"]
+    run(composed(*words))
+    rows = read_rows(next(tmp_path.glob("default/*/metrics.jsonl")))
+    assert [row["step"] for row in rows if row["kind"] == "benchmark"] == [0, 2, 3]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 3]
+
+
+def test_evaluation_samples_with_its_own_temperature_and_length(tmp_path):
+    words = [*SMALL, "train.steps=1", "eval.max_new_tokens=3", "eval.temperature=0.000001"]
+    run(composed(*words, f"runs_dir={tmp_path}"))
+    rows = read_rows(next(tmp_path.glob("default/*/answers.jsonl")))
+    assert max(length for row in rows for length in (*row["lengths"], row["greedy_length"])) == 3
+    for row in rows:  # almost no temperature: all samples are the greedy completion
+        assert set(row["answers"]) == {row["greedy_answer"]}
+    trained = read_rows(next(tmp_path.glob("default/*/metrics.jsonl")))
+    assert max(row["rollout/length_mean"] for row in trained if row["kind"] == "train") > 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval.benchmarks=[nosuch]"], "eval.benchmarks=nosuch: there is no such task; choose from .*svamp"),
+        (["eval.benchmarks=[svamp,svamp]"], "eval.benchmarks=svamp,svamp: has svamp twice"),
+        (
+            ["eval.benchmarks=svamp,gsm8k"],
+            r"eval.benchmarks=svamp,gsm8k: must be a list; write eval.benchmarks=\[svamp",
+        ),
+        (["eval.tasks.svamp.path=x"], "eval.tasks.svamp: is not in eval.benchmarks"),
+        (["eval.benchmarks=[svamp]", "eval.tasks.svamp=3"], "eval.tasks.svamp=3: must be keys of the task"),
+    ],
+)
+def test_benchmark_that_is_not_there_is_refused_when_composing(words, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval.maj_at=[3]"], r"eval.maj_at=\[3\]: a vote of 3 needs as many sampled completions, and eval.samples=2"),
+        (["eval.maj_at=[0]"], r"eval.maj_at=\[0\]: must be a list"),
+        (["eval.tasks.svamp.pth=x", "eval.benchmarks=[svamp]"], "eval.tasks.svamp.pth: no such key"),
+        (["eval.tasks.svamp.path=/nowhere", "eval.benchmarks=[svamp]"], "eval.benchmarks=svamp: .*/nowhere"),
+        (["eval.benchmarks=[arithmetic]", "eval.max_new_tokens=9999"], "eval.max_new_tokens=9999: the model's context"),
+    ],
+)
+def test_bad_benchmark_is_refused_before_a_model_loads(words, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight([composed(*words)])
+
+
+def test_all_bad_benchmarks_are_named_at_once(tmp_path):
+    empty = tmp_path / "test.jsonl"
+    empty.write_text("")
+    words = ["eval.benchmarks=[svamp,gsm8k]", f"eval.tasks.svamp.path={tmp_path}", "eval.tasks.gsm8k.path=/nowhere"]
+    with pytest.raises(ConfigError) as caught:
+        preflight([composed(*words)])
+    assert "eval.benchmarks=svamp:" in str(caught.value)
+    assert "eval.benchmarks=gsm8k:" in str(caught.value)
+
+
+def test_evaluation_without_benchmarks_or_with_a_foreign_adapter_is_refused(tmp_path, trained):
+    with pytest.raises(ConfigError, match=r"eval.benchmarks=: names no task"):
+        preflight_evaluation(composed_evaluation())
+    with pytest.raises(ConfigError, match=r"adapter=.*: there is no such folder"):
+        preflight_evaluation(composed_evaluation(*OF_EVALUATION, "adapter_path=/nowhere"))
+    with pytest.raises(ConfigError, match=r"holds no adapter_config.json; did you mean .*/adapter"):
+        preflight_evaluation(composed_evaluation(*OF_EVALUATION, f"adapter_path={trained[2]}"))
+    words = [*OF_EVALUATION, "model=tiny_deep", f"adapter_path={trained[2] / 'adapter'}"]
+    with pytest.raises(ConfigError, match="the adapter does not fit"):
+        preflight_evaluation(composed_evaluation(*words))
+
+
+def test_task_of_a_user_is_a_benchmark(tmp_path):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "products.yaml").write_text("defaults: [multiplication, _self_]\nname: products\n")
+    config = compose(["eval.benchmarks=[products]", "eval.tasks.products.test_rows=7"], [str(tmp_path)])
+    assert config.eval.tasks["products"]["name"] == "products"
+    assert config.eval.tasks["products"]["test_rows"] == 7
+    assert Path(config.import_path[0]) == tmp_path
+    preflight([config])
+
+
+def test_id_depends_on_benchmarks_and_their_changes_only_where_there_are_some():
+    def identity(*words):
+        config = composed(*words)
+        return identity_of(config, Algorithm.build(config), "cpu").config_hash
+
+    assert identity("eval.benchmark_rows=5", "eval.benchmarks_every=3") == identity()
+    assert identity("eval.temperature=1.0") == identity() != identity("eval.temperature=0.6")
+    one = identity("eval.benchmarks=[arithmetic]")
+    assert one != identity()
+    assert one != identity("eval.benchmarks=[arithmetic]", "eval.tasks.arithmetic.max_new_tokens=9")
+    assert one != identity("eval.benchmarks=[arithmetic]", "eval.benchmark_rows=5")
+
+
+def test_warm_start_with_benchmarks_is_refused(tmp_path):
+    from rlsparse.config.checks import problems
+    from tests.conftest import composed_warm_start
+
+    config = composed_warm_start(f"out={tmp_path}", "eval.benchmarks=[svamp]")
+    assert any("a warm start evaluates its own task only" in line for line in problems(config))
