@@ -15,9 +15,8 @@ def train(run: Training) -> None:
     """
     algorithm, state, config = run.algorithm, run.state, run.config
     if not run.resumed:
-        run.record.evaluation(0, run.evaluate(0))
         run.record.start(run.adapter, algorithm.adapter.moves_ranks)
-        run.checkpoints.after_first_evaluation(state)
+    evaluate(run)  # at step 0, or what is missing of an evaluation that was cut off
     for step in range(state.step + 1, config.train.steps + 1):
         collected = run.collect(next(state.batches))
         experience = collected.all
@@ -29,7 +28,22 @@ def train(run: Training) -> None:
         updated = run.update(batch)
         moved = run.adapter.after_step(step, config.train.steps)
         run.record.step(step, Step(collected, selection, batch, updated, moved), run.adapter)
-        if run.evaluate.due(step):
-            run.record.evaluation(step, run.evaluate(step))
-        state.step = step
+        state.complete(step)
+        evaluate(run)
         run.checkpoints.after_step(state)
+
+
+def evaluate(run: Training) -> None:
+    """Ask the sets of held-out questions that are due after the current step and have not been asked yet.
+
+    Raises:
+        Interrupted: the run was asked to stop, and is saved.
+        NonFiniteError: the log-probabilities of the policy are not finite.
+    """
+    state = run.state
+    for questions in run.evaluate.due(state.step):
+        if questions.name in state.evaluated:
+            continue
+        run.checkpoints.before_evaluation(state, questions)
+        run.record.evaluation(state.step, questions.name, run.evaluate.ask(questions))
+        state.evaluated.append(questions.name)

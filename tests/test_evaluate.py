@@ -1,7 +1,10 @@
 """Evaluation: metrics by hand, benchmarks beside the held-out rows, every question on disk, and evaluation later."""
 
 import json
+import os
 import random
+import shutil
+import signal
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -9,17 +12,20 @@ from pathlib import Path
 import pytest
 
 from rlsparse.algorithm import Algorithm
+from rlsparse.components.task import load_task
 from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.evaluate_model import evaluate
 from rlsparse.execution.evaluate_model import preflight as preflight_evaluation
 from rlsparse.execution.preflight import identity_of, preflight
 from rlsparse.execution.run_once import run
+from rlsparse.model.source import EMBEDDED
 from rlsparse.results.benchmarks import benchmark_table, collect_benchmarks
 from rlsparse.results.collect import collect
+from rlsparse.runtime.signals import Interrupted
 from rlsparse.storage.jsonl import read_rows
-from rlsparse.training.evaluate import Graded, Outcome, evaluation_metrics, majority_at, pass_at
-from tests.conftest import composed
+from rlsparse.training.evaluate import Examiner, Graded, Outcome, evaluation_metrics, majority_at, pass_at
+from tests.conftest import built, composed
 
 SMALL = (
     "tracker=none",
@@ -152,32 +158,79 @@ def test_questions_have_the_same_ids_at_both_ends(trained):
         assert first == last
 
 
-def test_benchmarks_do_not_change_training(trained, tmp_path):
-    config, summary, folder = trained
-    alone = run(replace(config, runs_dir=str(tmp_path), eval=replace(config.eval, benchmarks=[], tasks={})))
-    assert alone["id"] != summary["id"]
-    other = next(tmp_path.glob("default/grpo*"))
+@pytest.fixture
+def alone(trained, tmp_path):
+    """The same run without benchmarks, and its folder."""
+    config = trained[0]
+    summary = run(replace(config, runs_dir=str(tmp_path), eval=replace(config.eval, benchmarks=[], tasks={})))
+    return summary, next(tmp_path.glob("default/grpo*"))
+
+
+def test_benchmarks_do_not_change_training(trained, alone):
+    assert alone[0]["id"] != trained[1]["id"]
+    assert alone[0]["final"] == trained[1]["final"]
     for part in ("adapter/adapter_model.safetensors", "samples.jsonl"):
-        assert (other / part).read_bytes() == (folder / part).read_bytes()
-    assert alone["final"] == summary["final"]
+        assert (alone[1] / part).read_bytes() == (trained[2] / part).read_bytes()
 
 
-def test_adapter_evaluated_later_gives_the_answers_of_the_run(trained, tmp_path):
-    _, summary, folder = trained
-    answers, metrics = (folder / "answers.jsonl").read_bytes(), read_rows(folder / "metrics.jsonl")
+def test_adapter_evaluated_later_gives_the_run_what_it_would_have_found(trained, alone, tmp_path):
+    folder = alone[1]
     words = [*OF_EVALUATION, f"adapter_path={folder / 'adapter'}", f"runs_dir={tmp_path}"]
     found = evaluate(composed_evaluation(*words))
-    for name, ends in summary["benchmarks"].items():
-        assert {**found["benchmarks"][name]["final"], "step": 2} == ends["final"]
-    own = read_rows(next(tmp_path.glob("evaluate/*/answers.jsonl")))
-    last = [row for row in read_rows(folder / "answers.jsonl") if row["step"] == 2 and row["benchmark"] != "held_out"]
-    assert [{**row, "step": 2} for row in own] == last
-    # the files of the run have them, once
-    assert sorted((folder / "answers.jsonl").read_bytes().splitlines()) == sorted(answers.splitlines())
-    written = json.loads((folder / "summary.json").read_text())
-    assert written["benchmarks"] == summary["benchmarks"]
-    assert written["evaluations"] == dict.fromkeys(["word_problems", "arithmetic"], found["id"])
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))  # for other tests
+
+    def last(run_folder):
+        rows = read_rows(run_folder / "answers.jsonl")
+        return [row for row in rows if row["step"] == 2 and row["benchmark"] != "held_out"]
+
+    assert last(folder) == last(trained[2]) != []
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, ends in trained[1]["benchmarks"].items():
+        assert summary["benchmarks"][name] == {"base": None, "final": ends["final"]}
+        assert found["benchmarks"][name]["final"] == {**ends["final"], "step": 0}
+    assert summary["evaluations"] == dict.fromkeys(["word_problems", "arithmetic"], found["id"])
+    # the same again changes nothing, and another evaluation takes its place
+    files = [folder / name for name in ("answers.jsonl", "metrics.jsonl", "summary.json")]
+    before = [file.read_bytes() for file in files]
+    assert evaluate(composed_evaluation(*words)) == found
+    assert [file.read_bytes() for file in files] == before
+    other = evaluate(composed_evaluation(*words, "eval.benchmarks=[arithmetic]", "eval.benchmark_rows=3"))
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "benchmark"]
+    assert sorted(row.get("benchmark/arithmetic/questions", 0) for row in rows) == [0, 3]
+    assert [row["benchmark"] for row in last(folder)] == ["word_problems"] * 6 + ["arithmetic"] * 3
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["evaluations"] == {"word_problems": found["id"], "arithmetic": other["id"]}
+
+
+def test_results_that_a_run_has_found_itself_stay(trained, tmp_path, logged):
+    folder = trained[2]
+    before = {file.name: file.read_bytes() for file in folder.glob("*.json*")}
+    words = [f"adapter_path={folder / 'adapter'}", f"runs_dir={tmp_path}", "eval.benchmarks=[arithmetic]"]
+    evaluate(composed_evaluation(*words, "eval.benchmark_rows=3"))
+    assert {file.name: file.read_bytes() for file in folder.glob("*.json*")} == before
+    assert any("has its own results of arithmetic, which stay" in line for line in logged)
+
+
+def test_evaluation_on_another_model_than_that_of_the_run_is_not_added_to_it(alone, tmp_path, logged):
+    folder = alone[1]
+    shutil.copytree(EMBEDDED["tiny"], tmp_path / "other")
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-3}))
+    before = {file.name: file.read_bytes() for file in folder.glob("*.json*")}
+    words = [*OF_EVALUATION, f"adapter_path={folder / 'adapter'}", f"runs_dir={tmp_path}"]
+    evaluate(composed_evaluation(*words, f"model.path={tmp_path / 'other'}"))
+    evaluate(composed_evaluation(*words, "dtype=bfloat16", "eval.benchmark_rows=2"))
+    assert {file.name: file.read_bytes() for file in folder.glob("*.json*")} == before
+    assert any("does not get the results, since the evaluation has another model than tiny" in line for line in logged)
+    assert any("since the evaluation has dtype=bfloat16 instead of auto" in line for line in logged)
+
+
+def test_folder_of_a_run_or_of_another_evaluation_is_refused(alone, tmp_path):
+    with pytest.raises(ConfigError, match=r"out=.*: holds config.yaml of a run or of another evaluation"):
+        evaluate(composed_evaluation(*OF_EVALUATION, f"out={alone[1]}"))
+    evaluate(composed_evaluation(*OF_EVALUATION, f"out={tmp_path / 'one'}", "eval.benchmark_rows=2"))
+    (tmp_path / "one" / "summary.json").unlink()  # as if it had been cut off
+    with pytest.raises(ConfigError, match=r"out=.*: holds config.yaml of a run or of another evaluation"):
+        evaluate(composed_evaluation(*OF_EVALUATION, f"out={tmp_path / 'one'}"))
 
 
 def test_model_evaluated_alone_gives_the_answers_before_training(trained, tmp_path):
@@ -221,7 +274,7 @@ def test_benchmarks_are_evaluated_as_often_as_asked(tmp_path):
     words = [*SMALL, "train.steps=3", "eval.benchmarks_every=2", "eval.every=3", f"runs_dir={tmp_path}"]
     run(composed(*words))
     rows = read_rows(next(tmp_path.glob("default/*/metrics.jsonl")))
-    assert [row["step"] for row in rows if row["kind"] == "benchmark"] == [0, 2, 3]
+    assert [row["step"] for row in rows if "benchmark/arithmetic/questions" in row] == [0, 2, 3]
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 3]
 
 
@@ -312,6 +365,41 @@ def test_id_depends_on_benchmarks_and_their_changes_only_where_there_are_some():
     assert one != identity()
     assert one != identity("eval.benchmarks=[arithmetic]", "eval.tasks.arithmetic.max_new_tokens=9")
     assert one != identity("eval.benchmarks=[arithmetic]", "eval.benchmark_rows=5")
+
+
+def test_evaluation_that_was_interrupted_continues_within_it(trained, tmp_path, monkeypatch):
+    """A signal between two benchmarks of the last evaluation: the training steps and the first sets are not repeated."""
+    config = replace(trained[0], runs_dir=str(tmp_path))
+    ask = Examiner.__call__
+
+    def interrupted(self, questions):
+        found = ask(self, questions)
+        if questions.name == "word_problems" and (self.clock.total["train"] > 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(Examiner, "__call__", interrupted)
+    with pytest.raises(Interrupted):
+        run(config)
+    monkeypatch.setattr(Examiner, "__call__", ask)
+    folder = next(tmp_path.glob("default/grpo*"))
+    asked = {(row["step"], row["benchmark"]) for row in read_rows(folder / "answers.jsonl")}
+    assert (2, "word_problems") in asked
+    assert (2, "arithmetic") not in asked
+    summary = run(config)
+    assert summary["benchmarks"] == trained[1]["benchmarks"]
+    assert (folder / "answers.jsonl").read_bytes() == (trained[2] / "answers.jsonl").read_bytes()
+    assert (folder / "samples.jsonl").read_bytes() == (trained[2] / "samples.jsonl").read_bytes()
+
+
+def test_questions_of_a_benchmark_that_the_run_trains_on_are_said(tmp_path):
+    trained_on = load_task(built().task).train[0].question
+    lines = [{"question": question, "answer": "1"} for question in ("1+1=", trained_on)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["eval.benchmarks=[data_set]", f"eval.tasks.data_set.path={tmp_path / 'some.jsonl'}"]
+    words += ["eval.tasks.data_set.split.train=null", "eval.max_new_tokens=9"]
+    (warning,) = preflight([composed(*words)]).warnings
+    assert "1 of 2 held-out questions are training questions, too (test rows 2)" in warning
 
 
 def test_warm_start_with_benchmarks_is_refused(tmp_path):

@@ -74,6 +74,10 @@ def identify(config: Config | WarmStartConfig | EvaluateConfig, inputs: Inputs) 
         model |= {"name": None, "path": inputs.model, "revision": None}
     rollout = getattr(config, "rollout", None)
     evaluation = _evaluation(relevant["eval"], rollout if isinstance(rollout, dict) else {})
+    if isinstance(config, EvaluateConfig):  # it has no held-out rows of a task, and asks all benchmarks once
+        evaluation = {
+            key: evaluation[key] for key in evaluation if key not in ("every", "max_rows", "benchmarks_every")
+        }
     relevant |= {**inputs.components, "model": model, "eval": evaluation, "device": inputs.device}
     if isinstance(config, Config):
         relevant["train"] = {key: value for key, value in relevant["train"].items() if key != "checkpoint_every"}

@@ -168,6 +168,11 @@ class WarmStartConfig:
 
 
 @dataclass
+class LockConfig:
+    lock: Annotated[str, OneOf("flock", "lease")]
+
+
+@dataclass
 class EvaluateConfig:
     seed: int
     runs_dir: str
@@ -177,6 +182,7 @@ class EvaluateConfig:
     dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
     threads: Annotated[int | None, Range(1, 1024)]
     import_path: list[str]
+    sweep: LockConfig
     model: ModelConfig
     rollout: Any
     eval: EvalConfig

@@ -5,11 +5,13 @@ lies in the folder of a finished run, the files of that run get the results, too
 its last step.
 """
 
+import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +22,13 @@ from omegaconf import DictConfig
 
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.compose import as_yaml, check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.ranges import shown
 from rlsparse.config.run_id import LABELS, Identity, Inputs, files_digest, identify
-from rlsparse.config.schema import ConfigError, EvaluateConfig
+from rlsparse.config.schema import ConfigError, EvaluateConfig, ModelConfig
 from rlsparse.config.words import read_words
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import import_all, quieten
-from rlsparse.storage.atomic import write_whole
+from rlsparse.storage.atomic import read_object, read_yaml, write_whole
 from rlsparse.storage.jsonl import JsonLines, read_rows, write_rows
 from rlsparse.storage.locks import claimed
 from rlsparse.storage.run_folder import RunFolder
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from rlsparse.training.evaluate import Examiner, Outcome
 
 EXPERIMENT = "evaluate"  # folder under runs_dir
-LOCK = "flock"
+PATIENCE = 60.0  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -88,24 +91,37 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str] = ()) -> Summary:
     identity = checked.identity
     folder = RunFolder(Path(config.out) if config.out is not None else Path(config.runs_dir, EXPERIMENT, identity.id))
     check_writable("out" if config.out is not None else "runs_dir", str(folder.path))
-    with claimed(folder.path, LOCK) as ours:
+    run = _run_of(config)
+    with claimed(folder.path, config.sweep.lock) as ours:
         if not ours:
             raise ConfigError(f"{folder.path}: another process works on it; wait for it, or give another out=DIR")
-        earlier = read_summary(folder.path)
-        if earlier is not None and earlier.get("config_hash") != identity.config_hash:
-            raise ConfigError(f"out={folder.path}: holds another evaluation; give a new folder")
-        if earlier is not None:
+        summary = read_summary(folder.path)
+        _refuse_other_files(folder, identity)
+        if summary is not None:
             log.info("%s: finished before, skipped", folder.path)
-            summary = earlier
         else:
-            write_whole(folder.config, as_yaml(config))
             about = provenance(identity, EXPERIMENT, LABELS[EvaluateConfig], config.seed, list(overrides))
+            write_whole(folder.config, as_yaml(config))
+            write_whole(folder.provenance, json.dumps(about, indent=1))
             summary = {**about, **_Evaluation(config, checked, folder)()}
             write_summary(folder.path, summary)
             log.info("written to %s", folder.path)
-    if (run := _run_of(config)) is not None:
-        _add_to_run(run, folder, summary)
+    if run is not None:
+        _add_to_run(run, folder, config)
     return summary
+
+
+def _refuse_other_files(folder: RunFolder, identity: Identity) -> None:
+    """Refuse a folder with the files of a run or of another evaluation.
+
+    Raises:
+        ConfigError: it holds some.
+    """
+    files = (folder.config, folder.metrics, folder.answers, folder.samples, folder.summary, folder.provenance)
+    found = [file.name for file in files if file.exists()]
+    begun = read_object(folder.provenance) or {}
+    if found and begun.get("config_hash") != identity.config_hash:
+        raise ConfigError(f"out={folder.path}: holds {found[0]} of a run or of another evaluation; give a new folder")
 
 
 @dataclass
@@ -124,23 +140,21 @@ class _Evaluation:
         device = resolve_device(self.config.device)
         clock = Clock(device)
         done = self._finished()
-        skipped: dict[str, int] = {}
-        with self._examiner(device, clock) as (examine, policy):
-            for name, task in self.checked.tasks.items():
-                if name not in done:
-                    clock.lap()
-                    outcomes, skipped[name] = self._ask(examine, policy, name, task)
-                    self._write(name, outcomes, clock.last["benchmarks"])
-            peak = peak_memory(device)
+        left = {name: task for name, task in self.checked.tasks.items() if name not in done}
+        if left:
+            with self._examiner(device, clock) as (examine, policy):
+                for name, task in left.items():
+                    self._write(name, self._ask(examine, policy, name, task), clock.last["benchmarks"])
+        rows = read_rows(self.folder.metrics)
         return {
             "status": "finished",
             "error": None,
             "device": str(device),
             "setting": {"model": model_name(self.config.model), "adapter": self.config.adapter_path},
-            "benchmarks": benchmark_results(read_rows(self.folder.metrics)),
-            "prompts_skipped": skipped,
-            "time": {"total": clock.elapsed(), **clock.total},
-            "peak_memory_bytes": peak,
+            "benchmarks": benchmark_results(rows),
+            # over all attempts
+            "time": {"total": clock.elapsed(), "benchmarks": sum(row["time/benchmarks"] for row in rows)},
+            "peak_memory_bytes": peak_memory(device),
         }
 
     def _finished(self) -> set[str]:
@@ -172,13 +186,11 @@ class _Evaluation:
             sampler = RolloutSampler(policy, engine, limits, ALONE)
             yield Examiner(sampler, self.config.eval, self.config.seed, clock), policy
 
-    def _ask(self, examine: "Examiner", policy: "Policy", name: str, task: "Task") -> "tuple[Sequence[Outcome], int]":
-        """Return the outcomes of a benchmark, and how many questions do not fit the model."""
+    def _ask(self, examine: "Examiner", policy: "Policy", name: str, task: "Task") -> "list[Outcome]":
         from rlsparse.training.benchmarks import benchmark_set, judges
 
         with judges() as judging:
-            questions = benchmark_set(policy, name, judging.scorer(task), self.config.eval)
-            return examine(questions), questions.skipped
+            return examine(benchmark_set(policy, name, judging.scorer(task), self.config.eval))
 
     def _write(self, name: str, outcomes: "Sequence[Outcome]", seconds: float) -> None:
         """Write the outcomes of a benchmark, and then its metrics, which say that it is finished."""
@@ -190,7 +202,7 @@ class _Evaluation:
                 answers.write(one.row(0, name))
             answers.flush()
             values = benchmark_metrics(outcomes, self.config.eval)
-            lines.write(benchmark_row(0, {name: values}, seconds))
+            lines.write(benchmark_row(0, name, values, seconds))
             lines.flush()
         log.info(
             "%s: %.1f%% greedy, %.1f%% sampled, %d questions",
@@ -239,7 +251,7 @@ def preflight(config: EvaluateConfig) -> Checked:
     if found:
         raise ConfigError("\n".join(found))
     components = {
-        "rollout": describe(parts["rollout"], files_digest),
+        "rollout": {**describe(parts["rollout"], files_digest), "max_new_tokens": None},  # benchmarks have their own
         "benchmarks": describe_benchmarks(tasks, files_digest),
     }
     inputs = Inputs(components, source.digest(), device, unused=("adapter_path",))
@@ -255,25 +267,95 @@ def _run_of(config: EvaluateConfig) -> RunFolder | None:
     return run if summary is not None and summary["status"] in DONE and "steps" in summary else None
 
 
-def _add_to_run(run: RunFolder, evaluated: RunFolder, found: Summary) -> None:
-    """Add the results to the files of a run, as those of its last step; earlier results of that step are replaced."""
-    with claimed(run.path, LOCK) as ours:
-        summary = read_summary(run.path) if ours else None
-        if summary is None:
-            log.warning("warning: another process works on %s; its files do not get the results", run.path)
+def _differences(run: RunFolder, config: EvaluateConfig) -> list[str]:
+    """Return the keys in which an evaluation differs from the run whose adapter it evaluates, a text each.
+
+    The model counts by its files, wherever they lie.
+    """
+    from rlsparse.model.source import model_source
+
+    trained = read_yaml(run.config) or {}
+    model = {**asdict(config.model), **trained.get("model", {})}
+    found = [
+        f"{key}={shown(here)} instead of {shown(there)}"
+        for key, here, there in (
+            ("dtype", config.dtype, trained.get("dtype")),
+            ("model.chat_template", config.model.chat_template, model["chat_template"]),
+            ("model.template_arguments", config.model.template_arguments, model["template_arguments"]),
+        )
+        if here != there
+    ]
+    try:
+        there = model_source(ModelConfig(**{one.name: model[one.name] for one in fields(ModelConfig)}))
+        here = model_source(config.model)
+        same = (here.digest() or here.location) == (there.digest() or there.location)
+    except ConfigError:  # its folder is somewhere else now
+        same = False
+    return found if same else [f"another model than {model['path'] or model['name']}", *found]
+
+
+def _add_to_run(run: RunFolder, evaluated: RunFolder, config: EvaluateConfig) -> None:
+    """Add the results to the files of a run, as those of its last step.
+
+    What the run has found itself stays, and results of an earlier evaluation are replaced.
+    """
+    if different := _differences(run, config):
+        log.warning(
+            "warning: %s does not get the results, since the evaluation has %s; they are in %s",
+            run.path,
+            ", ".join(different),
+            evaluated.path,
+        )
+        return
+    with _waiting_for(run, config.sweep.lock):
+        summary, found = read_summary(run.path), read_summary(evaluated.path)
+        if summary is None or found is None:
             return
-        step, names = summary["steps"], list(found["benchmarks"])
-        kept = [row for row in read_rows(run.answers) if row["step"] != step or row["benchmark"] not in names]
-        write_rows(run.answers, [*kept, *({**row, "step": step} for row in read_rows(evaluated.answers))])
-        rows = read_rows(run.metrics)
-        write_rows(run.metrics, [*rows, *({**row, "step": step} for row in read_rows(evaluated.metrics))])
-        benchmarks = summary.setdefault("benchmarks", {})
-        for name, ends in found["benchmarks"].items():
-            benchmarks.setdefault(name, {"base": None})["final"] = {**ends["final"], "step": step}
-        origins = summary.setdefault("evaluations", {})
-        origins |= dict.fromkeys(names, found["id"])  # which evaluation the results are from
+        benchmarks, origins = summary.setdefault("benchmarks", {}), summary.setdefault("evaluations", {})
+        own = [name for name in found["benchmarks"] if name in benchmarks and name not in origins]
+        if own:
+            log.info("%s has its own results of %s, which stay", run.path, ", ".join(own))
+        added = {name: ends for name, ends in found["benchmarks"].items() if name not in own}
+        if not added:
+            return
+        _replace_rows(run, evaluated, summary["steps"], list(added))
+        for name, ends in added.items():
+            benchmarks[name] = {"base": None, "final": {**ends["final"], "step": summary["steps"]}}
+        summary["evaluations"] |= dict.fromkeys(added, found["id"])  # which evaluation the results are from
         write_summary(run.path, summary)
-        log.info("added to %s: %s", run.path, ", ".join(names))
+        log.info("added to %s: %s", run.path, ", ".join(added))
+
+
+def _replace_rows(run: RunFolder, evaluated: RunFolder, step: int, names: Sequence[str]) -> None:
+    """Write the rows of some benchmarks into the files of a run, in the place of those of an earlier evaluation."""
+
+    def of_these(row: Mapping[str, Any]) -> bool:
+        return row.get("benchmark") in names or any(key.startswith(prefixes) for key in row)
+
+    prefixes = tuple(f"benchmark/{name}/" for name in names)
+    for file, new in ((run.answers, evaluated.answers), (run.metrics, evaluated.metrics)):
+        kept = [row for row in read_rows(file) if row["step"] != step or not of_these(row)]
+        write_rows(file, [*kept, *({**row, "step": step} for row in read_rows(new) if of_these(row))])
+
+
+@contextmanager
+def _waiting_for(run: RunFolder, lock: str) -> Iterator[None]:
+    """Lock a run; another evaluation may be adding its results.
+
+    Raises:
+        ConfigError: another process has worked on it for a minute.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with claimed(run.path, lock) as ours:
+            if ours:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{run.path}: another process works on it; start the same command again after it has ended"
+            )
+        time.sleep(0.2)
 
 
 register_schemas()
@@ -281,12 +363,16 @@ register_schemas()
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
 def _main(config: DictConfig) -> None:
+    from rlsparse.batch import NonFiniteError
+    from rlsparse.components.component import ComponentError
+    from rlsparse.components.reward import VerifierError
+
     context = HydraConfig.get()
     try:
         evaluate(run_config(config), list(context.overrides.task))
-    except ConfigError as error:
+    except (ConfigError, NonFiniteError, ComponentError, VerifierError) as error:
         if context.mode == RunMode.MULTIRUN:
-            raise  # the other points are evaluated all the same
+            raise ConfigError(str(error)) from error  # the other points are evaluated all the same
         sys.exit(f"error: {error}")
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -53,7 +53,8 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool 
             found.setdefault(line, f" (point: {points[i]})" if points else "")
     if found:
         raise ConfigError("\n".join(message + point for message, point in found.items()))
-    return Checked(check.identities, [*check.warnings, *idle_clipping(check.done), *idle_off_policy(check.done)])
+    warnings = dict.fromkeys(check.warnings)
+    return Checked(check.identities, [*warnings, *idle_clipping(check.done), *idle_off_policy(check.done)])
 
 
 class _Check:
@@ -72,6 +73,7 @@ class _Check:
         self._here, self._seen = here, set[str]()
         self._digest = cache(files_digest)
         self._rows: dict[str, Rows] = {}
+        self._benchmarks: dict[tuple[str, str], Rows] = {}
         self._outlines: dict[str, Policy] = {}
 
     def problems(self, config: Config) -> list[str]:
@@ -89,7 +91,7 @@ class _Check:
             return found
         try:
             self._look(config, algorithm)
-            self._check_benchmarks(config, benchmarks)
+            self._check_benchmarks(config, algorithm, benchmarks)
             self.identities.append(identity_of(config, algorithm, self._device(config), self._digest))
             self.done.append((config, algorithm))
         except ConfigError as error:
@@ -120,19 +122,27 @@ class _Check:
         """
         return resolve_device(config.device).type if self._here else device_kind(config.device)
 
-    def _check_benchmarks(self, config: Config, tasks: Mapping[str, Task]) -> None:
+    def _check_benchmarks(self, config: Config, algorithm: Algorithm, tasks: Mapping[str, Task]) -> None:
         problems = []
+        trained = self._rows.get(repr(algorithm.task))
         for name, task in tasks.items():
-            if not self._once((name, task, config.model, config.eval.max_new_tokens)):
+            if not self._once((name, task, algorithm.task, config.model, config.eval.max_new_tokens)):
                 continue
             try:
-                rows = load_benchmark(name, task)
-                self.warnings += data_warnings(task, rows)
+                rows = self._benchmark(name, task)
+                if trained is not None:  # questions of the benchmark that the run trains on
+                    self.warnings += data_warnings(task, replace(rows, train=trained.train))
                 check_benchmark(self._outline(config.model), name, task, rows, config.eval.max_new_tokens)
             except ConfigError as error:
                 problems.append(str(error))
         if problems:
             raise ConfigError("\n".join(problems))
+
+    def _benchmark(self, name: str, task: Task) -> Rows:
+        """Return the rows of a benchmark, which points of a sweep share."""
+        if (name, repr(task)) not in self._benchmarks:
+            self._benchmarks[name, repr(task)] = load_benchmark(name, task)
+        return self._benchmarks[name, repr(task)]
 
     def _outline(self, model: ModelConfig) -> Policy:
         """Return the model without weights, which points of a sweep share."""

@@ -312,7 +312,8 @@ class _Attempt:
     def _note_skipped(self, training_run: "Training") -> None:
         data, algorithm = training_run.data, training_run.algorithm
         self.summary["prompts_skipped"] = {"train": data.skipped_train, "test": data.skipped_test}
-        self.summary["prompts_skipped"] |= {one.name: one.skipped for one in training_run.evaluate.benchmarks}
+        if benchmarks := training_run.evaluate.benchmarks:
+            self.summary["prompts_skipped"]["benchmarks"] = {one.name: one.skipped for one in benchmarks}
         if data.skipped_train or data.skipped_test:
             log.warning(
                 "warning: %d training and %d held-out prompts leave no room for rollout.max_new_tokens=%d in the "

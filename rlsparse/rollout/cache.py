@@ -50,6 +50,8 @@ class GroupCache:
         self._capacity = _whole_blocks(max_new_tokens)
         self._prompt_of_row = torch.arange(len(in_prompt), device=in_prompt.device).repeat_interleave(group_size)
         self._dtype = dtype
+        self._reading = slice(len(in_prompt))
+        self._prompt_bias = in_prompt.new_zeros(0)  # set by read
         self._step_bias = bias(in_prompt, dtype)[:, None, None]  # (p, 1, 1, S)
         self._tokens = 0  # columns of completions read so far, including the current one
         self._assign_slots()

@@ -96,7 +96,7 @@ BENCHMARK_METRICS: dict[str, tuple[str, str]] = {
         "",
         "benchmark/NAME/METRIC: questions (their number), and each metric of the table above without eval/",
     ),
-    "time/benchmarks": ("s", "time of this evaluation on all benchmarks"),
+    "time/benchmarks": ("s", "time of this evaluation on the benchmark"),
 }
 
 SUPERVISED_METRICS: dict[str, tuple[str, str]] = {
@@ -119,15 +119,15 @@ def rank_row(step: int, ranks: Mapping[str, int]) -> dict[str, Any]:
     return {STEP: step, "kind": "ranks", **{RANK_PREFIX + module: rank for module, rank in ranks.items()}}
 
 
-def benchmark_row(step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, Any]:
-    """Return the row of ``metrics.jsonl`` with the metrics of each benchmark.
+def benchmark_row(step: int, name: str, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """Return the row of ``metrics.jsonl`` with the metrics of a benchmark.
 
     Args:
-        found: metrics without prefix, by benchmark.
+        values: metrics without prefix.
         seconds: time of the evaluation.
     """
-    values = {f"{BENCHMARK_PREFIX}{name}/{key}": value for name, one in found.items() for key, value in one.items()}
-    return {STEP: step, "kind": "benchmark", **values, "time/benchmarks": seconds}
+    named = {f"{BENCHMARK_PREFIX}{name}/{key}": value for key, value in values.items()}
+    return {STEP: step, "kind": "benchmark", **named, "time/benchmarks": seconds}
 
 
 def is_documented(name: str) -> bool:
@@ -158,7 +158,7 @@ FAMILIES: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
     ("Evaluation", "In rows of kind `eval`: at step 0, every `eval.every` steps and at the end.", EVAL_METRICS),
     (
         "Benchmarks",
-        "In rows of kind `benchmark`, where `eval.benchmarks` names some: at step 0, at the end, and every\n"
+        "In rows of kind `benchmark`, one for each that `eval.benchmarks` names: at step 0, at the end, and every\n"
         "`eval.benchmarks_every` steps.",
         BENCHMARK_METRICS,
     ),

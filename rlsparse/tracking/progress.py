@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 
 from tqdm import tqdm
@@ -49,14 +48,11 @@ class Progress:
                 f"{100 * sampled:.1f}% sampled {now}" + (f", {left:.0f} s left" if left else "")
             )
 
-    def benchmarks(self, step: int, greedy: Mapping[str, float]) -> None:
-        """Show an evaluation on benchmarks.
-
-        Args:
-            greedy: accuracy of greedy decoding by benchmark, shares.
-        """
-        shown = ", ".join(f"{name} {100 * accuracy:.1f}%" for name, accuracy in greedy.items())
-        log.info(f"{self._label}: step {step}/{self._steps} benchmarks, greedy: {shown}")
+    def benchmark(self, step: int, name: str, greedy: float, sampled: float) -> None:
+        """Show an evaluation on a benchmark; accuracies are shares."""
+        log.info(
+            f"{self._label}: step {step}/{self._steps} {name} {100 * greedy:.1f}% greedy, {100 * sampled:.1f}% sampled"
+        )
 
     def close(self) -> None:
         """Close the progress bar."""

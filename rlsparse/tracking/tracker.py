@@ -40,14 +40,14 @@ class Tracker:
         self._log({"step": step, "kind": "eval", **metrics})
         self._progress.evaluation(step, metrics["eval/accuracy_greedy"], metrics["eval/accuracy_sampled"])
 
-    def benchmarks(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Write the metrics of an evaluation on benchmarks.
+    def benchmark(self, step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
+        """Write the metrics of an evaluation on a benchmark.
 
         Args:
-            found: metrics without prefix, by benchmark.
+            values: metrics without prefix.
         """
-        self._log(benchmark_row(step, found, seconds))
-        self._progress.benchmarks(step, {name: values["accuracy_greedy"] for name, values in found.items()})
+        self._log(benchmark_row(step, name, values, seconds))
+        self._progress.benchmark(step, name, values["accuracy_greedy"], values["accuracy_sampled"])
 
     def answers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the outcomes of held-out questions."""
@@ -93,7 +93,7 @@ class NullTracker(Tracker):
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
-    def benchmarks(self, step: int, found: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    def benchmark(self, step: int, name: str, values: Mapping[str, float], seconds: float) -> None:
         pass
 
     def answers(self, rows: Iterable[Mapping[str, Any]]) -> None:

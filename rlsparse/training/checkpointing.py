@@ -8,6 +8,7 @@ from rlsparse.storage.checkpoints import save_checkpoint
 from rlsparse.storage.run_folder import RunFolder
 from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Tracker
+from rlsparse.training.evaluate import HELD_OUT, EvalSet
 from rlsparse.training.state import TrainState
 
 
@@ -18,27 +19,27 @@ class Checkpointer:
     Attributes:
         folder: of the run; None on a rank that writes nothing.
         every: steps between two checkpoints.
-        benchmarks: whether an evaluation is long, so that the first one is saved, too.
         stop: whether a signal has asked this process to stop.
         world: the ranks, which stop together.
     """
 
     folder: RunFolder | None
     every: int
-    benchmarks: bool
     tracker: Tracker
     clock: Clock
     stop: StopRequest
     world: World
 
-    def after_first_evaluation(self, state: TrainState) -> None:
-        """Save the state before the first step where the first evaluation took long, or where the run must stop.
+    def before_evaluation(self, state: TrainState, questions: EvalSet) -> None:
+        """Save before a benchmark is evaluated, which may take hours, and stop where a signal has asked for that.
+
+        What is evaluated before it, and the training steps, need not be done again.
 
         Raises:
-            Interrupted: it was asked to stop; the checkpoint is written.
+            Interrupted: the run was asked to stop; the checkpoint is written.
         """
-        if self.benchmarks:
-            self.after_step(state)
+        if questions.name != HELD_OUT:
+            self._save(state, due=True)
 
     def after_step(self, state: TrainState) -> None:
         """Save where a checkpoint is due, or where the run was asked to stop.
@@ -46,9 +47,12 @@ class Checkpointer:
         Raises:
             Interrupted: it was asked to stop; the checkpoint is written.
         """
-        # looked at once: a signal that comes while saving belongs to the next step
+        self._save(state, due=state.step % self.every == 0)
+
+    def _save(self, state: TrainState, due: bool) -> None:
+        # looked at once: a signal that comes while saving belongs to the next call
         asked = self.world.largest(self.stop.signal or 0)
-        if self.folder is not None and (asked or state.step % self.every == 0):
+        if self.folder is not None and (asked or due):
             checkpoint = state.checkpoint()
             checkpoint.state["files"] = self.tracker.fingerprints()
             checkpoint.state["time"] = {"total": self.clock.elapsed(), **self.clock.total}

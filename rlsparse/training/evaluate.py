@@ -1,15 +1,15 @@
 """Evaluation on held-out questions: one greedy completion and n sampled ones of each, their verdicts, and metrics."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import comb
 from typing import Any
 
 from torch import Generator
 
 from rlsparse.batch import Prompt, Rollout, chunks
-from rlsparse.components.reward.values.kinds import canonical
+from rlsparse.components.reward.values.comparison import canonical
 from rlsparse.config.schema import EvalConfig
 from rlsparse.model.policy import decode
 from rlsparse.rollout import Request, RolloutSampler
@@ -93,14 +93,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The outcomes of an evaluation: of the held-out rows, and of the benchmarks by name; either may be empty."""
-
-    held_out: Sequence[Outcome]
-    benchmarks: Mapping[str, Sequence[Outcome]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Examiner:
     """Asks a policy held-out questions.
 
@@ -120,6 +112,7 @@ class Examiner:
             NonFiniteError: the log-probabilities of the policy are not finite.
         """
         held_out = questions.name == HELD_OUT
+        self.clock.lap()
         with self.clock("eval" if held_out else "benchmarks"):
             return self._outcomes(questions, stream(self.seed, "eval" if held_out else f"eval/{questions.name}"))
 
@@ -155,12 +148,12 @@ class Examiner:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a policy while it is trained.
+    """The evaluations of a policy while it is trained.
 
     Attributes:
         ask: asks the questions of a set.
         held_out: held-out rows of the task.
-        last: the last training step, after which there is an evaluation.
+        last: the last training step, after which every set is due.
     """
 
     ask: Examiner
@@ -169,26 +162,14 @@ class Evaluator:
     config: EvalConfig
     last: int
 
-    def __call__(self, step: int) -> Evaluation:
-        """Return the outcomes after a training step, of the sets that are due.
+    def due(self, step: int) -> list[EvalSet]:
+        """Return the sets that are evaluated after a training step."""
 
-        Raises:
-            NonFiniteError: the log-probabilities of the policy are not finite.
-        """
-        of_benchmarks = self._due(step, self.config.benchmarks_every)
-        return Evaluation(
-            self.ask(self.held_out) if self._due(step, self.config.every) else [],
-            {one.name: self.ask(one) for one in self.benchmarks if of_benchmarks},
-        )
+        def at(every: int | None) -> bool:
+            return step in (0, self.last) or (every is not None and step % every == 0)
 
-    def due(self, step: int) -> bool:
-        """Return whether a set is evaluated after a training step."""
-        return self._due(step, self.config.every) or bool(
-            self.benchmarks and self._due(step, self.config.benchmarks_every)
-        )
-
-    def _due(self, step: int, every: int | None) -> bool:
-        return step in (0, self.last) or (every is not None and step % every == 0)
+        held_out = [self.held_out] if at(self.config.every) else []
+        return [*held_out, *(self.benchmarks if at(self.config.benchmarks_every) else [])]
 
 
 def evaluation_metrics(outcomes: Sequence[Outcome], config: EvalConfig) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The metrics of a training step by their documented names, and the object that records them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from rlsparse.tracking.metrics import TERM_PREFIX
 from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Tracker
 from rlsparse.training.collect import Collected, Experience
-from rlsparse.training.evaluate import HELD_OUT, Evaluation, benchmark_metrics, evaluation_metrics
+from rlsparse.training.evaluate import HELD_OUT, Outcome, benchmark_metrics, evaluation_metrics
 from rlsparse.training.update import UpdateMetrics, learning_rate
 
 
@@ -92,16 +92,19 @@ class Recorder:
         for row in sample_rows(number, step.collected.first, self.config.tracker.samples):
             self.tracker.sample(row)
 
-    def evaluation(self, number: int, found: Evaluation) -> None:
-        """Record an evaluation after a training step: its metrics, and the outcome of each question."""
-        if found.held_out:
-            values = prefixed("eval", evaluation_metrics(found.held_out, self.config.eval))
+    def evaluation(self, number: int, name: str, outcomes: Sequence[Outcome]) -> None:
+        """Record the outcome of each question of a set, and its metrics.
+
+        Args:
+            name: ``HELD_OUT``, or the name of a benchmark.
+        """
+        self.tracker.answers([one.row(number, name) for one in outcomes])
+        if name == HELD_OUT:
+            values = prefixed("eval", evaluation_metrics(outcomes, self.config.eval))
             self.tracker.evaluation(number, {**values, "time/eval": self.clock.last["eval"]})
-        if found.benchmarks:
-            named = {name: benchmark_metrics(outcomes, self.config.eval) for name, outcomes in found.benchmarks.items()}
-            self.tracker.benchmarks(number, named, self.clock.last["benchmarks"])
-        sets = {HELD_OUT: found.held_out, **found.benchmarks}
-        self.tracker.answers([one.row(number, name) for name, outcomes in sets.items() for one in outcomes])
+        else:
+            values = benchmark_metrics(outcomes, self.config.eval)
+            self.tracker.benchmark(number, name, values, self.clock.last["benchmarks"])
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rlsparse.batch import Problem
 from rlsparse.components.component import ComponentError, origin
 from rlsparse.components.reward import Score, Verifier
+from rlsparse.components.reward.answer import LONGEST_CANDIDATE
 from rlsparse.components.task import Task
 
 
@@ -36,4 +37,4 @@ class Scorer:
             raise ComponentError(
                 f"task ({origin(self.task)}): verdict returned {verdict!r}; return True, False or None"
             )
-        return Score(correct=verdict, answered=True, answer=answer)
+        return Score(correct=verdict, answered=True, answer=answer[:LONGEST_CANDIDATE])

@@ -66,7 +66,7 @@ class Training:
         collect, update, evaluate: stages of the loop.
         record: records steps and evaluations.
         checkpoints: saves the state.
-        resumed: whether the state is that of a checkpoint, so that the first evaluation is done.
+        resumed: whether the state is that of a checkpoint, which comes after the first row of its files.
     """
 
     config: Config
@@ -162,7 +162,6 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                 checkpoints=Checkpointer(
                     context.folder,
                     config.train.checkpoint_every,
-                    bool(benchmarks),
                     context.tracker,
                     clock,
                     context.stop,

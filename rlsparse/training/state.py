@@ -1,7 +1,7 @@
 """The state of training: everything that changes from step to step, and its form in a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +13,7 @@ from rlsparse.config.schema import Config
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
 from rlsparse.storage.checkpoints import Checkpoint
+from rlsparse.training.evaluate import HELD_OUT
 from rlsparse.training.metrics import TokenCount
 
 STREAMS = ("rollout", "token_sampler", "layer_skip", "replay", "reward")
@@ -50,6 +51,7 @@ class TrainState:
         count: numbers of tokens since the start of the run.
         memory: limits that are halved when memory runs out.
         step: the last completed step.
+        evaluated: names of the sets of questions that have been asked after it.
     """
 
     adapter: TrainedAdapter
@@ -59,6 +61,11 @@ class TrainState:
     count: TokenCount
     memory: MemoryLimits
     step: int = 0
+    evaluated: list[str] = field(default_factory=list)
+
+    def complete(self, step: int) -> None:
+        """Note that a training step is done."""
+        self.step, self.evaluated = step, []
 
     @classmethod
     def start(
@@ -109,6 +116,7 @@ class TrainState:
         }
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         state = {"pending": self.batches.pending, "count": asdict(self.count), "memory": asdict(self.memory)}
+        state["evaluated"] = list(self.evaluated)
         return Checkpoint(self.step, tensors, state)
 
     def _resume(self, saved: Checkpoint) -> None:
@@ -116,6 +124,7 @@ class TrainState:
         self.count = TokenCount(**saved.state["count"])
         self.memory = MemoryLimits(**saved.state["memory"])
         self.batches.pending = list(saved.state["pending"])
+        self.evaluated = list(saved.state.get("evaluated", [HELD_OUT]))  # earlier versions saved after the evaluation
         for name, state in _under("stream", saved.tensors).items():
             self._generators()[name].set_state(state)
         moments: dict[int, dict[str, Tensor]] = {}
