@@ -54,6 +54,11 @@ class Problem:
     preamble: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def own_context(self) -> tuple[tuple[str, str], ...]:
+        """Return the earlier turns of the row itself, without those that the task adds."""
+        return self.context[self.preamble :]
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -16,15 +16,19 @@ from omegaconf import OmegaConf
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import build
-from rlsparse.components.task import Task, data_warnings, load_task
-from rlsparse.components.task.base import in_format
-from rlsparse.components.task.data_set import after_hash, before_parenthesis, boxed
+from rlsparse.components.reward import Verifier
+from rlsparse.components.task import Rows, Task, data_warnings, load_task
+from rlsparse.components.task.answers import after_hash, before_parenthesis, boxed, in_format
+from rlsparse.components.task.data_set import DataSet, Gsm8k, Svamp
+from rlsparse.components.task.generated import Multiplication, WordProblems
 from rlsparse.components.task.hub import HubTask
 from rlsparse.config.run_id import files_digest
 from rlsparse.config.schema import ConfigError
+from rlsparse.execution import model_check
 from rlsparse.execution.preflight import preflight
 from rlsparse.model.loading import wrap_policy
 from rlsparse.model.policy import encode_prompt
+from rlsparse.training.data import check_prompt, fitting, question_ids
 from tests.conftest import composed
 from tests.test_identity import identity
 
@@ -162,6 +166,31 @@ def test_several_question_columns_are_joined_and_empty_ones_left_out(tmp_path):
     assert [one.question for one in load_task(task).train] == ["Story.\nHow many?", "Why?"]
     both(tmp_path, [{"a": "", "b": None, "answer": 1}], rows)
     assert "line 1: columns a, b are all empty" in refused(task)
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [(2, "C"), ("0", "A"), ("d", "D"), ("B", "B"), (4, None), (-1, None), ("E", None), ("9" * 5000, None)],
+)
+def test_answer_of_choices_is_their_letter_also_by_its_number(answer, letter, tmp_path):
+    row = {"question": "2+2?", "choices": ["3", "5", "4", "6"], "answer": answer, "subject": "astronomy"}
+    task = task_of("task=mmlu_stem", f"task.path={lines(tmp_path / 'all.jsonl', row)}")
+    if letter is None:
+        assert "there are 4 choices; give a letter from A to D, or a number from 0 to 3" in refused(task, "test")
+    else:
+        assert load_task(task, ("test",)).test[0].answer == letter
+
+
+def test_number_of_a_choice_is_refused_where_the_answer_is_read_as_it_is(tmp_path):
+    lines(tmp_path / "test.jsonl", {"question": "2+2?", "choices": ["3", "4"], "answer": 1})
+    task = data_set(tmp_path, "task.columns.question=[question,choices]", "task.split.train=null")
+    assert "column answer is 1, and the choices have letters; give task.answer=choice" in refused(task, "test")
+
+
+def test_column_that_two_old_names_stand_for_is_refused(tmp_path):
+    rows = [{"question": "Q", "golden": 1, "gold": 2}]
+    task = data_set(both(tmp_path, rows, rows), "task.rename.golden=answer", "task.rename.gold=answer")
+    assert "train.jsonl line 1: has the column answer twice; keep one" in refused(task)
 
 
 def test_choices_are_lettered(tmp_path):
@@ -319,10 +348,11 @@ def test_ways_to_read_an_answer_on_single_texts():
     assert after_hash("2+2=4\n#### 4\nbye") == after_hash("4") == "4"
     assert boxed(r"so \boxed{1} or \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
     assert boxed(r"\boxed{\left\{x : x>1\right.}") == r"\left\{x : x>1\right."
-    assert boxed(r"is $\boxed 5$.") == boxed(r"\fbox{5}") == "5"
+    assert boxed(r"is $\boxed 5$.") == boxed(r"\fbox{5}") == boxed(r"\boxed 5 apples, fine.") == "5"
     assert [before_parenthesis(text) for text in ("21 (shirts)", "(-2,5)", "Fall")] == ["21", "(-2,5)", "Fall"]
-    with pytest.raises(ConfigError, match="not closed"):
-        boxed(r"\boxed{1")
+    for text in (r"\boxed{1", r"\boxed{1} \boxed 1/2", r"\boxed 1,000", r"\boxed five"):
+        with pytest.raises(ConfigError, match="not closed, or without braces"):
+            boxed(text)
 
 
 def test_solution_gets_the_answer_in_the_format_where_it_has_none():
@@ -331,6 +361,43 @@ def test_solution_gets_the_answer_in_the_format_where_it_has_none():
     assert in_format("", "203", "boxed") == in_format("203", "203", "boxed") == r"\boxed{203}"
     assert in_format("so 203", "203", "last_number") == "so 203"
     assert in_format("203 in all.", "203", "answer_is") == "203 in all.\nThe answer is 203"
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "answer_format"),
+    [
+        ("He was born in 2015.", "5", "last_number"),
+        ("3-8=-5", "5", "last_number"),
+        ("It is 1 1/2", "1/2", "last_number"),
+        ("It is minus 5", "5", "last_number"),
+        ("The answer is not clear. 3+4=7", "7", "answer_is"),
+        ("The answer is 17.", "7", "answer_is"),
+        ("#### 7\n#### 8", "7", "hash"),
+        (r"\boxed{7} or \boxed{8}", "8", "boxed"),  # both are one answer, "7, 8"
+        (r"\boxed{7}^2", "7", "boxed"),
+    ],
+)
+def test_solution_from_which_the_format_reads_another_answer_gets_its_own(solution, answer, answer_format):
+    written = in_format(solution, answer, answer_format)
+    assert written.startswith(f"{solution}\n")
+    with Verifier(answer_format, 2.0) as verifier:
+        assert not verifier.score(solution, answer).correct
+        assert verifier.read(written) == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer_format"),
+    [
+        ("5+2=7.", "last_number"),
+        ("so $7$.", "last_number"),
+        ("5-2=3. The final answer is: 7.", "answer_is"),
+        ("#### 7\nbye", "hash"),
+        (r"is $\boxed{7}$, as asked.", "boxed"),
+    ],
+)
+def test_solution_that_states_its_answer_in_the_format_stays(solution, answer_format):
+    assert in_format(solution, "7", answer_format) == solution
+    assert Verifier(answer_format, 2.0).score(solution, "7").correct
 
 
 def test_examples_precede_each_question_but_its_own(tmp_path):
@@ -355,6 +422,15 @@ def test_examples_precede_each_question_but_its_own(tmp_path):
         "task.prompt='{question}='",
     )
     assert load_task(other_order).test == rows.test
+
+
+def test_question_with_other_spaces_is_no_example_for_itself(tmp_path):
+    train = [{"question": f"Q {number}?", "answer": number} for number in range(4)]
+    task = data_set(both(tmp_path, train, [{"question": "Q  3?", "answer": 3}]), "task.shots=3")
+    (one,) = load_task(task).test
+    asked = " ".join(content for role, content in one.context if role == "user")
+    assert "Q 3?" not in asked
+    assert all(f"Q {number}?" in asked for number in range(3))
 
 
 def test_system_text_and_examples_are_text_before_the_question_without_a_chat_template(tiny):
@@ -548,6 +624,116 @@ def test_own_task_may_begin_with_the_yaml_file_of_a_data_set(tmp_path):
     task = Trivia.of("task", {**node, "path": str(tmp_path), "filter": {"n": 2}})
     (one,) = load_task(task).train
     assert (one.question, one.answer, one.columns) == ("R", "8", {"prompt": "R", "target": 8, "n": 2})
+
+
+def test_key_of_a_data_set_that_an_own_task_does_not_read_is_refused_where_it_was_changed():
+    for option in ("data_set", "gsm8k", "math", "mmlu_stem"):
+        node = {key: value for key, value in node_of(f"task={option}").items() if key != "_target_"}
+        assert Trivia.of("task", node).name == option
+    for change in ({"answer": "boxed"}, {"columns": {"question": "q"}}, {"empty_answers": "leave_out"}):
+        with pytest.raises(ConfigError) as error:
+            Trivia.of("task", {**node, **change})
+        (key,) = change
+        assert str(error.value).startswith(f"task.{key}: no such key; here there are answer_format")
+        assert "\n" not in str(error.value)
+
+
+def test_digits_of_a_task_without_them_are_refused():
+    node = {key: value for key, value in node_of("task=word_problems").items() if key != "_target_"}
+    with pytest.raises(ConfigError, match=r"task\.digits: no such key"):
+        WordProblems.of("task", {**node, "digits": [9, 9]})
+
+
+@pytest.mark.parametrize(
+    ("option", "cls"),
+    [("data_set", DataSet), ("gsm8k", Gsm8k), ("svamp", Svamp), ("multiplication", Multiplication)],
+)
+def test_values_that_the_run_id_leaves_out_are_those_of_the_yaml_file(option, cls):
+    node = node_of(f"task={option}")
+    assert {key: node[key] for key in cls.neutral} == cls.neutral
+
+
+def test_filter_of_an_option_is_removed():
+    assert node_of("task=mmlu_stem")["filter"]
+    assert composed("task=mmlu_stem", "task.filter=null").task["filter"] is None
+    tasks = composed("eval.benchmarks=[mmlu_stem]", "eval.tasks.mmlu_stem.filter={}").eval.tasks
+    assert tasks["mmlu_stem"]["filter"] == {}
+    assert tasks["mmlu_stem"]["columns"] == node_of("task=mmlu_stem")["columns"]
+
+
+@pytest.mark.parametrize("digits", ["[2,2]", "[3,3]"])
+def test_product_is_in_one_split_whatever_the_order_of_its_factors(digits):
+    rows = load_task(task_of(f"task.digits={digits}", "task.train_rows=3000", "task.test_rows=500"))
+
+    def pairs_of(found):
+        return {tuple(sorted(one.columns.values())) for one in found}
+
+    assert not pairs_of(rows.train) & pairs_of(rows.test)
+    assert len({one.question for one in rows.test}) == 500
+
+
+def test_question_ids_tell_conversations_apart_and_number_repeated_questions():
+    talk = Problem("Q", "1", "", (("user", "A"), ("assistant", "B")))
+    other = replace(talk, context=(("user", "A"), ("assistant", "C")))
+    prepared = replace(talk, context=(("system", "S"), *talk.context), preamble=1)
+    plain, shot = Problem("Q", "1", ""), Problem("Q", "1", "", (("user", "X"), ("assistant", "Y")), preamble=2)
+    first, second, third, fourth, fifth = question_ids([talk, other, plain, shot, prepared])
+    assert third == sha256(b"Q").hexdigest()[:16]
+    assert (fourth, fifth) == (f"{third}-2", f"{first}-2")
+    assert len({first, second, third}) == 3
+
+
+def test_repeated_question_keeps_its_id_where_an_earlier_one_does_not_fit(tiny):
+    long = Problem("1+1=", "2", "", (("user", "1" * 200), ("assistant", "2")), preamble=2)
+    short = replace(long, context=(), preamble=0)
+    prompts, ids = fitting(tiny, task_of(), [long, short], tiny.context - 20)
+    assert [one.problem for one in prompts] == [short]
+    assert ids == [f"{sha256(b'1+1=').hexdigest()[:16]}-2"]
+
+
+def test_first_conversation_is_tried_where_a_system_text_precedes_every_question(tiny):
+    plain = Problem("1+1=", "2", "", (("system", "S"),), preamble=1)
+    talk = Problem("1+1=", "2", "", (("system", "S"), ("user", "Q"), ("assistant", "A")), preamble=1)
+    check_prompt(tiny, task_of(), Rows([plain], [plain]))
+    with pytest.raises(ConfigError, match="has earlier turns"):
+        check_prompt(tiny, task_of(), Rows([plain], [plain, talk]))
+
+
+def test_check_of_an_evaluation_only_task_checks_it_as_a_benchmark(tmp_path):
+    rows = [{"problem": f"1+{number}=", "answer": str(number + 1)} for number in range(2)]
+    words = ("task=math500", "task.max_new_tokens=8", f"runs_dir={tmp_path}/runs", "task.prompt='{question}'")
+    report = str(model_check.check(composed(*words, f"task.path={lines(tmp_path / 'all.jsonl', *rows)}")))
+    assert "0 training and 2 held-out answers, 2 equal to themselves" in report
+    assert "| 1+0=\n" in report
+    with pytest.raises(ConfigError, match=f"^task.path={tmp_path}/none.jsonl: there is no such folder or file"):
+        model_check.check(composed(*words, f"task.path={tmp_path}/none.jsonl"))
+
+
+def test_check_lists_no_question_of_countdown_for_its_several_answers(tmp_path):
+    words = ("task=countdown", "task.numbers=[2,2]", "task.largest=3", "task.target=[1,9]", "task.test_rows=2")
+    config = composed(*words, "task.train_rows=60", f"runs_dir={tmp_path}/runs")
+    rows = load_task(build("task", config.task, Task))
+    answers = {(one.question, one.answer) for one in [*rows.train, *rows.test]}
+    assert len(answers) > len({question for question, _ in answers})  # such as 1+2 and 2+1
+    report = str(model_check.check(config))
+    assert "training rows repeat an earlier question" in report
+    assert "gold answers" not in report
+
+
+@dataclass(frozen=True)
+class Smaller(Multiplication):
+    """Accepts no answer above 100."""
+
+    def verdict(self, answer, problem):
+        return int(answer) <= 100
+
+
+def test_check_judges_gold_answers_by_the_check_of_the_task():
+    node = {key: value for key, value in node_of("task=multiplication").items() if key != "_target_"}
+    rows = Rows([Problem("9*9=", "81", "9*9=81"), Problem("57*4=", "228", "57*4=228")], [])
+    judged, (odd,) = model_check._gold_answers(Smaller.of("task", node), rows)
+    assert judged == "2 training and 0 held-out answers, 1 equal to themselves"
+    assert "train row 2: '228'" in odd
 
 
 def test_rows_of_the_default_task_are_those_of_earlier_versions():

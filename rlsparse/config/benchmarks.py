@@ -57,12 +57,13 @@ def _node(name: str, change: Node, folders: Sequence[str]) -> Node:
 
 
 def _merged(node: Node, change: Mapping[str, Any]) -> Node:
-    """Return a node with changes; a mapping in it is changed key by key, as on the command line."""
-    changed = {
-        key: _merged(node[key], value) if isinstance(value, dict) and isinstance(node.get(key), dict) else value
-        for key, value in change.items()
-    }
-    return {**node, **changed}
+    """Return a node with changes; a mapping in it is changed key by key, and an empty one takes its place."""
+
+    def changed(key: str, value: Any) -> Any:
+        both = isinstance(value, dict) and isinstance(node.get(key), dict)
+        return _merged(node[key], value) if both and value else value
+
+    return {**node, **{key: changed(key, value) for key, value in change.items()}}
 
 
 @lru_cache(maxsize=256)

@@ -3,14 +3,15 @@
     python -m rlsparse.check model.path=DIR task=gsm8k task.path=DIR
 
 The arguments are those of ``python -m rlsparse.run``. The model is loaded, every row becomes a prompt, and every gold
-answer is judged. The exit code is 1 where a run would be refused.
+answer is judged. A task that is for evaluation only (``task=math500``) is checked as a benchmark. The exit code is
+1 where a run would be refused.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,12 +21,13 @@ from hydra.errors import HydraException
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Problem, Prompt
+from rlsparse.components.component import ComponentError
 from rlsparse.components.reward import Verifier
 from rlsparse.components.reward.verifier import VerifierError
 from rlsparse.components.task import Rows, Task, load_task
-from rlsparse.components.task.base import WRITTEN
+from rlsparse.components.task.answers import WRITTEN
 from rlsparse.config.compose import added_config_dirs, compose
-from rlsparse.config.schema import Config
+from rlsparse.config.schema import Config, ConfigError
 from rlsparse.execution.preflight import preflight
 from rlsparse.model.endings import find_endings, token_name, unending
 from rlsparse.model.loading import UNLIMITED, load_policy
@@ -37,6 +39,7 @@ from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
 from rlsparse.storage.streams import command
+from rlsparse.training.scoring import Scorer
 
 SHOWN = 5  # rows, words or texts in a line
 OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
@@ -71,14 +74,14 @@ def check(config: Config) -> Report:
         ConfigError: a run with this config would be refused.
     """
     existed = Path(config.runs_dir).exists()
-    warnings = preflight([config]).warnings
+    warnings = _preflight(config)
     if not existed:
         with suppress(OSError):  # the preflight makes it
             Path(config.runs_dir).rmdir()
     algorithm = Algorithm.build(config)
     device = resolve_device(config.device)
     policy = load_policy(config.model, device, config.dtype)
-    source, rows = model_source(config.model), load_task(algorithm.task)
+    source, rows = model_source(config.model), load_task(algorithm.task, algorithm.task.splits)
     with cpu_threads(config.threads, policy.model.num_parameters()):
         prompts = [encode_prompt(policy, one, algorithm.task.prompt_text(one.question)) for one in _all(rows)]
         lines = [*_about_model(policy, source), *_about_tokens(policy)]
@@ -87,8 +90,33 @@ def check(config: Config) -> Report:
         lines += [("memory", _memory(policy, config, algorithm, prompts))]
     judged, unequal = _gold_answers(algorithm.task, rows)
     odd = [*warnings, *_odd_tokens(policy), *_odd_prompts(policy, algorithm.task, rows, prompts)]
-    odd += [*_odd_rows(rows), *unequal]
+    odd += [*_odd_rows(algorithm.task, rows), *unequal]
     return Report([*lines, ("gold", judged)], odd)
+
+
+def _preflight(config: Config) -> list[str]:
+    """Return the warnings of the preflight; of a task without training rows, as a benchmark of the default task.
+
+    Raises:
+        ConfigError: a run with this config, or an evaluation of this benchmark, would be refused.
+    """
+    try:
+        task = Algorithm.build(config).task
+    except ConfigError:  # the preflight reports all that is wrong
+        return preflight([config]).warnings
+    if "train" in task.splits:
+        return preflight([config]).warnings
+    name = task.label
+    evaluation = replace(
+        config.eval,
+        benchmarks=list(dict.fromkeys([*config.eval.benchmarks, name])),
+        tasks={**config.eval.tasks, name: config.task},
+    )
+    try:
+        return preflight([replace(config, task=compose().task, eval=evaluation)]).warnings
+    except ConfigError as error:
+        told = str(error).replace(f"eval.benchmarks={name}: ", "").replace(f"eval.tasks.{name}.", "task.")
+        raise ConfigError(told) from error
 
 
 def _all(rows: Rows) -> list[Problem]:
@@ -193,12 +221,12 @@ def _gold_answers(task: Task, rows: Rows) -> tuple[str, list[str]]:
     """Judge each gold answer against itself, and each solution against its answer, in the answer format of the task."""
     unequal, unsolved = [], []
     with Verifier(task.answer_format, task.verifier_time_limit) as verifier:
-        for split, found in (("train", rows.train), ("test", rows.test)):
-            for number, one in enumerate(found, start=1):
-                if not verifier.score(WRITTEN[task.answer_format].format(one.answer), one.answer).correct:
-                    unequal.append(f"{split} row {number}: {one.answer!r}")
-                elif not verifier.score(one.solution, one.answer).correct:
-                    unsolved.append(f"{split} row {number}: {one.solution[-40:]!r}")
+        score = Scorer(task, verifier)
+        for number, one in enumerate(_all(rows), start=1):
+            if not score(WRITTEN[task.answer_format].format(one.answer), one).correct:
+                unequal.append(f"{_row(number, rows)}: {one.answer!r}")
+            elif not score(one.solution, one).correct:
+                unsolved.append(f"{_row(number, rows)}: {one.solution[-40:]!r}")
     count = len(rows.train) + len(rows.test)
     judged = (
         f"{len(rows.train)} training and {len(rows.test)} held-out answers, {count - len(unequal)} equal to themselves"
@@ -275,7 +303,7 @@ def _odd_prompts(policy: Policy, task: Task, rows: Rows, prompts: Sequence[Promp
         yield f"the prompts of {len(unknown)} rows contain the unknown token {tokenizer.unk_token}: {_some(unknown)}"
 
 
-def _odd_rows(rows: Rows) -> Iterator[str]:
+def _odd_rows(task: Task, rows: Rows) -> Iterator[str]:
     asked = Counter(_key(one) for one in rows.train)
     answers: dict[str, set[str]] = {}
     for one in _all(rows):
@@ -284,12 +312,12 @@ def _odd_rows(rows: Rows) -> Iterator[str]:
     unlike = [question for question, found in answers.items() if len(found) > 1]
     if again:
         yield f"{again} of {len(rows.train)} training rows repeat an earlier question"
-    if unlike:
+    if unlike and type(task).verdict is Task.verdict:  # a task with a check of its own may accept many answers
         yield f"{len(unlike)} questions have several gold answers: {_some([repr(one[:50]) for one in unlike])}"
 
 
 def _key(problem: Problem) -> str:
-    return " ".join([*(content for _, content in problem.context), problem.question]).strip()
+    return " ".join([*(content for _, content in problem.own_context), problem.question]).strip()
 
 
 def _row(number: int, rows: Rows) -> str:
@@ -324,5 +352,5 @@ def main() -> None:
     ]
     try:
         print(check(compose(words, folders)))
-    except (HydraException, VerifierError) as error:
+    except (HydraException, VerifierError, ComponentError) as error:
         sys.exit(f"error: {error}")

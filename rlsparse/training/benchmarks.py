@@ -12,7 +12,7 @@ from rlsparse.components.reward import MathVerify, Verifier
 from rlsparse.components.task import Rows, Task, load_task
 from rlsparse.config.schema import ConfigError, EvalConfig
 from rlsparse.model.policy import Policy
-from rlsparse.training.data import TaskPrompts, check_prompt, fitting, question_ids
+from rlsparse.training.data import TaskPrompts, check_prompt, fitting
 from rlsparse.training.evaluate import HELD_OUT, EvalSet
 from rlsparse.training.scoring import Scorer
 
@@ -101,7 +101,7 @@ def judges() -> Iterator[Judges]:
 
 def held_out_set(data: TaskPrompts, scorer: Scorer, max_new_tokens: int) -> EvalSet:
     """Return the held-out rows of the task that is trained on."""
-    return EvalSet(HELD_OUT, data.test, question_ids(data.test), scorer, max_new_tokens, data.skipped_test)
+    return EvalSet(HELD_OUT, data.test, data.test_ids, scorer, max_new_tokens, data.skipped_test)
 
 
 def benchmark_set(policy: Policy, name: str, scorer: Scorer, config: EvalConfig) -> EvalSet:
@@ -113,7 +113,7 @@ def benchmark_set(policy: Policy, name: str, scorer: Scorer, config: EvalConfig)
     task = scorer.task
     key, tokens = _limit(name, task, config.max_new_tokens)
     problems = load_benchmark(name, task).test[: config.benchmark_rows]
-    prompts = fitting(policy, task, problems, tokens)
+    prompts, ids = fitting(policy, task, problems, tokens)
     if not prompts:
         raise ConfigError(
             f"{key}={tokens}: no question of the benchmark {name} leaves so much room in the context of the model, "
@@ -129,7 +129,7 @@ def benchmark_set(policy: Policy, name: str, scorer: Scorer, config: EvalConfig)
             tokens,
             policy.context,
         )
-    return EvalSet(name, prompts, question_ids(prompts), scorer, tokens, skipped)
+    return EvalSet(name, prompts, ids, scorer, tokens, skipped)
 
 
 def _limit(name: str, task: Task, longest: int | None) -> tuple[str, int]:

@@ -1,11 +1,12 @@
 """From the rows of a task to prompts that fit the model."""
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 
 from rlsparse.batch import Problem, Prompt
 from rlsparse.components.task import Rows, Task, load_task
@@ -18,10 +19,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskPrompts:
-    """A task as the model reads it; rows that do not fit its context are left out and counted."""
+    """A task as the model reads it; rows that do not fit its context are left out and counted.
+
+    Attributes:
+        test_ids: the name of each question of ``test``; see ``question_ids``.
+    """
 
     train: list[Prompt]
     test: list[Prompt]
+    test_ids: list[str]
     skipped_train: int
     skipped_test: int
 
@@ -37,37 +43,45 @@ def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int)
         log.info("the tokenizer appends %s to each text; removed from prompts", words)
     rows = load_task(task)
     held_out = rows.test[:test_rows]
-    train = fitting(policy, task, rows.train, max_new_tokens)
-    test = fitting(policy, task, held_out, max_new_tokens)
+    train, _ = fitting(policy, task, rows.train, max_new_tokens)
+    test, test_ids = fitting(policy, task, held_out, max_new_tokens)
     for split, prompts in (("train", train), ("test", test)):
         if not prompts:
             raise ConfigError(
                 f"rollout.max_new_tokens={max_new_tokens}: no {split} prompt of task={task.label} leaves so much room "
                 f"in the context of the model, {policy.context} tokens; lower it"
             )
-    return TaskPrompts(train, test, len(rows.train) - len(train), len(held_out) - len(test))
+    return TaskPrompts(train, test, test_ids, len(rows.train) - len(train), len(held_out) - len(test))
 
 
-def fitting(policy: Policy, task: Task, problems: Sequence[Problem], max_new_tokens: int) -> list[Prompt]:
-    """Return the prompts of some problems, without those that leave no room for a completion in the context.
+def fitting(
+    policy: Policy, task: Task, problems: Sequence[Problem], max_new_tokens: int
+) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts of some problems and their names, without those that leave no room for a completion.
+
+    Args:
+        problems: all rows of a split, or the first ones: the names depend on rows that are left out, too.
 
     Raises:
         ConfigError: a problem makes no prompt; see ``encode_prompt``.
     """
     prompts = [encode_prompt(policy, one, task.prompt_text(one.question)) for one in problems]
-    return [prompt for prompt in prompts if len(prompt.ids) <= policy.context - max_new_tokens]
+    names = question_ids(problems)
+    fit = [len(prompt.ids) <= policy.context - max_new_tokens for prompt in prompts]
+    return list(compress(prompts, fit)), list(compress(names, fit))
 
 
-def question_ids(prompts: Sequence[Prompt]) -> list[str]:
+def question_ids(problems: Sequence[Problem]) -> list[str]:
     """Return a name for each question: the start of a hash of its text, and a number where a question is repeated.
 
-    It depends neither on the prompt of the task nor on the rows that are left out, so that runs can be compared
-    question by question.
+    The earlier turns of a conversation count, too. What the task adds (its prompt, system text and examples) does not,
+    so that runs can be compared question by question.
     """
     found: list[str] = []
     seen: Counter[str] = Counter()
-    for prompt in prompts:
-        name = hashlib.sha256(prompt.problem.question.encode()).hexdigest()[:16]
+    for problem in problems:
+        asked = json.dumps([*problem.own_context, problem.question]) if problem.own_context else problem.question
+        name = hashlib.sha256(asked.encode()).hexdigest()[:16]
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return found
@@ -84,6 +98,6 @@ def check_prompt(policy: Policy, task: Task, rows: Rows) -> None:
     Raises:
         ConfigError: see ``encode_prompt``.
     """
-    conversations = (one for one in [*rows.train, *rows.test] if one.context)
+    conversations = (one for one in [*rows.train, *rows.test] if one.own_context)
     for problem in (rows.train[0], *islice(conversations, 1)):
         encode_prompt(policy, problem, task.prompt_text(problem.question))

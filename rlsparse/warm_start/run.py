@@ -175,7 +175,8 @@ class _Training:
             judges() as judging,
             closing(JsonLines(self.folder.metrics)) as lines,
         ):
-            few = replace(data, test=data.test[: config.eval.max_rows])
+            rows = config.eval.max_rows
+            few = replace(data, test=data.test[:rows], test_ids=data.test_ids[:rows])
             questions = held_out_set(few, judging.scorer(task), config.eval.max_new_tokens or longest)
             evaluate = partial(self._examiner(), questions)
             return self._train(

@@ -12,14 +12,12 @@ from typing import Annotated, Any, ClassVar
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import Component, Digest, OneOf, Range, one_line, origin
+from rlsparse.components.task.answers import in_format
 from rlsparse.components.task.rows import ROLES, as_text, read_text
 from rlsparse.config.schema import ConfigError
 
 SPLITS = ("train", "test")
 SHOWN = 5  # rows that a warning names
-# a completion with an answer in each format, and the sign by which a solution that has one is known
-WRITTEN = {"hash": "#### {}", "boxed": r"\boxed{{{}}}", "answer_is": "The answer is {}", "last_number": "{}"}
-SIGNS = {"hash": r"####", "boxed": r"\\boxed", "answer_is": r"(?i)answer\s+is\b"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class Task(Component, ABC):
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Return the splits that the task has; one that is for evaluation only has no ``train``."""
+        return SPLITS
 
     @abstractmethod
     def load(self) -> Rows:
@@ -137,21 +140,6 @@ def with_line_breaks(prompt: str) -> str:
     return re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], prompt)
 
 
-def in_format(solution: str, answer: str, answer_format: str) -> str:
-    """Return a solution that ends in its answer in the format of a task; the answer alone if there is no solution.
-
-    A solution that has the sign of the format stays as it is; any other gets the answer in a line of its own.
-    """
-    if answer_format in SIGNS:
-        has_answer = re.search(SIGNS[answer_format], solution) is not None
-    else:
-        has_answer = solution.rstrip(". \n").endswith(answer)
-    if has_answer:
-        return solution
-    written = WRITTEN[answer_format].format(answer)
-    return written if solution.strip() in ("", answer) else f"{solution.rstrip()}\n{written}"
-
-
 def load_task(task: Task, splits: Sequence[str] = SPLITS) -> Rows:
     """Return the rows of a task, each with the system text and the examples of the task before its question.
 
@@ -194,7 +182,7 @@ def _with_preamble(task: Task, rows: Rows) -> Rows:
                 f"task.shots={task.shots}: {place} of task={task.label} is a conversation, which takes no examples; "
                 "give task.shots=0"
             )
-        others = [turns for question, turns in examples if question != problem.question]
+        others = [turns for asked, turns in examples if asked != _asked(problem)]
         added = (*system, *(turn for turns in others[: task.shots] for turn in turns))
         return replace(problem, context=(*added, *problem.context), preamble=len(added))
 
@@ -206,20 +194,20 @@ def _with_preamble(task: Task, rows: Rows) -> Rows:
 
 
 def _examples(task: Task, train: Sequence[Problem]) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Return one worked example more than a question gets, so that none is its own: (question, turns) each.
+    """Return one worked example more than a question gets, so that none is its own: what it asks, and its turns.
 
     The order is that of a hash of the question: it depends neither on the order of the rows nor on a seed.
     """
     if not task.shots:
         return []
-    different = {one.question: one for one in reversed(train)}  # the first row of each question
+    different = {_asked(one): one for one in reversed(train)}  # the first row of each question
     if len(different) <= task.shots:
         raise ConfigError(
             f"task.shots={task.shots}: task={task.label} has {len(different)} different training questions, and none "
             f"is an example for itself; give at most {max(0, len(different) - 1)}"
         )
-    chosen = sorted(different, key=lambda text: hashlib.sha256(f"example/{text}".encode()).digest())[: task.shots + 1]
-    return [(text, _turns(task, different[text])) for text in chosen]
+    chosen = sorted(different, key=lambda asked: hashlib.sha256(f"example/{asked}".encode()).digest())
+    return [(asked, _turns(task, different[asked])) for asked in chosen[: task.shots + 1]]
 
 
 def _turns(task: Task, problem: Problem) -> tuple[tuple[str, str], ...]:
@@ -243,8 +231,7 @@ def data_warnings(task: Task, rows: Rows) -> list[str]:
 
 def _asked(problem: Problem) -> str:
     """Return what a row asks, with its earlier turns; the spaces between words do not count."""
-    own = [content for _, content in problem.context[problem.preamble :]]
-    return " ".join(" ".join([*own, problem.question]).split())
+    return " ".join(" ".join([*(content for _, content in problem.own_context), problem.question]).split())
 
 
 def text_problem(problem: Any) -> str | None:

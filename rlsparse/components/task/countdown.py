@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import OneOf, Range
-from rlsparse.components.task.base import in_format
+from rlsparse.components.task.answers import in_format
 from rlsparse.components.task.generated import PATIENCE, GeneratedTask
 from rlsparse.config.schema import ConfigError
 

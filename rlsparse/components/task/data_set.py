@@ -2,22 +2,28 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Annotated, Any, ClassVar
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import Digest, OneOf
-from rlsparse.components.task.base import in_format, with_line_breaks
-from rlsparse.components.task.rows import Missing, Row, Turns, as_text, as_turns, is_blank, lacks
+from rlsparse.components.task.answers import ANSWERS, in_format, letter_of
+from rlsparse.components.task.base import with_line_breaks
+from rlsparse.components.task.rows import (
+    Missing,
+    Row,
+    Turns,
+    as_text,
+    as_turns,
+    check_columns,
+    in_column,
+    is_blank,
+)
 from rlsparse.components.task.stored import StoredTask, unknown_keys
 from rlsparse.config.ranges import shown
 from rlsparse.config.schema import ConfigError
-
-BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace that a backslash escapes closes nothing
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class DataSet(StoredTask):
             column, or several of which the first that is not empty counts. ``solution``: a column, or None.
         rename: columns that are renamed where a row has them, old name to new one.
         join: the text between several question columns; see ``with_line_breaks``.
-        answer: how the gold answer is read from its column; a name in ``ANSWERS``.
+        answer: how the gold answer is read from its column; ``choice`` or a name in ``ANSWERS``.
         empty_answers: whether a row whose answer is null, NaN or an empty text is refused or left out.
     """
 
@@ -39,7 +45,7 @@ class DataSet(StoredTask):
     columns: dict[str, Any]
     rename: dict[str, Any]
     join: str
-    answer: Annotated[str, OneOf("as_is", "after_hash", "boxed", "before_parenthesis", "list_entry")]
+    answer: Annotated[str, OneOf("as_is", "after_hash", "boxed", "before_parenthesis", "list_entry", "choice")]
     empty_answers: Annotated[str, OneOf("refuse", "leave_out")]
 
     @property
@@ -82,16 +88,31 @@ class DataSet(StoredTask):
         """Return the gold answer of a row."""
         there = [name for name in self._answers if name in row]
         column = next((name for name in there if not is_empty(row[name])), there[0])
-        with _column(column):
+        with in_column(column):
             value = _only_entry(row[column]) if self.answer == "list_entry" else row[column]
+            choices = self._choices_of(row)
+            if self.answer == "choice":
+                if not choices:
+                    raise ConfigError("is a choice, and the row has none; name the column with the list of choices")
+                return letter_of(as_text(value), len(choices))
+            if self.answer == "as_is" and choices and isinstance(value, int) and 0 <= value < len(choices):
+                raise ConfigError(
+                    f"is {as_text(value)}, and the choices have letters; give task.answer=choice if this number counts "
+                    "them from 0, or store it as text"
+                )
             return ANSWERS[self.answer](as_text(value))
+
+    def _choices_of(self, row: Row) -> list[Any]:
+        """Return the choices of a row; none where no column behind that of the question has a list."""
+        lists = [row[name] for name in self._questions[1:] if isinstance(row[name], list)]
+        return lists[0] if lists else []
 
     def solution(self, row: Row, answer: str) -> str:
         """Return the solution of a row as it stands in its column; empty if there is none."""
         column = self.columns.get("solution")
         if column is None or is_empty(row[column]):
             return ""
-        with _column(column):
+        with in_column(column):
             return as_text(row[column])
 
     @property
@@ -104,8 +125,12 @@ class DataSet(StoredTask):
 
     @property
     def _needed(self) -> list[str]:
+        return self._columns_with(self._answers)
+
+    def _columns_with(self, answers: list[str]) -> list[str]:
+        """Return the columns that a row needs which has these ones for its answer."""
         solution = self.columns.get("solution")
-        return list(dict.fromkeys([*self._questions, *self._answers, *([] if solution is None else [solution])]))
+        return list(dict.fromkeys([*self._questions, *answers, *([] if solution is None else [solution])]))
 
     def _joined(self) -> dict[str, str]:
         return {} if self.join == self.neutral["join"] else {"join": with_line_breaks(self.join)}
@@ -118,14 +143,9 @@ class DataSet(StoredTask):
         """
         names = {old: new for old, new in self.rename.items() if new not in row}
         named = {names.get(name, name): value for name, value in row.items()}
-        missing = [name for name in self._needed if name not in named]
-        if any(name in named for name in self._answers):
-            missing = [name for name in missing if name not in self._answers]
-        if missing:
-            raise ConfigError(lacks(missing, self._needed, row))
-        twice = {names.get(name, name) for name in getattr(row, "twice", ())}
-        if found := [name for name in self._needed if name in twice]:
-            raise ConfigError(f"has the column {found[0]} twice; keep one")
+        check_columns(
+            row, self._columns_with([name for name in self._answers if name in named] or self._answers), names
+        )
         return named
 
     def _question(self, row: Row) -> tuple[str, Turns]:
@@ -135,7 +155,7 @@ class DataSet(StoredTask):
             value = row[name]
             if len(self._questions) > 1 and is_empty(value):
                 continue
-            with _column(name):
+            with in_column(name):
                 if isinstance(value, list) and number == 0:
                     turns = as_turns(value)
                     context, value = turns[:-1], turns[-1][1]
@@ -169,67 +189,12 @@ class Svamp(DataSet):
         "answer": "as_is",
     }
 
-    def is_used(self, row: Row) -> bool:
-        if self.empty_answers == "refuse":
-            return True
-        named = self._renamed(row)
-        return any(not is_empty(named.get(name)) for name in self._answers)
-
     def gold(self, row: Row) -> str:
         return super().gold(row).removesuffix(".0")
 
     def solution(self, row: Row, answer: str) -> str:
         equation = re.sub(r"\.0\b", "", super().solution(row, answer))
         return f"{equation} = {answer}" if equation else ""
-
-
-def after_hash(text: str) -> str:
-    """Return what stands after the last ``####`` on its line; the whole text if there is none."""
-    answer = text.rpartition("####")[2].strip()
-    if "####" in text:  # a verifier reads that line alone
-        answer = answer.partition("\n")[0].strip()
-    if is_blank(answer):
-        raise ConfigError("has nothing after its last ####; write the final answer there")
-    return answer
-
-
-def boxed(text: str) -> str:
-    r"""Return the content of the last ``\boxed{}``, which may also be written as ``\fbox{}`` or ``\boxed 5``."""
-    boxes = list(BOX.finditer(text))
-    if not boxes:
-        raise ConfigError(r"has no \boxed{}; write the final answer into one, or choose another task.answer")
-    rest = text[boxes[-1].end() :]
-    answer = _in_braces(rest) if rest.startswith("{") else rest.partition("$")[0].partition("\n")[0]
-    if answer is None or is_blank(answer):
-        raise ConfigError(r"has a last \boxed{} that is empty or not closed; write the final answer into it")
-    return answer.strip()
-
-
-def before_parenthesis(text: str) -> str:
-    """Return what stands before a unit in parentheses: 21 of ``21 (shirts)``."""
-    answer = text.partition(" (")[0].strip()
-    if is_blank(answer):
-        raise ConfigError("has nothing before its parenthesis; write the final answer there")
-    return answer
-
-
-ANSWERS: dict[str, Callable[[str], str]] = {
-    "as_is": lambda text: text,
-    "after_hash": after_hash,
-    "boxed": boxed,
-    "before_parenthesis": before_parenthesis,
-    "list_entry": lambda text: text,
-}
-
-
-def _in_braces(text: str) -> str | None:
-    """Return the text between the brace that a text begins with and the one that closes it; None if none does."""
-    depth = 0
-    for found in BRACE.finditer(text):
-        depth += {"{": 1, "}": -1}.get(found[0], 0)
-        if depth == 0:
-            return text[1 : found.start()]
-    return None
 
 
 def _only_entry(value: Any) -> Any:
@@ -251,15 +216,6 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, str):
         return is_blank(value) or isinstance(value, Missing)
     return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
-
-
-@contextmanager
-def _column(name: str) -> Iterator[None]:
-    """Put the name of a column before a message."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"column {name} {error}") from error
 
 
 def _is_name(value: Any) -> bool:

@@ -38,15 +38,20 @@ class GeneratedTask(Task):
     def of(cls, where: str, values: Mapping[str, Any]) -> Self:
         """Return the task with these values; see ``Component.of``.
 
-        The key ``digits`` is left out where the class does not have it, so that the yaml file of a user's own task may
-        begin with that of multiplication (``defaults: [multiplication, _self_]``).
+        The key ``digits`` is left out where the class does not have it and its value is that of the option
+        multiplication, so that the yaml file of a user's own task may begin with that option (``defaults:
+        [multiplication, _self_]``).
         """
-        own = keys_of(cls)
-        return super().of(where, {key: one for key, one in values.items() if key in own or key != "digits"})
+        unread = "digits" not in keys_of(cls) and values.get("digits") == Multiplication.neutral["digits"]
+        return super().of(where, {key: one for key, one in values.items() if key != "digits" or not unread})
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Problem:
         """Return a problem, drawn with the given generator."""
+
+    def held_out_by(self, problem: Problem) -> str:
+        """Return the text whose numbers decide whether a problem is held out. Problems with the same are together."""
+        return problem.question
 
     def load(self) -> Rows:
         train = list(islice(self._draws(self.seed, "train"), self.train_rows))
@@ -70,7 +75,7 @@ class GeneratedTask(Task):
         while misses < PATIENCE:
             problem = self.draw(rng)
             misses += 1
-            if _held_out(problem.question) == (split == "test"):
+            if _held_out(self.held_out_by(problem)) == (split == "test"):
                 misses = 0
                 yield problem
         if split == "train":
@@ -97,6 +102,11 @@ class Multiplication(GeneratedTask):
     def draw(self, rng: random.Random) -> Problem:
         a, b = (_number(digits, rng) for digits in self.digits)
         return Problem(question=f"{a}*{b}=", answer=str(a * b), solution=times(a, b), columns={"a": a, "b": b})
+
+    def held_out_by(self, problem: Problem) -> str:
+        a, b = problem.columns["a"], problem.columns["b"]
+        # 57*43 and 43*57 are one problem; factors of different lengths have one order only
+        return f"{min(a, b)}*{max(a, b)}" if self.digits[0] == self.digits[1] else problem.question
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,20 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from omegaconf import OmegaConf
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import one_line
 from rlsparse.components.task.rows import Row, with_text
 from rlsparse.components.task.stored import StoredTask
+from rlsparse.config.compose import config_dir
 from rlsparse.config.ranges import keys_of
 
-OF_DATA_SET = (
-    "columns",
-    "rename",
-    "join",
-    "answer",
-    "empty_answers",
-)  # keys of DataSet, whose columns are chosen in yaml
+OF_DATA_SET = ("columns", "rename", "join", "answer", "empty_answers")  # keys that DataSet has and StoredTask has not
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,16 @@ class HubTask(StoredTask):
     def of(cls, where: str, values: Mapping[str, Any]) -> Self:
         """Return the task with these values; see ``Component.of``.
 
-        The keys of ``DataSet`` are left out where the class does not have them, so that the yaml file may begin with
-        that of a data set (``defaults: [gsm8k, _self_]``).
+        The yaml file may begin with that of a data set of the package (``defaults: [gsm8k, _self_]``). The keys of
+        ``DataSet`` that come from there are left out where the class does not have them. One with another value was
+        given by the user, and would have no effect: it is an unknown key.
         """
         own = keys_of(cls)
-        return super().of(where, {key: one for key, one in values.items() if key in own or key not in OF_DATA_SET})
+        inherited = max(_package_options(), key=lambda node: sum(values.get(key) == one for key, one in node.items()))
+        return super().of(
+            where,
+            {key: one for key, one in values.items() if key in own or key not in OF_DATA_SET or one != inherited[key]},
+        )
 
     @abstractmethod
     def problem(self, row: Row) -> Problem:
@@ -63,3 +67,13 @@ class HubTask(StoredTask):
         if not isinstance(problem, Problem):
             return problem
         return replace(problem, context=context or problem.context, columns=problem.columns or row)
+
+
+@cache
+def _package_options() -> list[Mapping[str, Any]]:
+    """Return the nodes of the data sets in the package: each is ``data_set`` with the changes of its file."""
+    files = {file.stem: OmegaConf.load(file) for file in sorted(Path(config_dir(), "task").glob("*.yaml"))}
+    base = files.pop("data_set")
+    changes = [node for node in files.values() if "data_set" in (OmegaConf.select(node, "defaults") or [])]
+    nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(base, node)) for node in (OmegaConf.create(), *changes)]
+    return nodes

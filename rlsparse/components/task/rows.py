@@ -217,33 +217,50 @@ def with_text(row: Row, columns: Sequence[str]) -> tuple[Row, Turns]:
         columns: that the row must have; the first one has the question.
 
     Raises:
-        ConfigError: a column is missing or has another value.
+        ConfigError: a column is missing, stands twice or has another value.
     """
-    if missing := [column for column in columns if column not in row]:
-        raise ConfigError(lacks(missing, columns, row))
+    check_columns(row, columns)
     texts: dict[str, str] = {}
     context: Turns = ()
     for column in columns:
         value = row[column]
-        try:
+        with in_column(column):
             if isinstance(value, list) and column == columns[0]:
                 turns = as_turns(value)
-                context, (_, texts[column]) = turns[:-1], turns[-1]
-            else:
-                texts[column] = as_text(value)
-        except ConfigError as error:
-            raise ConfigError(f"column {column} {error}") from error
-        if column in getattr(row, "twice", ()):
-            raise ConfigError(f"has the column {column} twice; keep one")
+                context, value = turns[:-1], turns[-1][1]
+            texts[column] = as_text(value)
     return {**row, **texts}, context
 
 
-def lacks(missing: Sequence[str], columns: Sequence[str], row: Row) -> str:
-    """Return the message about columns that a row does not have."""
-    return (
-        f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
-        f"{', '.join(map(str, row)) or 'none'}"
-    )
+def check_columns(row: Row, columns: Sequence[str], names: Mapping[str, str] | None = None) -> None:
+    """Refuse a row that lacks a column or has one twice.
+
+    Args:
+        columns: that the row must have.
+        names: of columns that are renamed, old name to new one.
+
+    Raises:
+        ConfigError: the columns that are missing, or the one that stands twice.
+    """
+    new = names or {}
+    found = Counter(new.get(name, name) for name in row)
+    found.update(new.get(name, name) for name in getattr(row, "twice", ()))
+    if missing := [column for column in columns if column not in found]:
+        raise ConfigError(
+            f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
+            f"{', '.join(map(str, row)) or 'none'}"
+        )
+    if repeated := [column for column in columns if found[column] > 1]:
+        raise ConfigError(f"has the column {repeated[0]} twice; keep one")
+
+
+@contextmanager
+def in_column(name: str) -> Iterator[None]:
+    """Put the name of a column before a message."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"column {name} {error}") from error
 
 
 def as_text(value: Any) -> str:

@@ -79,6 +79,10 @@ class StoredTask(Task):
     def read_columns(self) -> tuple[str, ...]:
         """Return the columns that ``problem_of`` reads."""
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.test_share is not None else tuple(one for one in SPLITS if self._names[one] is not None)
+
     def load(self) -> Rows:
         return self.load_splits(SPLITS)
 
