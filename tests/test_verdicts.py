@@ -2,11 +2,13 @@
 
 import json
 import re
+from itertools import combinations, pairwise, permutations
 
 import pytest
 
 from rlsparse.components.reward import MathVerify, Verifier
 from rlsparse.components.reward.answer import ANSWER_FORMATS
+from rlsparse.components.reward.values.vocabulary import ONES, TENS, UNCLEAR_UNITS, UNITS
 from tests.verdict_rows import LAST_NUMBER_RIGHT, LAST_NUMBER_WRONG, RIGHT, WRONG
 
 GOLD_COLUMNS = {
@@ -65,6 +67,142 @@ def test_judged_rows_have_no_wrong_answer_called_right_and_few_right_ones_refuse
     assert right >= 40
     assert accepted == 0
     assert refused <= MOST_REFUSED * right
+
+
+# The tests of contrasts judge pairs of answers that differ in one thing; "boxed" only names a format.
+
+
+def accepted(pairs):
+    """Return the pairs of answers that are called equal, in either order."""
+    verifier = Verifier("boxed", 20)
+    both = [pair for one, other in pairs for pair in ((one, other), (other, one))]
+    return [pair for pair in both if verifier.judge(*pair).correct]
+
+
+def may_be_the_same(one, other):
+    return other in UNCLEAR_UNITS.get(one, ()) or one in UNCLEAR_UNITS.get(other, ())
+
+
+def test_unit_differs_from_every_other_unit():
+    names = [name for name in sorted(set(UNITS.values())) if name not in ("am", "pm", "%")]
+    pairs = [pair for pair in combinations(names, 2) if not may_be_the_same(*pair)]
+    assert len(pairs) > 3000
+    assert accepted((f"5 {one}", f"5 {other}") for one, other in pairs) == []
+
+
+def test_unit_is_the_same_under_each_of_its_names():
+    names = [name for name in UNITS if len(name) > 1 and name != "centigrade"]
+    pairs = [(f"5 {one}", f"5 {other}") for one, other in pairwise(names) if UNITS[one] == UNITS[other]]
+    assert len(pairs) > 40
+    assert len(accepted(pairs)) == 2 * len(pairs)
+
+
+def test_unit_differs_from_its_powers_and_from_rates():
+    units = ("cm", "km", "inches", "feet", "miles", "seconds", "dollars", "apples")
+    for unit in units:
+        forms = [unit, *(f"{unit}^{n}" for n in (2, 3))] if unit != "apples" else [unit]
+        forms += [f"{unit} per {below}" for below in ("hour", "day", "box", "kg") if below != unit]
+        forms += [f"{unit}/min", f"kg/{unit}", f"per {unit}"]
+        assert accepted((f"5 {one}", f"5 {other}") for one, other in combinations(forms, 2)) == []
+
+
+def test_currency_differs_from_every_other_currency():
+    currencies = [
+        *(r"\$5", "€5", "£5", "₹5", "₽5", "₩5", "₪5", "5¢", "5 yuan", "5 yen", "5 pesos", "5 francs", "5%", "5 apples"),
+        *("5 pence", "5 km"),
+    ]
+    assert accepted(combinations(currencies, 2)) == []
+    assert accepted(permutations(("5 USD", "5 CAD", "5 AUD", "5 EUR", "5 GBP", "5 INR", "5 CNY", "5 JPY"), 2)) == []
+
+
+def test_word_of_direction_differs_from_its_opposite():
+    opposites = (
+        *("north south", "east west", "left right", "up down", "forward backward", "clockwise counterclockwise"),
+        *("increase decrease", "gain loss", "profit loss", "earlier later", "ago later", "early late", "above below"),
+        *(
+            "older younger",
+            "taller shorter",
+            "more fewer",
+            "more less",
+            "ahead behind",
+            "won lost",
+            "deposit withdrawal",
+        ),
+        *("boys girls", "red green", "cats dogs", "before after", "forwards backwards", "surplus deficit", "BC AD"),
+    )
+    numbers = ("10", "10 steps", "10%", "10 degrees", "$10", "10 years")
+    pairs = [[f"{number} {word}" for word in words.split()] for words in opposites for number in numbers]
+    assert accepted(pairs) == []
+
+
+def test_number_in_words_differs_from_its_neighbours():
+    words = [*ONES, *(f"{ten}{one}" for ten in TENS for one in ("", *(f"-{digit}" for digit in ONES[1:10])))]
+    assert len(words) == 100
+    words += ["one hundred", *(f"one hundred and {word}" for word in words[1:])]
+    verifier = Verifier("boxed", 20)
+    assert [word for n, word in enumerate(words) if not verifier.judge(word, str(n)).correct] == []
+    assert accepted((word, str(n + step)) for n, word in enumerate(words) for step in (-10, -1, 1, 10)) == []
+
+
+def test_expression_differs_from_its_negative_and_its_neighbours():
+    expressions = (
+        *(
+            "x",
+            "x^2",
+            "|x|",
+            r"\sqrt{x}",
+            r"\sin x",
+            r"\ln x",
+            "e^x",
+            r"\frac{1}{d}",
+            "n!",
+            "x y",
+            "h^3",
+            "2^x",
+        ),
+        *(r"\sqrt{2}", r"\pi", "e", "i", r"\frac{3}{4}", "7", "0.5", r"\log_2 5", r"\sqrt[3]{5}", "10^{30}", "e^{25}"),
+    )
+    for one in expressions:
+        others = [
+            f"-{one}",
+            f"{one}+1",
+            f"{one}-10^{{-30}}",
+            f"2({one})",
+            f"({one})^3",
+            f"\\frac{{1}}{{{one}}}",
+            f"{one}+i",
+        ]
+        assert accepted((one, other) for other in others) == []
+
+
+def test_sign_of_every_variable_counts():
+    letters = "abcdfghjkmnpqrstuvwxyz"
+    assert accepted((f"|{one}|", one) for one in letters) == []
+    assert accepted((f"\\frac{{|{one}|}}{{{one}}}", sign) for one in letters for sign in ("1", "-1")) == []
+    assert accepted((f"\\sqrt{{{one}^2}}", sign + one) for one in letters for sign in ("", "-")) == []
+    assert accepted((f"|{one}-{n}|", f"{n}-{one}") for one in letters for n in (1, 5, 100)) == []
+    assert accepted((f"|{one}+{n}|", f"{n}+{one}") for one in letters for n in (1, 5, 100)) == []
+    assert accepted((f"|{one}{two}|", one + two) for one, two in combinations(letters, 2)) == []
+
+
+def test_irrational_number_differs_from_one_that_is_hardly_larger():
+    numbers = (r"\pi", r"\sqrt{2}", "e^{25}", r"10^{300}\pi", r"\ln 2", r"\sqrt[3]{5}", r"e^{-9}")
+    assert accepted((f"{one}+10^{{-{n}}}", one) for one in numbers for n in (5, 12, 50, 200, 400)) == []
+
+
+def test_decimal_is_compared_with_another_decimal_in_its_last_digit():
+    texts = ["0.1234567891", "3.14159265358979", "12345678901234567890.5", "1.000000000001", "0.3333333333333"]
+    changed = [text[:-1] + str((int(text[-1]) + step) % 10) for text in texts for step in (1, 9)]
+    assert accepted(zip([text for text in texts for _ in range(2)], changed, strict=True)) == []
+    rounded = [("0.3333333333", "1/3"), ("0.6666666667", "2/3"), ("0.6666666666", "2/3"), ("1.414213562", r"\sqrt{2}")]
+    assert len(accepted(rounded)) == 8
+    assert accepted([("0.3333333334", "1/3"), ("0.6666666668", "2/3"), ("1.414213564", r"\sqrt{2}")]) == []
+
+
+def test_condition_with_and_differs_from_the_one_with_or():
+    for left in ("x > 1", "x < -2", "x = 1", "y > 1", "x^2 > y", r"x \geq 1"):
+        for right in ("x < 5", "y = 3", "y < x", r"z \neq 0"):
+            assert accepted([(f"{left} and {right}", f"{left} or {right}")]) == []
 
 
 def last_box(solution):

@@ -21,7 +21,7 @@ from rlsparse.components.reward.answer import (
     last_number,
 )
 from rlsparse.components.reward.correctness import Correctness
-from rlsparse.components.reward.values.kinds import canonical
+from rlsparse.components.reward.values.comparison import canonical
 from rlsparse.components.reward.values.number import plain_number
 from tests.conftest import built
 

@@ -13,9 +13,10 @@ import pytest
 
 from rlsparse.components.reward.answer import ANSWER_FORMATS, LONGEST_CANDIDATE
 from rlsparse.components.reward.math_worker import MEMORY_LIMIT
+from rlsparse.components.reward.values.comparison import canonical
 from rlsparse.components.reward.verifier import Score, Verifier
 from rlsparse.storage.jsonl import JsonLines
-from tests.faults.nasty import PIECES, nasty, slow
+from tests.faults.nasty import HUGE, KINDS, PIECES, nasty, slow
 
 LIMIT = 1.0
 ALLOWANCE = 30.0  # seconds for a fresh worker on a busy machine
@@ -129,6 +130,50 @@ def test_answer_of_repeated_or_mixed_pieces_is_wrong_in_bounded_time(full):
                 late.append(text)
     assert wrong == []
     assert late == []
+
+
+GOLDS_OF_KINDS = (
+    *(
+        "5",
+        "5 cm",
+        "5%",
+        "$5",
+        "x=5",
+        "y = 2x",
+        "2x+y=3",
+        "(0,5)",
+        "(0,5]",
+        "x<5",
+        "1,2",
+        r"\frac{3}{4}",
+        "3:4",
+        "May 5",
+    ),
+    *("3:30", "1010_2", "a<5<b", "5°C", r"\pm 5", "x^5", r"\sqrt{3}", r"\pi", "yes", "B", r"\sin x", "5/6/2024", "5万"),
+    r"\begin{pmatrix}1\\2\end{pmatrix}",
+)
+
+
+def test_number_beyond_floating_point_is_wrong_in_an_answer_of_any_kind():
+    verifier = verifier_of("hash")
+    rows = [(kind.format(number), gold) for kind in KINDS for number in HUGE for gold in GOLDS_OF_KINDS]
+    assert [row for row in rows if verifier.judge(*row).correct] == []
+
+
+def test_number_beyond_floating_point_is_allowed_in_a_gold_answer_of_any_kind():
+    verifier = verifier_of("hash")
+    golds = [kind.format(number) for kind in KINDS for number in HUGE]
+    assert [gold for gold in golds if verifier.judge("5", gold).correct] == []
+    assert [gold for gold in golds if not verifier.judge(f" {gold} ", gold).correct] == []
+
+
+def test_canonical_text_of_any_text_is_returned():
+    draw = random.Random(0)
+    texts = [kind.format(number) for kind in KINDS for number in HUGE]
+    texts += ["一万" * 8000, "9" * 10_000, *(piece * (20_000 // len(piece)) for piece in PIECES)]
+    texts += [nasty(draw)[0] for _ in range(100)]
+    assert all(isinstance(canonical(text), str) for text in texts)
+    assert canonical("99999999999^400") == canonical("(99999999999^400)") != canonical("99999999998^400")
 
 
 @pytest.mark.parametrize(

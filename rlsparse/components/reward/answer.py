@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable
 
 from rlsparse.components.reward.values.notation import one_notation
-from rlsparse.components.reward.values.number import CURRENCY, LATEX, NUMBER, plain_number
+from rlsparse.components.reward.values.number import CURRENCY, LATEX, LONGEST_CANDIDATE, NUMBER, plain_number
 
 __all__ = ["ANSWER_FORMATS", "LONGEST_CANDIDATE", "after_hash", "answer_is", "boxed", "last_number", "plain_number"]
 
-LONGEST_CANDIDATE = 1000  # characters; the rules for values are made for short texts, and no longer answer is real
 HASHES = re.compile("#{4,}")
 BOX = re.compile(
     r"\\{1,2}(?:boxed|fbox)\s?(?:\{|(?P<bare>\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))(?=\W|$))|\\.|[{}]", re.DOTALL

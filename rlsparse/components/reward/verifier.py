@@ -6,7 +6,7 @@ from types import TracebackType
 
 from rlsparse.components.reward.answer import ANSWER_FORMATS, LONGEST_CANDIDATE
 from rlsparse.components.reward.math_process import MathVerify, VerifierError
-from rlsparse.components.reward.values.kinds import equal
+from rlsparse.components.reward.values.comparison import equal
 from rlsparse.components.reward.values.notation import one_notation
 from rlsparse.components.reward.values.number import plain_number, same_size
 

@@ -29,10 +29,14 @@ class Node:
     name: str = ""
 
 
-FUNCTIONS = frozenset(
-    ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "exp")
-)
-LOGARITHMS = frozenset(("ln", "log", "lg"))
+# each function with its name in mpmath
+FUNCTIONS = {
+    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp")},
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+}
+LOGARITHMS = {"ln": None, "log": 10, "lg": 10}  # the base, None for e; of "log" always ten, whichever is meant
 ACCENTS = frozenset(
     ("vec", "overrightarrow", "overline", "bar", "hat", "tilde", "dot", "ddot", "widehat", "widetilde", "boldsymbol")
 )

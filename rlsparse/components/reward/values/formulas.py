@@ -2,23 +2,25 @@
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
-from rlsparse.components.reward.values import evaluation
-from rlsparse.components.reward.values.evaluation import close, constant, proportional
+from rlsparse.components.reward.values import expression_values
 from rlsparse.components.reward.values.expression import Node, parse
-from rlsparse.components.reward.values.kind import Same
-from rlsparse.components.reward.values.quantity import close_enough, is_name, read_quantity
-from rlsparse.components.reward.values.wording import same_unit, unit_of
+from rlsparse.components.reward.values.expression_values import as_fraction, constant, proportional
+from rlsparse.components.reward.values.interface import Same
+from rlsparse.components.reward.values.quantity import is_name, is_rounding, read_quantity, states
+from rlsparse.components.reward.values.units import NO_UNIT, Unit, unit_of, with_raised_exponents
+from rlsparse.components.reward.values.vocabulary import UNITS
 
 BASES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 BASE = re.compile(
     rf"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*(?:_\s*\{{?\s*|\(?\s*(?:in\s+)?base[\s-]*)(\d{{1,2}}|{'|'.join(BASES[2:])})\s*[)}}]?",
     re.IGNORECASE,
 )
+LONG_UNITS = "|".join(sorted((re.escape(one) for one in UNITS if len(one) > 1), key=len, reverse=True))
+NAMED_UNIT = rf"(?:{LONG_UNITS})(?:e?s)?(?![A-Za-z])[⁻¹²³⁴]*"
 UNIT_BEHIND = re.compile(
-    r"(?<=[\s})\d])(?:square |cubic |sq\.? |cu\.? )?(?:cm|mm|dm|km|kg|mg|inch(?:es)?|feet|meters?|metres?|centimeters?"
-    r"|units?|degrees|radians|rad|miles|hours|minutes|seconds|dollars|cents|square|cubic)(?:\s*\^\s*\{?[23]\}?)?$"
+    rf"(?<=[\s}})\d])(?:(?:square|cubic|sq|cu)(?![A-Za-z])\.?\s*)?{NAMED_UNIT}"
+    rf"(?:\s*(?:/|·|\bper\b)\s*(?:(?:square|cubic)\s+)?(?:{NAMED_UNIT}|[msghL](?![A-Za-z])[⁻¹²³⁴]*))*$"
 )
 NAMED = re.compile(
     r"(?P<name>[A-Za-zΑ-ω](?:_(?:\{[^{}]*\}|\w))?'?(?:\s*\([^()=]{1,20}\))?|[A-Z]{2,4}|[∠△][^=<>]{1,20})\s*=\s*(?P<rest>[^=]+)",
@@ -70,7 +72,12 @@ class Named:
         if other is not None and other.name == self.name and same(other.rest, self.rest):
             return True
         equation, own = read_equation(answer), read_equation(f"{self.name} = {self.rest}")
-        return equation is not None and own is not None and bool(evaluation.symbols(own.zero)) and own.equals(equation)
+        return (
+            equation is not None
+            and own is not None
+            and bool(expression_values.symbols(own.zero))
+            and own.equals(equation)
+        )
 
 
 def read_named(text: str) -> Named | None:
@@ -112,11 +119,11 @@ class Expression:
     """An expression with the same value, whatever its form.
 
     Attributes:
-        unit: of several letters, "" if none is stated.
+        unit: of several letters; ``NO_UNIT`` if none is stated.
     """
 
     node: Node
-    unit: str = ""
+    unit: Unit = NO_UNIT
 
     def accepts(self, answer: str, same: Same) -> bool:
         if "≈" in answer:
@@ -127,10 +134,16 @@ class Expression:
         if other is not None:
             return self.equals(other)
         own, found = constant(self.node), read_quantity(answer)
-        return own is not None and found is not None and close(own, found.size) and same_unit(self.unit, found.unit)
+        return own is not None and found is not None and states(found.size, own) and found.unit.agrees(self.unit)
 
     def equals(self, other: "Expression") -> bool:
-        return same_unit(self.unit, other.unit) and evaluation.equal(other.node, self.node)
+        """Return whether an answer is equal to this gold answer."""
+        if not other.unit.agrees(self.unit):
+            return False
+        if other.node.kind == "number" and other.node.value is not None:
+            own = constant(self.node)
+            return own is not None and states(other.node.value, own)
+        return expression_values.equal(other.node, self.node)
 
     def _accepts_equation(self, answer: str) -> bool:
         *sides, last = (side.strip() for side in answer.split("="))
@@ -139,29 +152,29 @@ class Expression:
             return False
         for side in sides:
             other = read_with_unit(side)
-            if not is_name(side) and (other is None or not evaluation.equal(other.node, result.node)):
+            if not is_name(side) and (other is None or not expression_values.equal(other.node, result.node)):
                 return False
         return True
 
     def _accepts_rounding(self, answer: str) -> bool:
         exact, _, rounded = answer.partition("≈")
-        left, number = read_with_unit(exact), read_quantity(rounded)
-        if left is None or number is None or not self.equals(left):
+        left = read_with_unit(exact)
+        if left is None or not self.equals(left):
             return False
         own = constant(left.node)
-        if own is None or (isinstance(own, complex) and own.imag != 0):
-            return False
-        return close_enough(Fraction(own.real if isinstance(own, complex) else own), number.size)
+        size = None if own is None else as_fraction(own)
+        return size is not None and is_rounding(rounded, size)
 
 
 def read_with_unit(text: str) -> Expression | None:
     """Return an expression, with a unit of several letters behind it if there is one; None for any other text."""
     text = text.strip().strip("$¤ \t")
-    unit = UNIT_BEHIND.search(text)
-    if unit is not None:
-        node = parse(text[: unit.start()].strip())
-        if node is not None:
-            return Expression(node, unit_of(" " + unit[0]) or "")
+    raised = with_raised_exponents(text)
+    found = UNIT_BEHIND.search(raised)
+    if found is not None:
+        node, unit = parse(raised[: found.start()].strip()), unit_of(" " + found[0])
+        if node is not None and unit is not None:
+            return Expression(node, unit)
     node = parse(text)
     return None if node is None else Expression(node)
 

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from rlsparse.components.reward.values.kind import Same
+from rlsparse.components.reward.values.interface import Same
+from rlsparse.components.reward.values.plain_words import PROSE
 from rlsparse.components.reward.values.regions import read_region
-from rlsparse.components.reward.values.words import PROSE
 
 MOST_ITEMS = 60
 SEPARATOR = re.compile(r"\s*[,;]\s*(?:(?:and|or)\b)?\s*|\s*\b(?:and|or)\b\s*|\s*[和或]\s*")
@@ -58,12 +58,20 @@ def items_of(text: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Listing:
-    """Several answers, in any order. Plain words, and values for named unknowns without the names, keep their order."""
+    """Several answers, in any order. Plain words, and values for named unknowns without the names, keep their order.
+
+    Attributes:
+        alternatives: the items are separated by "or". For numbers, "1 and 2" and "1 or 2" are the same solutions; for
+            conditions and words they differ.
+    """
 
     items: tuple[str, ...]
+    alternatives: bool = False
 
     def accepts(self, answer: str, same: Same) -> bool:
         found = items_of(answer)
+        if found is not None and self._has_connective() and self.alternatives != has_alternatives(answer):
+            return False
         if found is None:
             found = [answer]
         if len(found) != len(self.items):
@@ -78,6 +86,12 @@ class Listing:
             rest.remove(match)
         return True
 
+    def _has_connective(self) -> bool:
+        """Return whether "and" and "or" make a difference: for conditions, values of several unknowns, and words."""
+        names = {re.split(r"\s*=", item)[0] for item in self.items if NAMED_ITEM.fullmatch(item)}
+        words = all(PROSE.fullmatch(item) and re.search(r"[^\W\d_]{2}", item) for item in self.items)
+        return len(names) > 1 or words or any(re.search("[<>≤≥≠∈]", item) for item in self.items)
+
     def _has_order(self, answers: list[str]) -> bool:
         named = all(NAMED_ITEM.fullmatch(item) for item in self.items)
         if named and not all(NAMED_ITEM.fullmatch(one) for one in answers):
@@ -88,7 +102,12 @@ class Listing:
 def read_listing(gold: str) -> Listing | None:
     """Return the items of a gold answer that is a list or a set, or has ±; None for one answer."""
     found = items_of(gold)
-    return None if found is None else Listing(tuple(found))
+    return None if found is None else Listing(tuple(found), has_alternatives(gold))
+
+
+def has_alternatives(text: str) -> bool:
+    """Return whether the items of a list are separated by "or"."""
+    return re.search(r"\bor\b|[或∨]", text) is not None
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,7 @@ class Tuple:
     def accepts(self, answer: str, same: Same) -> bool:
         other = read_tuple(re.sub(r"^[A-Za-z]\s*=\s*|^[A-Z](?=\()", "", answer))
         if other is None:
-            one, two = read_region(self.text), read_region(answer) if re.search("[<>≤≥∈]", answer) else None
+            one, two = read_region(self.text), read_region(answer) if re.search("[<>≤≥∈∪]", answer) else None
             return one is not None and two is not None and one.equals(two)
         if other.brackets != self.brackets or len(other.items) != len(self.items):
             return False

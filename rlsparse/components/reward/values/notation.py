@@ -7,7 +7,7 @@ import html
 import re
 import unicodedata
 
-from rlsparse.components.reward.values.word_lists import GREEK, LATEX_LAYOUT
+from rlsparse.components.reward.values.vocabulary import GREEK, LATEX_LAYOUT
 
 SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 BREAKS = "\n\r\v\f\t\x1c\x1d\x1e\x85\u2028\u2029"  # unlike a space, none of them groups the digits of a number
@@ -166,6 +166,7 @@ TAG = re.compile(
 RAISED_TAG = re.compile(r"<(su[pb])>([^<>]{0,100})</su[pb]>", re.IGNORECASE)
 END_TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>|</s>\s*$|<eos>|<end_of_turn>")
 ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,8}\d{0,2});")
+AMOUNT = re.compile(r"\$(?=\s?-?\s?\.?\d)")
 NO_SIGN = "❌✗✘🚫👎⛔"  # signs that an answer is wrong; other pictures mean nothing
 
 
@@ -179,7 +180,7 @@ def one_notation(text: str) -> str:
     if "\\" in text:
         text = _without_latex(text)
     elif "$" in text:
-        text = text.replace("$", "\t")
+        text = _without_dollars(text)
     if "~" in text and "~~" not in text:  # ~~42~~ is struck out
         text = text.replace("~", " ")
     return DEGREE.sub("°", _one_space(text).replace("{,}", ","))
@@ -236,8 +237,20 @@ def _without_latex(text: str) -> str:
         if changed == text:
             break
         text = changed
-    text = COMMAND.sub(_command, text).replace("$", "\t")
+    text = _without_dollars(COMMAND.sub(_command, text))
     return FRACTION.sub(lambda found: rf"\frac{{{_inside(found[1])}}}{{{_inside(found[2])}}}", text)
+
+
+def _without_dollars(text: str) -> str:
+    """Return a text with the sign of a currency for each $ of an amount, and a tab for each one around a formula.
+
+    The signs are those of amounts if each stands before a number, or if there is only one, beside a number.
+    """
+    if "$" not in text:
+        return text
+    signs, before_numbers = text.count("$"), len(AMOUNT.findall(text))
+    behind_number = signs == 1 and re.search(r"\d\s?\$", text) is not None
+    return text.replace("$", ACCOUNT if signs == before_numbers or behind_number else "\t")
 
 
 def _command(found: re.Match[str]) -> str:
@@ -264,7 +277,7 @@ QUOTES = {'"': '"', "'": "'", "`": "`", "*": "*", "_": "_", "{": "}", "\t": "\t"
 MARKUP = re.compile(r"(?<![\w)}\]^])\*\*|\*\*(?![\w({\\])|(?<!\w)__(?=\S)|(?<=\S)__(?!\w)|`")
 
 
-def undressed(text: str) -> str:
+def normalised(text: str) -> str:
     """Return a text in one notation, without Markdown, quotes, labels and punctuation around it."""
     text = MARKUP.sub("", one_notation(text))
     for _ in range(12):

@@ -3,9 +3,12 @@
 import re
 from fractions import Fraction
 
+LONGEST_CANDIDATE = 1000  # characters; the rules for values are made for short texts, and no longer answer is real
 LONGEST_PLAIN = 60  # characters; longer numbers are no real answers, and exact arithmetic on them is slow
 LARGEST_EXPONENT = 400  # of ten, and of a power of two numbers
-ROUNDED_DENOMINATOR = 10**9
+ROUNDED_DECIMALS = 9  # from which on a decimal may stand for a number with infinitely many
+MOST_DECIMALS = 1000
+SMALL_DENOMINATOR = 10**4  # two different fractions with smaller ones differ by more than 10^-8
 DASHES = str.maketrans(dict.fromkeys("−–‐‑﹣", "-"))
 
 # 1,234  1,23,456  1 234  1'234  1_234  1234; a group that is followed by another digit or comma is no group
@@ -71,19 +74,43 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def same_size(one: Fraction, other: Fraction) -> bool:
-    """Return whether two numbers are equal, where long decimals may be rounded, such as 5.3333333333 = 16/3."""
+    """Return whether two numbers are equal; a long decimal may be rounded or cut off, such as 5.3333333333 = 16/3.
+
+    Two numbers with finitely many decimals are compared exactly.
+    """
     if one == other:
         return True
-    if max(one.denominator, other.denominator) < ROUNDED_DENOMINATOR:
+    if max(one.denominator, other.denominator) < SMALL_DENOMINATOR:  # fast; such fractions differ by more
         return False
-    return all(map(_may_be_rounded, (one, other))) and abs(one - other) * ROUNDED_DENOMINATOR < max(
-        abs(one), abs(other)
-    )
+    places = [decimals(number) for number in (one, other)]
+    if (places[0] is None) == (places[1] is None):
+        return False
+    decimal, number = (one, other) if places[1] is None else (other, one)
+    return is_rounded(decimal, number)
 
 
-def _may_be_rounded(number: Fraction) -> bool:
-    """Return whether a number has nine decimals or more, or infinitely many."""
-    return number.denominator >= ROUNDED_DENOMINATOR or 10 ** (9 * 4) % number.denominator != 0
+def is_rounded(decimal: Fraction, number: Fraction) -> bool:
+    """Return whether a decimal of nine digits or more behind the point is a number, rounded or cut off there."""
+    places = decimals(decimal)
+    return places is not None and places >= ROUNDED_DECIMALS and is_shortened(decimal, number, places)
+
+
+def is_shortened(decimal: Fraction, number: Fraction, places: int) -> bool:
+    """Return whether a decimal is a number, rounded or cut off at a place behind the point (before it if negative)."""
+    step = Fraction(10) ** -places
+    cut = abs(number) // step
+    return decimal * number >= 0 and abs(decimal) / step in (cut, (abs(number) + step / 2) // step)
+
+
+def decimals(number: Fraction) -> int | None:
+    """Return how many digits a number has behind the decimal point; None for infinitely many, or very many."""
+    rest, counts = number.denominator, []
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0 and count <= MOST_DECIMALS:
+            rest, count = rest // prime, count + 1
+        counts.append(count)
+    return max(counts) if rest == 1 else None
 
 
 def value(found: re.Match[str]) -> Fraction | None:

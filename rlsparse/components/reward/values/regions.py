@@ -2,20 +2,36 @@
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cmp_to_key
 
-from rlsparse.components.reward.values import evaluation
-from rlsparse.components.reward.values.evaluation import Number, close, constant
+from rlsparse.components.reward.values import expression_values
 from rlsparse.components.reward.values.expression import parse
-from rlsparse.components.reward.values.kind import Same
+from rlsparse.components.reward.values.expression_values import Number, close, constant, is_real
+from rlsparse.components.reward.values.interface import Same
 
 INFINITY = float("inf")
 RELATION = re.compile(r"<=|>=|[<>≤≥≠]")
 MEMBER = re.compile(r"[A-Za-zα-ω](?:_\{?\w+\}?)?\s*∈\s*")
 BUILDER = re.compile(r"⦃\s*([A-Za-zα-ω])\s*(?:∈\s*ℝ\s*)?[|:]\s*(.+)⦄", re.DOTALL)
 UNION = re.compile(r"\s*(?:∪|∨|\bor\b)\s*")
+INTERSECTION = re.compile(r"\s*(?:∧|\band\b)\s*")
+COMMA = re.compile(r"\s*[,;]\s*")
 VARIABLE = re.compile(r"[A-Za-zα-ω](?:_\{?\w+\}?)?")
 OPPOSITE = {">": "<", "≥": "≤", ">=": "≤", "<=": "≤"}
+
+End = Number  # of an interval: a value, or a float for minus or plus infinity
+
+
+def _less(one: End, other: End) -> bool:
+    if isinstance(one, float) or isinstance(other, float):
+        return bool((one == -INFINITY) > (other == -INFINITY) or (one == INFINITY) < (other == INFINITY))
+    return expression_values.less(one, other)
+
+
+def _same_end(one: End, other: End) -> bool:
+    if isinstance(one, float) or isinstance(other, float):
+        return isinstance(one, float) and isinstance(other, float) and one == other
+    return close(one, other)
 
 
 @dataclass(frozen=True)
@@ -26,27 +42,68 @@ class Piece:
         closed: whether the lower and the upper end belong to it.
     """
 
-    low: Number | float
-    high: Number | float
+    low: End
+    high: End
     closed: tuple[bool, bool]
 
     def equals(self, other: "Piece") -> bool:
-        return self.closed == other.closed and _close(self.low, other.low) and _close(self.high, other.high)
+        ends = _same_end(self.low, other.low) and _same_end(self.high, other.high)
+        return ends and self.closed == other.closed
+
+    def is_empty(self) -> bool:
+        if _same_end(self.low, self.high):
+            return self.closed != (True, True)
+        return _less(self.high, self.low)
+
+    def common(self, other: "Piece") -> "Piece":
+        """Return the intersection with another interval; it may be empty."""
+        (low, low_closed), (high, high_closed) = (self.low, self.closed[0]), (self.high, self.closed[1])
+        if _same_end(low, other.low):
+            low_closed = low_closed and other.closed[0]
+        elif _less(low, other.low):
+            low, low_closed = other.low, other.closed[0]
+        if _same_end(high, other.high):
+            high_closed = high_closed and other.closed[1]
+        elif _less(other.high, high):
+            high, high_closed = other.high, other.closed[1]
+        return Piece(low, high, (low_closed, high_closed))
+
+    def touches(self, other: "Piece") -> bool:
+        """Return whether this interval and one that begins no lower are one interval together."""
+        if _same_end(self.high, other.low):
+            return self.closed[1] or other.closed[0]
+        return _less(other.low, self.high)
+
+    def joined(self, other: "Piece") -> "Piece":
+        """Return the union with an interval that begins no lower and touches this one."""
+        low_closed = self.closed[0] or (_same_end(self.low, other.low) and other.closed[0])
+        if _same_end(self.high, other.high):
+            return Piece(self.low, self.high, (low_closed, self.closed[1] or other.closed[1]))
+        end = other if _less(self.high, other.high) else self
+        return Piece(self.low, end.high, (low_closed, end.closed[1]))
 
 
-def _close(one: Number | float, other: Number | float) -> bool:
-    if isinstance(one, float) or isinstance(other, float):
-        return one == other
-    return close(one, other)
+def _union(pieces: list[Piece]) -> list[Piece]:
+    def order(one: Piece, other: Piece) -> int:
+        return int(_less(other.low, one.low)) - int(_less(one.low, other.low))
+
+    found: list[Piece] = []
+    for piece in sorted(pieces, key=cmp_to_key(order)):
+        if found and found[-1].touches(piece):
+            found[-1] = found[-1].joined(piece)
+        else:
+            found.append(piece)
+    return found
 
 
-def _order(number: Number | float) -> float:
-    return number.real if isinstance(number, complex) else float(number)
+def _intersection(one: list[Piece], other: list[Piece]) -> list[Piece]:
+    common = [a.common(b) for a in one for b in other]
+    return [piece for piece in common if not piece.is_empty()]
 
 
 @dataclass(frozen=True)
 class Region:
-    """A set of real numbers as pieces in ascending order."""
+    """A set of real numbers as disjoint pieces in ascending order."""
 
     pieces: tuple[Piece, ...]
     variable: str = ""
@@ -63,7 +120,7 @@ class Region:
 
 
 def read_region(text: str) -> Region | None:
-    """Return a set of numbers: an interval, an inequality in one variable, or a union of them; else None."""
+    """Return a set of numbers: an interval, an inequality in one variable, a union or an intersection; else None."""
     text = text.strip()
     builder = BUILDER.fullmatch(text)
     if builder is not None:
@@ -76,19 +133,35 @@ def read_region(text: str) -> Region | None:
     for part in UNION.split(text[member.end() :] if member is not None else text):
         pieces = _interval(part) or _points(part)
         if pieces is None:
-            relation = _inequality(part)
+            relation = _inequalities(part)
             if relation is None:
                 return None
             names.add(relation[0])
             pieces = relation[1]
         found += pieces
-    if len(names) > 1:
+    return Region(tuple(_union(found)), "".join(names)) if len(names) <= 1 else None
+
+
+def _inequalities(text: str) -> tuple[str, list[Piece]] | None:
+    """Return the variable and the numbers that satisfy one or several inequalities.
+
+    A comma stands for "and" where this leaves a bounded interval, and for "or" where nothing satisfies both.
+    """
+    if INTERSECTION.search(text):
+        parts, comma = INTERSECTION.split(text), False
+    else:
+        parts, comma = COMMA.split(text), True
+    found = [_inequality(part) for part in parts]
+    read = [one for one in found if one is not None]
+    if len(read) < len(found) or len({name for name, _ in read}) > 1:
         return None
-    try:
-        found.sort(key=lambda piece: (_order(piece.low), _order(piece.high)))
-    except OverflowError:
-        return None
-    return Region(tuple(found), "".join(names))
+    name, pieces = read[0]
+    for _, other in read[1:]:
+        pieces = _intersection(pieces, other)
+    if len(read) > 1 and not pieces and comma:
+        return name, [piece for _, some in read for piece in some]
+    bounded = all(not isinstance(end, float) for piece in pieces for end in (piece.low, piece.high))
+    return (name, pieces) if pieces and (len(read) == 1 or bounded or not comma) else None
 
 
 def is_written_as_region(text: str) -> bool:
@@ -113,9 +186,10 @@ def _interval(text: str) -> list[Piece] | None:
     if len(ends) != 2:
         return None
     low, high = (_end(end) for end in ends)
-    if low is None or high is None or _order(low) > _order(high):
+    if low is None or high is None:
         return None
-    return [Piece(low, high, (text[0] == "[", text[-1] == "]"))]
+    piece = Piece(low, high, (text[0] == "[", text[-1] == "]"))
+    return None if piece.is_empty() else [piece]
 
 
 def _points(text: str) -> list[Piece] | None:
@@ -126,7 +200,7 @@ def _points(text: str) -> list[Piece] | None:
     return [Piece(one, one, (True, True)) for one in values if one is not None] if None not in values else None
 
 
-def _end(text: str) -> Number | float | None:
+def _end(text: str) -> End | None:
     text = text.strip()
     if text.replace(" ", "") in ("∞", "+∞"):
         return INFINITY
@@ -134,9 +208,7 @@ def _end(text: str) -> Number | float | None:
         return -INFINITY
     node = parse(text)
     number = None if node is None else constant(node)
-    if number is None or isinstance(number, Fraction):
-        return number
-    return number if number.imag == 0 and abs(number) < INFINITY else None
+    return number if number is not None and is_real(number) else None
 
 
 def _inequality(text: str) -> tuple[str, list[Piece]] | None:
@@ -162,9 +234,10 @@ def _inequality(text: str) -> tuple[str, list[Piece]] | None:
             return name, [Piece(-INFINITY, end, (False, closed))]
         return name, [Piece(end, INFINITY, (closed, False))]
     low, high = ends[0], ends[2]
-    if places[0] != 1 or "≠" in relations or low is None or high is None or _order(low) > _order(high):
+    if places[0] != 1 or "≠" in relations or low is None or high is None:
         return None
-    return name, [Piece(low, high, (relations[0] == "≤", relations[1] == "≤"))]
+    piece = Piece(low, high, (relations[0] == "≤", relations[1] == "≤"))
+    return None if piece.is_empty() else (name, [piece])
 
 
 def _chain(text: str) -> tuple[list[str], list[str]] | None:
@@ -192,7 +265,7 @@ class Chain:
         if other is None or other.relations != self.relations or len(other.sides) != len(self.sides):
             return False
         pairs = [(parse(one), parse(two)) for one, two in zip(self.sides, other.sides, strict=True)]
-        return all(one is not None and two is not None and evaluation.equal(one, two) for one, two in pairs)
+        return all(one is not None and two is not None and expression_values.equal(one, two) for one, two in pairs)
 
 
 def read_chain(text: str) -> Chain | None:

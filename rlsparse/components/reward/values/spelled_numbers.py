@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from rlsparse.components.reward.values.word_lists import LARGE, PARTS, SMALL
+from rlsparse.components.reward.values.vocabulary import LARGE, PARTS, SMALL
 
 MINUS = re.compile(r"(?:minus|negative)\s+|负", re.IGNORECASE)
 SMALL_PART = re.compile(r"(?:(?:an?|one)[\s-]+)?(half|third|quarter)\b", re.IGNORECASE)
@@ -79,6 +79,8 @@ def _chinese_integer(text: str) -> int | None:
     """Return the value of a Chinese number below 10^8; None where it is not well formed."""
     if "万" in text:
         above, _, below = text.partition("万")
+        if "万" in below:
+            return None
         thousands, rest = _chinese_integer(above), _chinese_integer(below) if below else 0
         return None if not thousands or rest is None else thousands * 10_000 + rest
     total, digit, last = 0, 0, 10_000

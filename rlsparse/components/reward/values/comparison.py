@@ -6,8 +6,10 @@ answer. An answer that cannot be read as this kind is wrong.
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 
+from rlsparse.components.reward.values.choices import read_choice
 from rlsparse.components.reward.values.formulas import (
     in_base_ten,
     read_based,
@@ -15,13 +17,17 @@ from rlsparse.components.reward.values.formulas import (
     read_expression,
     read_named,
 )
-from rlsparse.components.reward.values.kind import Kind
+from rlsparse.components.reward.values.interface import Kind
 from rlsparse.components.reward.values.lists import read_listing, read_matrix, read_tuple
-from rlsparse.components.reward.values.notation import undressed
+from rlsparse.components.reward.values.notation import normalised
+from rlsparse.components.reward.values.number import LONGEST_CANDIDATE
+from rlsparse.components.reward.values.plain_words import read_words
 from rlsparse.components.reward.values.quantity import read_gold_quantity, read_quantity
 from rlsparse.components.reward.values.regions import Region, is_written_as_region, read_chain, read_region
-from rlsparse.components.reward.values.words import read_choice, read_clock, read_date, read_ratio, read_words
+from rlsparse.components.reward.values.times import read_clock, read_date, read_ratio
+from rlsparse.components.reward.values.units import of_currency
 
+DOLLAR = of_currency("dollar")
 DEEPEST = 4  # lists in lists
 
 
@@ -51,26 +57,39 @@ READERS: tuple[Callable[[str], Kind | None], ...] = (
 def equal(answer: str, gold: str) -> bool | None:
     """Return whether an answer equals a gold answer; None where no kind reads the gold answer.
 
+    An answer whose value cannot be computed is wrong.
+
     Args:
-        answer: at most a thousand characters, since some patterns need the square of the length.
+        answer: at most ``LONGEST_CANDIDATE`` characters, since some patterns need the square of the length.
     """
     try:
-        return _equal(undressed(answer), _undressed_gold(gold), 0)
-    except RecursionError:  # the caller has left little room
+        return _equal(normalised(answer), _normalised_gold(gold), 0)
+    except (ArithmeticError, ValueError, RecursionError):
         return False
 
 
 def canonical(answer: str) -> str:
     """Return a text that is the same for answers with the same number and unit, or with the same words.
 
-    It serves to count votes. Formulas in different forms have different texts.
-
-    Args:
-        answer: at most a thousand characters.
+    It serves to count votes. Formulas in different forms have different texts. Only the first ``LONGEST_CANDIDATE``
+    characters are read. The sign of a dollar does not count, since it is often left out. No text causes an error.
     """
-    text = undressed(answer)
-    number = read_quantity(text)
-    return _packed(text).casefold() if number is None else f"{number.size} {number.unit}".rstrip()
+    cut = answer[:LONGEST_CANDIDATE]
+    try:
+        text = normalised(cut)
+        number = read_quantity(text)
+        if number is None:
+            return _packed(text).casefold()
+        return _digits(number.size) if number.unit == DOLLAR else f"{_digits(number.size)} {number.unit}".rstrip()
+    except (ArithmeticError, ValueError, RecursionError):
+        return cut
+
+
+def _digits(size: Fraction) -> str:
+    """Return the digits of a number; hexadecimal ones of a long one, since Python refuses long decimal ones."""
+    if max(abs(size.numerator), size.denominator) < 10**LONGEST_CANDIDATE:
+        return str(size)
+    return f"{size.numerator:#x}/{size.denominator:#x}"
 
 
 def _equal(answer: str, gold: str, depth: int) -> bool | None:
@@ -85,8 +104,8 @@ def _equal(answer: str, gold: str, depth: int) -> bool | None:
 
 
 @lru_cache(maxsize=4096)
-def _undressed_gold(gold: str) -> str:
-    return undressed(gold)
+def _normalised_gold(gold: str) -> str:
+    return normalised(gold)
 
 
 @lru_cache(maxsize=4096)
