@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rlsparse.algorithm import Algorithm
@@ -270,6 +271,19 @@ def test_table_of_benchmarks_has_a_row_for_each_measure_and_method(trained):
     assert "word_problems 6, arithmetic 6" in table.notes[1]
 
 
+def test_mean_of_benchmarks_is_over_those_that_every_row_has():
+    def evaluated(method, name, when, accuracy):
+        step = 0 if when == "base" else 5
+        about = {"method": method, "seed": 0, "id": method, "benchmark": name, "when": when, "step": step}
+        return {**about, "questions": 9, "accuracy_greedy": accuracy}
+
+    rows = [evaluated("grpo", name, when, 0.2) for name in ("a", "b") for when in ("base", "final")]
+    table = benchmark_table(pd.DataFrame([*rows, evaluated("grpo", "c", "final", 0.8)]), "grpo")
+    assert list(table.cells["mean"]) == ["20.0", "20.0"]  # not (0.2 + 0.2 + 0.8) / 3
+    assert list(table.cells["c"]) == ["–", "80.0"]
+    assert "mean: over the benchmarks that every row has: a, b." in table.notes
+
+
 def test_benchmarks_are_evaluated_as_often_as_asked(tmp_path):
     words = [*SMALL, "train.steps=3", "eval.benchmarks_every=2", "eval.every=3", f"runs_dir={tmp_path}"]
     run(composed(*words))
@@ -311,6 +325,11 @@ def test_benchmark_that_is_not_there_is_refused_when_composing(words, message):
     ("words", "message"),
     [
         (["eval.maj_at=[3]"], r"eval.maj_at=\[3\]: a vote of 3 needs as many sampled completions, and eval.samples=2"),
+        (["eval.maj_at=[2,2]"], r"eval.maj_at=\[2, 2\]: has a number twice"),
+        (
+            ["eval.benchmarks=[word_problems]", "eval.max_new_tokens=250"],
+            "=250: no question of the benchmark word_prob",
+        ),
         (["eval.maj_at=[0]"], r"eval.maj_at=\[0\]: must be a list"),
         (["eval.tasks.svamp.pth=x", "eval.benchmarks=[svamp]"], "eval.tasks.svamp.pth: no such key"),
         (["eval.tasks.svamp.path=/nowhere", "eval.benchmarks=[svamp]"], "eval.benchmarks=svamp: .*/nowhere"),

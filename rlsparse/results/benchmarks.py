@@ -52,28 +52,29 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None) -> Table:
         baseline: the method that comes first.
     """
     names = list(dict.fromkeys(found["benchmark"]))
+    groups = _groups(found, baseline)
+    # a mean over other benchmarks could not be compared
+    common = [name for name in names if all((group["benchmark"] == name).any() for _, group in groups)]
     rows, numbers = [], []
     for measure, title, factor in _measures(found):
-        for method, group in _groups(found, baseline):
+        for method, group in groups:
             by_seed = factor * group.groupby(["seed", "benchmark"])[measure].mean().unstack().reindex(columns=names)
-            cells: dict[str, str] = {"method": method, "measure": title}
-            number: dict[str, Any] = dict(cells)
-            # the mean over benchmarks only of seeds that have all of them
-            columns = {**{name: by_seed[name].dropna() for name in names}, MEAN: by_seed.mean(axis=1, skipna=False)}
-            for name, values in columns.items():
-                if name == MEAN and len(names) < 2:
-                    continue
-                value = estimate(values.dropna())
-                cells[name] = interval(value, 1)
-                number |= _numbers(name, value)
-            cells["seeds"] = number["seeds"] = str(group["seed"].nunique())
-            rows.append(cells)
-            numbers.append(number)
+            values = {name: by_seed[name].dropna() for name in names}
+            if len(common) > 1:  # of seeds that have all of them
+                values[MEAN] = by_seed[common].mean(axis=1, skipna=False).dropna()
+            estimates = {name: estimate(value) for name, value in values.items()}
+            seeds = str(group["seed"].nunique())
+            shown = {name: interval(value, 1) for name, value in estimates.items()}
+            rows.append({"method": method, "measure": title, **shown, "seeds": seeds})
+            unrounded = {key: n for name, value in estimates.items() for key, n in _numbers(name, value).items()}
+            numbers.append({"method": method, "measure": title, **unrounded, "seeds": seeds})
     counts = {name: sorted(found[found["benchmark"] == name]["questions"].dropna().unique()) for name in names}
     asked = ", ".join(f"{name} {' or '.join(f'{n:.0f}' for n in several)}" for name, several in counts.items())
     notes = ["Values of the form mean [low, high] are means over seeds with 95 % bootstrap intervals."]
     notes.append(f"Questions: {asked}. Accuracies are shares of the questions, in %; lengths are in tokens.")
     notes.append("greedy: one completion without sampling. avg@n: mean over n sampled completions of each question.")
+    if 1 < len(common) < len(names):
+        notes.append(f"mean: over the benchmarks that every row has: {', '.join(common)}.")
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, left=2)
 
 

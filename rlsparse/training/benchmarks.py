@@ -11,7 +11,7 @@ from rlsparse.components.component import Digest, build, describe
 from rlsparse.components.reward import MathVerify, Verifier
 from rlsparse.components.task import Rows, Task, load_task
 from rlsparse.config.schema import ConfigError, EvalConfig
-from rlsparse.model.policy import Policy
+from rlsparse.model.policy import Policy, encode_prompt
 from rlsparse.training.data import TaskPrompts, check_prompt, fitting
 from rlsparse.training.evaluate import HELD_OUT, EvalSet
 from rlsparse.training.scoring import Scorer
@@ -77,8 +77,24 @@ def check_benchmark(policy: Policy, name: str, task: Task, rows: Rows, longest: 
         )
     try:
         check_prompt(policy, task, replace(rows, train=rows.test))
+        encoded = (encode_prompt(policy, one, task.prompt_text(one.question)) for one in rows.test)
+        fits = any(len(prompt.ids) + tokens <= policy.context for prompt in encoded)
     except ConfigError as error:
         raise ConfigError(f"eval.benchmarks={name}: {error}") from error
+    if not fits:
+        raise ConfigError(none_fits(policy, name, key, tokens))
+
+
+def none_fits(policy: Policy, name: str, key: str, tokens: int) -> str:
+    """Return the message that no question of a benchmark fits the context of the model.
+
+    Args:
+        key: that says the longest completion. tokens: its value.
+    """
+    return (
+        f"{key}={tokens}: no question of the benchmark {name} leaves so much room in the context of the model, "
+        f"{policy.context} tokens; lower it"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,10 +131,7 @@ def benchmark_set(policy: Policy, name: str, scorer: Scorer, config: EvalConfig)
     problems = load_benchmark(name, task).test[: config.benchmark_rows]
     prompts, ids = fitting(policy, task, problems, tokens)
     if not prompts:
-        raise ConfigError(
-            f"{key}={tokens}: no question of the benchmark {name} leaves so much room in the context of the model, "
-            f"{policy.context} tokens; lower it"
-        )
+        raise ConfigError(none_fits(policy, name, key, tokens))
     skipped = len(problems) - len(prompts)
     if skipped:
         log.warning(
