@@ -85,6 +85,8 @@ def _eval_problems(evaluation: EvalConfig) -> Iterator[str]:
         ks: object = getattr(evaluation, key)  # an interpolation brings values of other types past the schema
         if not isinstance(ks, list) or any(type(k) is not int or k < 1 for k in ks):
             yield f"eval.{key}={ks}: must be a list such as [1,2], and each k must be at least 1"
+        elif len(set(ks)) < len(ks):
+            yield f"eval.{key}={ks}: has a number twice; keep one"
         elif key == "maj_at" and (above := [k for k in ks if k > evaluation.samples]):
             yield (
                 f"eval.maj_at={ks}: a vote of {max(above)} needs as many sampled completions, and eval.samples="
