@@ -10,9 +10,11 @@ from hashlib import sha256
 from math import nan
 from typing import ClassVar
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from omegaconf import OmegaConf
+from pyarrow import parquet as pq
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import build
@@ -272,7 +274,7 @@ def test_held_out_questions_of_the_training_rows_are_counted(tmp_path):
             "task.columns.question=q",
             "train.jsonl line 1: lacks q; a row needs the columns q, answer, and this one has question, answer",
         ),
-        ("task.split.test=dev", "there is no dev.jsonl; .* as task.split: test, train"),
+        ("task.split.test=dev", "there is no dev.jsonl; .* task.split.test=NAME .*: test, train$"),
         ("task.filter={answer: [77]}", r"leaves no train rows of task.path=.*, where answer has 0, 1, 2"),
         ("task.filter.kind=easy", "task.filter.kind: the train rows of .* have no such column, only question, answer"),
         ("task.shots=3", "task.shots=3: .* has 3 different training questions, .*; give at most 2"),
@@ -320,6 +322,12 @@ def test_bad_value_of_a_key_is_refused(words, message, tmp_path):
 
 def test_broken_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
+    Dataset.from_dict({"question": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "lfs.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "semicolon.csv").write_text('"question, long";"answer"\n"Q";"1"\n')
+    (tmp_path / "tabs.csv").write_text("question\tanswer\nQ\t1\n")
+    (tmp_path / "commas.tsv").write_text("question,answer\nQ,1\n")
+    (tmp_path / "spaces.csv").write_text("question, answer\nQ,1\n")
     (tmp_path / "zero.jsonl").write_bytes(b"")
     (tmp_path / "zero.parquet").write_bytes(b"")
     (tmp_path / "long.csv").write_text("question,answer\nQ,1\nQ,2,3\n")
@@ -329,7 +337,13 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Q"}' * 99)[:-9])
     (tmp_path / "notes.txt").write_text("Q")
     for name, message in {
-        "cut.parquet": "cannot be loaded: .*Copy or download the file again",
+        "cut.parquet": "cut.parquet cannot be read .*; copy or download the file again",
+        "none.parquet": "train has no rows; give at least one",
+        "lfs.parquet": "lfs.parquet is a pointer of git-lfs",
+        "semicolon.csv": "semicolon.csv has columns that are separated by semicolons; write commas",
+        "tabs.csv": "tabs.csv has columns that are separated by tabs; write commas, or let its name end in .tsv",
+        "commas.tsv": "commas.tsv has columns that are separated by commas; write tabs, or let its name end in .csv",
+        "spaces.csv": "spaces.csv line 2: lacks answer; .* and this one has question, ' answer'",
         "zero.jsonl": "train has no rows: zero.jsonl has 0 bytes",
         "zero.parquet": "train has no rows: zero.parquet has 0 bytes",
         "long.csv": r"long.csv line 3 has 3 values, and there are 2 columns \(question, answer\)",
@@ -342,6 +356,86 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=f"task.path={tmp_path}/{name}: {message}"):
             load_task(data_set(tmp_path / name, "task.test_share=0.5"))
+
+
+@pytest.mark.parametrize("key", ["path", "hub"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00002"], "lacks the part train-00001-of-00002 of the split train: .* that there are 2"),
+        (["train-00002-of-00004"], "lacks the part train-00000-of-00004 and 2 others"),
+        (["train-00000-of-00001", "train-00000-of-00002"], "has parts of 1 and of 2 files of the split train"),
+        (["train-00000-of-00001-ab12", "train-00000-of-00001-cd34"], "has a part of the split train twice: .*; keep"),
+        (["train-00000-of-00002", "train-00001-of-00002"], None),
+        (["train-00001-of-00002", "train-00002-of-00002"], None),  # counted from 1
+    ],
+)
+def test_part_of_a_split_that_is_missing_is_refused(key, names, message, tmp_path):
+    lines(tmp_path / "test.jsonl", *pairs(1, 9))
+    for number, name in enumerate(names):
+        lines(tmp_path / f"{name}.jsonl", *pairs(1, number))
+    task = task_of("task=data_set", f"task.{key}={tmp_path}")
+    if message is None:
+        assert [one.answer for one in load_task(task).train] == ["0", "1"]
+    else:
+        with pytest.raises(ConfigError, match=f"task.{key}={tmp_path}: {message}"):
+            load_task(task)
+
+
+def test_one_part_of_a_split_may_be_given_alone(tmp_path):
+    file = lines(tmp_path / "test-00000-of-00002.jsonl", *pairs(1))
+    assert len(load_task(data_set(file, "task.split.train=null"), ("test",)).test) == 1
+
+
+def test_parts_without_leading_zeros_are_read_in_their_order(tmp_path):
+    lines(tmp_path / "test.jsonl", *pairs(1, 20))
+    for number in range(11):
+        lines(tmp_path / f"train-{number}-of-11.jsonl", *pairs(1, number))
+    assert [one.answer for one in load_task(data_set(tmp_path)).train] == [str(number) for number in range(11)]
+
+
+def test_columns_of_a_parquet_file_that_are_not_needed_may_have_any_type(tmp_path):
+    numbers = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int32()))
+    far = pa.array([2**62, 0], pa.timestamp("ms"))  # no date of Python
+    table = pa.table({"question": ["Q?", "R?"], "answer": [1, 2], "map": numbers, "far": far})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    for key in ("path", "hub"):
+        found = load_task(task_of("task=data_set", f"task.{key}={tmp_path}")).train
+        assert [(one.question, one.answer) for one in found] == [("Q?", "1"), ("R?", "2")]
+        assert found[0].columns == {"question": "Q?", "answer": 1, "map": [("a", 1)]}
+    message = refused(data_set(tmp_path, "task.columns.answer=far"))
+    assert "column far cannot be read" in message
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "NULL", "None", "nan", "null", "<NA>", " NA"])
+def test_word_for_a_missing_value_is_refused_in_a_csv_file_alone(word, tmp_path):
+    (tmp_path / "all.csv").write_text(f"question,answer\nQ,{word}\n")
+    task = task_of("task=data_set", f"task.path={tmp_path / 'all.csv'}", "task.split.train=null")
+    assert f"column answer is {word.strip()}, which stands for a missing value" in refused(task, "test")
+    file = lines(tmp_path / "all.jsonl", {"question": "Q", "answer": word.strip()})
+    assert load_task(replace(task, path=str(file)), ("test",)).test[0].answer == word.strip()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+def test_carriage_returns_alone_end_lines(ending, tmp_path):
+    text = "question,answer\rQ,1\rR,2\r" if ending == "csv" else "".join(json.dumps(row) + "\r" for row in pairs(2))
+    file = tmp_path / f"all.{ending}"
+    file.write_bytes(text.encode())
+    task = data_set(file, "task.split.train=null")
+    assert len(load_task(task, ("test",)).test) == 2
+    file.write_bytes(text.encode() + b"\xff")
+    number = 4 if ending == "csv" else 3
+    assert f"all.{ending} line {number} is not UTF-8 text" in refused(task, "test")
+
+
+def test_long_list_of_other_splits_is_cut(tmp_path):
+    for number in range(9):
+        lines(tmp_path / f"set{number}.jsonl", *pairs(1))
+    message = refused(data_set(tmp_path))
+    assert message.endswith(
+        "or task.split.train=NAME with the name of a split that is there: set0, set1, set2, set3, set4 and 4 others"
+    )
 
 
 def test_ways_to_read_an_answer_on_single_texts():

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from rlsparse.batch import Problem
 from rlsparse.components.component import build
 from rlsparse.components.task import Rows, Task, load_task
-from rlsparse.components.task.rows import as_text, is_blank
+from rlsparse.components.task.rows import Number, as_text, is_blank
 from rlsparse.config.run_id import files_digest
 from rlsparse.config.schema import ConfigError, NoiseConfig
 from rlsparse.execution.preflight import preflight
@@ -295,7 +295,7 @@ def test_parquet_file_that_changes_within_the_clock_of_the_disk_is_read_again(tm
         ("task.path=FOLDER/none", "there is no such folder"),
         ("task.path=''", "task.path=: names no folder"),
         ("task.hub=''", "task.hub=: names no data set"),
-        ("task.hub=FILE", "task.hub=.*: cannot be loaded: .* task.path=DIR"),
+        ("task.hub=FILE", "task.hub=.*train.jsonl: is a file; give it as task.path=.*train.jsonl"),
         ("task.hub=FOLDER", "BuilderConfig 'main' not found.*task.hub_config=null"),
         ("task.hub=FOLDER task.hub_config=null task.revision=v1", "task.revision=v1: task.hub=.* has no revisions"),
     ],
@@ -311,7 +311,7 @@ def test_folder_that_cannot_be_read_is_refused_in_one_line(overrides, message, t
 def test_hub_folder_without_a_split_is_refused(tmp_path):
     write(tmp_path, row())
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"task.hub=.*: has no split test, only train"):
+    with pytest.raises(ConfigError, match=r"task.hub=.*: has no split test, only train; name one as task.split.test"):
         hub(tmp_path).load()
 
 
@@ -422,7 +422,10 @@ def test_noise_on_other_digits_draws_as_before():
 
 def test_text_helpers_on_single_values():
     assert as_text(Decimal("1E+3")) == "1000"
-    assert as_text(-0.0) == "-0.0"
+    assert as_text(-0.0) == as_text(Number("-0.0")) == as_text(Number("-0e5")) == "0"
+    assert as_text(Number("-0.00")) == "0.00"
+    assert as_text(Number("-1e-3")) == "-0.001"
+    assert as_text(Decimal("-0.0")) == "0.0"
     assert is_blank("\u2028\u00a0\ufeff")
     assert not is_blank("\u00a0.")
 

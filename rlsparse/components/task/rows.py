@@ -14,7 +14,7 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -29,9 +29,15 @@ Turns = tuple[tuple[str, str], ...]  # (role, content) each
 ROLES = ("system", "user", "assistant")
 LARGEST_EXPONENT = 10_000  # of a number that is written out: 1e999999999 would fill the memory
 NEWLINE, SPACE = "\n", re.compile(r"\s*")
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}  # of the columns of a text file
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\0")  # what UTF-16 and UTF-32 files have in their first two bytes
 WHOLE = re.compile(r"(-?[1-9]\d*|0)\.0")  # a whole number as the writer of a column of floats stores it
-MISSING = frozenset({"NaN", "nan", "null", "<NA>"})  # what writers of CSV files put for a missing value
+MINUS_ZERO = re.compile(r"-0+(\.0+)?")
+# what pandas, and with it datasets, reads as a missing value in a CSV file
+MISSING = frozenset(
+    {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None"}
+    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+)
 
 
 class Number(float):
@@ -73,7 +79,8 @@ def read_json_lines(file: Path) -> list[tuple[int, Object]]:
     Raises:
         ConfigError: the file is not UTF-8 text, or a line is not a JSON object.
     """
-    lines = read_text(file).split("\n")  # not splitlines: JSON strings may hold the other separators
+    # not splitlines: JSON strings may hold the other separators, but no line feed and no carriage return
+    lines = _with_line_feeds(read_text(file)).split(NEWLINE)
     filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     return [(number, _object(f"{file.name} line {number}", line)) for number, line in filled]
 
@@ -84,7 +91,7 @@ def read_json(file: Path) -> list[Object]:
     Raises:
         ConfigError: the file is not UTF-8 text, or has another content.
     """
-    text = read_text(file)
+    text = _with_line_feeds(read_text(file))
     if text.lstrip().startswith("["):
         rows = _parsed(file.name, text)
         if not all(isinstance(row, Object) for row in rows):
@@ -139,8 +146,10 @@ def read_csv(file: Path) -> list[tuple[int, dict[str, Any]]]:
         ConfigError: the file is not UTF-8 text, or a row has more or fewer values than there are columns.
     """
     csv.field_size_limit(sys.maxsize)
-    separator = "\t" if ".tsv" in file.suffixes else ","
-    lines = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=separator, strict=True)
+    separator = "\t" if ".tsv" in [ending.lower() for ending in file.suffixes] else ","
+    text = read_text(file)
+    _check_separator(file.name, text, separator)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] | None = None
     found: list[tuple[int, dict[str, Any]]] = []
     while True:
@@ -156,21 +165,47 @@ def read_csv(file: Path) -> list[tuple[int, dict[str, Any]]]:
         if header is None:
             header = values
             if twice := [name for name, count in Counter(header).items() if count > 1]:
-                raise ConfigError(f"{file.name} has the column {twice[0]} twice; keep one")
+                raise ConfigError(f"{file.name} has the column {named(twice[:1])} twice; keep one")
             continue
         if len(values) != len(header):
             raise ConfigError(f"{file.name} line {number} {_ragged(header, values)}")
-        cells = [Missing(value) if value in MISSING else value for value in values]
+        cells = [Missing(value) if value.strip() in MISSING else value for value in values]
         found.append((number, dict(zip(header, cells, strict=True))))
+
+
+def _check_separator(name: str, text: str, separator: str) -> None:
+    """Refuse a file whose first line separates columns by another character.
+
+    Args:
+        name: of the file.
+        separator: that the file must have.
+    """
+    first = next((line for line in re.split(r"[\r\n]+", text) if line.strip()), "")
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    other = next((one for one in SEPARATORS if one in unquoted), separator)
+    if separator in unquoted or other == separator:
+        return
+    remedy = f"write {SEPARATORS[separator]}"
+    if other in ",\t":
+        remedy += f", or let its name end in {'.csv' if other == ',' else '.tsv'}"
+    raise ConfigError(f"{name} has columns that are separated by {SEPARATORS[other]}; {remedy}")
+
+
+def named(columns: Iterable[str]) -> str:
+    """Return names of columns for a message; one with spaces at an end or without visible characters is quoted."""
+    names = [str(one) for one in columns]
+    return ", ".join(
+        repr(one) if one != one.strip() or is_blank(one) or not one.isprintable() else one for one in names
+    )
 
 
 def _ragged(header: Sequence[str], values: Sequence[str]) -> str:
     """Return how the number of values of a row differs from that of the columns."""
     if len(values) < len(header):
-        return f"lacks a value of the column {header[len(values)]}: it has {len(values)} of {len(header)}"
+        return f"lacks a value of the column {named(header[len(values) :][:1])}: it has {len(values)} of {len(header)}"
     return (
-        f"has {len(values)} values, and there are {len(header)} columns ({', '.join(header)}); write a value with a "
-        "comma in double quotes"
+        f"has {len(values)} values, and there are {len(header)} columns ({named(header)}); write a value with a "
+        "separator in double quotes"
     )
 
 
@@ -196,8 +231,13 @@ def read_text(file: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = _with_line_feeds(content[: error.start].decode("latin-1")).count(NEWLINE) + 1
         raise ConfigError(f"{file.name} line {line} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def _with_line_feeds(text: str) -> str:
+    """Return a text in which the line ends of Windows and of the old Macintosh are line feeds."""
+    return text.replace("\r\n", NEWLINE).replace("\r", NEWLINE)
 
 
 def _whole(text: str) -> int | Number:
@@ -247,8 +287,7 @@ def check_columns(row: Row, columns: Sequence[str], names: Mapping[str, str] | N
     found.update(new.get(name, name) for name in getattr(row, "twice", ()))
     if missing := [column for column in columns if column not in found]:
         raise ConfigError(
-            f"lacks {', '.join(missing)}; a row needs the columns {', '.join(columns)}, and this one has "
-            f"{', '.join(map(str, row)) or 'none'}"
+            f"lacks {named(missing)}; a row needs the columns {named(columns)}, and this one has {named(row) or 'none'}"
         )
     if repeated := [column for column in columns if found[column] > 1]:
         raise ConfigError(f"has the column {repeated[0]} twice; keep one")
@@ -266,13 +305,17 @@ def in_column(name: str) -> Iterator[None]:
 def as_text(value: Any) -> str:
     """Return a value of a row as text; a number as it is written, without an exponent.
 
-    A number that ends in ``.0`` is a whole number in a column of floats, and is written without that ending.
+    A number that ends in ``.0`` is a whole number in a column of floats, and is written without that ending. Zero has
+    no minus sign.
 
     Raises:
         ConfigError: it is neither text nor a number, is empty, or cannot be written as UTF-8.
     """
     if isinstance(value, Missing):
-        raise ConfigError(f"is {value}, which stands for a missing value in a CSV file; give text or a number")
+        raise ConfigError(
+            f"is {value.strip()}, which stands for a missing value in a CSV file; give text or a number, or a jsonl "
+            "file if this is meant as a word"
+        )
     if isinstance(value, str):
         text = value
     elif isinstance(value, bool) or value is None:
@@ -284,6 +327,7 @@ def as_text(value: Any) -> str:
         raise ConfigError(f"is {value}, which the file reader may have rounded; store this number as text")
     elif isinstance(value, int | float | Decimal):
         text = _written_out(str(value))
+        text = text[1:] if MINUS_ZERO.fullmatch(text) else text
         whole = WHOLE.fullmatch(text) if isinstance(value, float) else None
         text = whole[1] if whole is not None else text
     else:

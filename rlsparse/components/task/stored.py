@@ -14,7 +14,6 @@ from rlsparse.batch import Problem
 from rlsparse.components.component import MOST_ROWS, Digest, Range
 from rlsparse.components.task.base import SPLITS, Rows, Task, text_problem
 from rlsparse.components.task.files import (
-    OWN,
     PlacedRows,
     cache_folder,
     find_files,
@@ -22,9 +21,11 @@ from rlsparse.components.task.files import (
     one_message,
     read_files,
     refuse_empty,
+    refuse_missing_parts,
     rows_of,
+    some,
 )
-from rlsparse.components.task.rows import Row
+from rlsparse.components.task.rows import Row, named
 from rlsparse.config.ranges import shown
 from rlsparse.config.schema import ConfigError
 
@@ -134,6 +135,8 @@ class StoredTask(Task):
             return
         elif not self.hub.strip():
             yield "hub=: names no data set; give its id on the hub, or a folder as task.path=DIR"
+        elif os.path.isfile(self.hub):
+            yield f"hub={self.hub}: is a file; give it as task.path={self.hub}"
         elif os.path.isdir(self.hub) and set(self.hub) & set("*?["):
             yield f"hub={self.hub}: datasets reads *, ? and [ in the name of a folder as a pattern; rename the folder"
         elif self.revision is not None and os.path.isdir(self.hub):
@@ -226,7 +229,7 @@ class StoredTask(Task):
             if column not in columns:
                 raise ConfigError(
                     f"task.filter.{column}: the {split} rows of {self._where} have no such column, only "
-                    f"{', '.join(columns)}"
+                    f"{named(columns)}"
                 )
         kept = [
             (place, row)
@@ -270,14 +273,16 @@ class StoredTask(Task):
 
     def _read(self, split: str, name: str) -> PlacedRows:
         if self.path is not None:
-            files = self._local_files(name)
+            files = self._local_files(split, name)
+            if not Path(self.path).is_file():  # one part may be given alone
+                refuse_missing_parts(files)
             refuse_empty(files, split)
             return read_files(files, self.read_columns)
         return [(f"{split} row {number}", row) for number, row in enumerate(self._hub_rows(split, name), start=1)]
 
-    def _local_files(self, name: str) -> list[Path]:
+    def _local_files(self, split: str, name: str) -> list[Path]:
         path = Path(self.path or "")
-        return [path] if path.is_file() else find_files(path, name)
+        return [path] if path.is_file() else find_files(path, name, f"task.split.{split}")
 
     def _files_if_any(self, split: str) -> list[Path]:
         """Return the local files of a split; none where they are missing, which loading reports if it needs them."""
@@ -285,7 +290,7 @@ class StoredTask(Task):
         try:
             if name is None:
                 return []
-            return self._local_files(name) if self.path is not None else self._folder_files(name)
+            return self._local_files(split, name) if self.path is not None else self._folder_files(split, name)
         except ConfigError:
             return []
 
@@ -295,10 +300,12 @@ class StoredTask(Task):
         assert self.hub is not None
         cache = None
         if os.path.isdir(self.hub):
-            files = self._folder_files(name)
+            files = self._folder_files(split, name)
+            refuse_missing_parts(files)
             refuse_empty(files, split)
-            if {format_of(file) for file in files} <= set(OWN):
-                # not with datasets, which rounds long numbers, reads 007 as 7 and crashes where brackets nest deeply
+            if all(format_of(file) for file in files):
+                # not with datasets, which rounds long numbers, reads 007 as 7, crashes where brackets nest deeply, and
+                # refuses a parquet file for a column that is not needed
                 return [row for _, row in read_files(files, self.read_columns)]
             every = [file for one in SPLITS for file in self._files_if_any(one)]
             cache = cache_folder(list(dict.fromkeys(every)))
@@ -306,14 +313,16 @@ class StoredTask(Task):
             rows = load_dataset(self.hub, self.hub_config, split=name, revision=self.revision, cache_dir=cache)
             return rows_of(rows, self.read_columns)
 
-    def _folder_files(self, name: str) -> list[Path]:
+    def _folder_files(self, split: str, name: str) -> list[Path]:
         """Return the files that ``datasets`` reads for a split, where ``hub`` is a local folder, in their order."""
         from datasets import load_dataset_builder
 
         with one_message(self._remedy):
             found = load_dataset_builder(self.hub, self.hub_config).config.data_files or {}
         if name not in found:
-            raise ConfigError(f"has no split {name}, only {', '.join(map(str, found)) or 'none'}")
+            raise ConfigError(
+                f"has no split {name}, only {some(map(str, found)) or 'none'}; name one as task.split.{split}"
+            )
         return [Path(file) for file in found[name]]
 
     @property
