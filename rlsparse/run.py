@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.hydra_errors import one_line_errors
 from rlsparse.config.schema import Config, ConfigError
 from rlsparse.config.words import read_words
 from rlsparse.execution.run_once import RECORDED, Job, Process, run
@@ -80,7 +81,7 @@ def main() -> None:
     try:
         sys.argv[1:] = read_words(replace_flag(sys.argv[1:]))
         check_group_options(sys.argv[1:])
-        with closing(shared_viewer()):
+        with closing(shared_viewer()), one_line_errors():
             job()
     except ConfigError as error:
         sys.exit(f"error: {error}")

@@ -120,7 +120,8 @@ def test_bad_input_ends_the_program_with_one_message_before_anything_starts(tmp_
     done = call("-m", "algorithm=sgrpo,nope", cwd=tmp_path)
     assert done.stderr.count("Could not find 'algorithm/nope'") == 1
     done = call("algorithm=nope", cwd=tmp_path)
-    assert "Could not find 'algorithm/nope'" in done.stderr
+    assert done.stderr.startswith("error: algorithm=nope: Could not find 'algorithm/nope'; choose one of ")
+    assert len(done.stderr.splitlines()) == 1
     assert "tspmo" in done.stderr
 
 

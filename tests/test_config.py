@@ -28,6 +28,7 @@ from rlsparse.components.token_sampler.stochastic import Stochastic
 from rlsparse.config.checks import check_writable, problems, refuse
 from rlsparse.config.compose import as_yaml, check_group_options, config_dir, run_config
 from rlsparse.config.compose import compose as compose_config
+from rlsparse.config.hydra_errors import explained, one_line_errors
 from rlsparse.config.paths import expand_all
 from rlsparse.config.ranges import keys_of
 from rlsparse.config.schema import COMPONENT_GROUPS, Config, ConfigError, WarmStartConfig
@@ -196,6 +197,46 @@ def test_unknown_name_or_wrong_type_is_refused(override, message):
     assert message in f"{error.value} {error.value.__cause__}"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("eval=nope", "eval=nope: Could not find 'eval/nope'; choose one of default, "),
+        ("task=gsm8k task.max_rows=[1]", "task.max_rows=[1]: must be a mapping; write {KEY:VALUE}"),
+        ("model.template_arguments=false", "model.template_arguments=false: must be a mapping; write"),
+        ("reward=terms reward.terms=[answer]", "reward.terms=[answer]: must be a mapping; write"),
+        (
+            "reward=signed reward.cache=1",
+            "reward.cache=1: reward as chosen has no key cache; it has correct, format, w",
+        ),
+        ("reward=terms reward.correct=1", "reward.correct=1: reward as chosen has no key correct; it has terms"),
+        (
+            "reward@reward.terms.a=answer",
+            "reward@reward.terms.a=answer: there is no such option to replace; write +rew",
+        ),
+        ("train.steps=many", "train.steps=many: Value 'many' of type 'str' could not be converted to Integer"),
+        ("+train.steps=3", "+train.steps=3: the key exists; write train.steps=3, without +"),
+        ("~nothing", "~nothing: there is no such key or option to leave out"),
+        ("+algorithm=grpo", "algorithm appears more than once in the final defaults list"),
+    ],
+)
+def test_error_of_hydra_is_one_line_with_key_value_and_remedy(words, line):
+    with pytest.raises(HydraException) as error:
+        composed(*words.split())
+    assert explained(error.value).startswith(line)
+    assert len(explained(error.value).splitlines()) == 1
+
+
+def test_error_of_hydra_ends_the_program_unless_its_user_wants_the_traceback(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit, match=r"^error: one two$"), one_line_errors():
+        raise HydraException("one\ntwo")
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException), one_line_errors():
+        raise HydraException("one")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
 AXES_TWICE = [
     ("seed=0,1", "seed=2,3"),
     ("seed=0,1", "seed=2"),
@@ -290,6 +331,11 @@ def home(tmp_path, monkeypatch):
         ([r'task.prompt="{question}\nA","{question}"'], [r'task.prompt="{question}\nA","{question}"']),
         (["task.prompt='~/ {question}'"], ["task.prompt='~/ {question}'"]),
         (["seed=0,1", "algorithm=grpo"], ["seed=0,1", "algorithm=grpo"]),
+        (["a=1", "--config-dir", "~/x", "b=2", "-m", "~c"], ["--config-dir", "HOME/x", "-m", "a=1", "b=2", "~c"]),
+        (["a=1", "--config-dir=/x=y", "b=2"], ["--config-dir=/x=y", "a=1", "b=2"]),
+        (["a=1", "-cd", "x=y", "b=2", "--cfg", "job"], ["-cd", "x=y", "--cfg", "job", "a=1", "b=2"]),
+        (["a=1", "--info", "b=2"], ["--info", "a=1", "b=2"]),
+        (["a=1", "--info", "defaults", "b=2"], ["--info", "defaults", "a=1", "b=2"]),
     ],
 )
 def test_word_of_a_command_line_is_read_as_a_person_writes_it(words, read, home):

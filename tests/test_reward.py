@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -87,8 +88,12 @@ def test_soft_overlong_is_equation_13_of_dapo(tokens, expected):
     assert SoftOverlong(max_tokens=10, cache=0.4)(of_length(tokens)) == expected
 
 
-def test_soft_overlong_without_a_cache_is_a_step():
-    assert [SoftOverlong(max_tokens=3, cache=0.0)(of_length(n)) for n in (3, 4)] == [0, -1]
+@pytest.mark.parametrize(("cache", "tokens"), [(0.0, 10), (0.04, 10)])  # 0.04 * 10 = 0.4, which is 0 whole tokens
+def test_soft_overlong_whose_cache_has_no_token_is_refused(cache, tokens):
+    values = {"_target_": f"{PACKAGE}.length.SoftOverlong", "max_tokens": tokens, "cache": cache}
+    with pytest.raises(ConfigError, match=rf"^reward.cache={cache}: is 0 tokens of max_tokens=10, .* larger share"):
+        build("reward", values, Reward)
+    assert build("reward", {**values, "cache": 0.1}, Reward)(of_length(10)) == -1  # a cache of one token
 
 
 @pytest.mark.parametrize(
@@ -302,7 +307,7 @@ SHORT = {"_target_": f"{PACKAGE}.length.LengthOnly", "max_tokens": 9, "short": 1
             {"answer": {**VERDICT, "weight": "much"}, "length": {**SHORT, "max": 1}, "lenght": {"weight": 1}, "b": 3},
             [
                 "reward.terms.answer.weight=much: must be a number",
-                "reward.terms.length.max: no such key; here there are long, max_tokens, short",
+                "reward.terms.length.max: no such key; here there are long, max_tokens, short, weight",
                 "reward.terms.lenght: names no class in _target_; take an option of the group, "
                 "+reward@reward.terms.lenght=OPTION, or leave the term out, ~reward.terms.lenght",
                 "reward.terms.b=3: names no class in _target_; take an option of the group, "
@@ -330,7 +335,14 @@ SHORT = {"_target_": f"{PACKAGE}.length.LengthOnly", "max_tokens": 9, "short": 1
         ),
         (
             {"inner": {"_target_": f"{PACKAGE}.terms.Terms", "terms": {"answer": VERDICT}}},
-            [f"reward.terms.inner._target_={PACKAGE}.terms.Terms: is a sum itself; give its terms to reward.terms"],
+            [
+                f"reward.terms.inner._target_={PACKAGE}.terms.Terms: is a sum itself and cannot be a term; "
+                "give its terms to reward.terms"
+            ],
+        ),
+        (
+            {"answer": {**VERDICT, "weigth": 2}},
+            ["reward.terms.answer.weigth: no such key; here there are weight"],
         ),
     ],
 )
@@ -365,6 +377,11 @@ def test_sum_that_cannot_be_built_is_refused_with_every_problem(terms, lines):
             ["reward=terms", "+reward@terms.answer=answer"],
             "+reward@terms.answer=answer: an option of reward can be a term of the sum; write +reward@reward.terms.",
         ),
+        (
+            ["reward=terms", "+reward@reward.terms.t=terms"],
+            "+reward@reward.terms.t=terms: the option terms is a sum itself and cannot be a term",
+        ),
+        (["reward=answer", "reward.weight=2"], "reward.weight=2: a weight belongs to a term; take reward=terms and"),
     ],
 )
 def test_words_that_make_no_sum_are_refused_in_one_line(words, message):
@@ -396,7 +413,10 @@ def test_mapping_of_a_command_line_may_have_a_key_at_two_places():
             f"defaults: [terms, _self_]\nterms: {{a: {{{CLASS}}}}}\nmore: 1\n",
             r"reward.more: no such key; here there are",
         ),
-        ("defaults: [terms, both@terms.inner, _self_]\n", r"reward.terms.inner._target_=\S+: is a sum itself; give"),
+        (
+            "defaults: [terms, both@terms.inner, _self_]\n",
+            r"reward.terms.inner._target_=\S+: is a sum itself and cannot be a term",
+        ),
     ],
 )
 def test_yaml_of_a_user_that_makes_no_sum_is_refused(mine, text, message):
@@ -480,6 +500,11 @@ def test_group_reward_sees_all_completions_of_a_prompt_at_once(mine):
         ([1.0], r"of_group returned 1 for 2 completions; return a list with one number for each"),
         (None, r"of_group returned NoneType for 2 completions"),
         ((x for x in (1.0, 2.0)), r"of_group returned generator for 2 completions"),
+        ({0.5: "a", 1.0: "b"}, r"of_group returned dict for 2 completions; return a list"),
+        ({0.5, 1.0}, r"of_group returned set for 2 completions"),
+        ("01", r"of_group returned str for 2 completions"),
+        (torch.ones(2, 1), r"of_group returned Tensor for 2 completions"),
+        (torch.ones(3), r"of_group returned 3 for 2 completions"),
         ([1.0, math.nan], r"returned nan for '228'; return a finite number"),
         ([1.0, math.inf], r"returned inf for '228'; return a finite number"),
         ([1.0, 10**400], r"returned 10+\.\.\.0+ for '228'; return a finite number"),
@@ -495,10 +520,9 @@ def test_group_reward_that_returns_other_than_a_number_for_each_is_an_error(valu
         rewards_of(Terms({"own": Term(1.0, Returns(values))}), [group], quiet())
 
 
-def test_group_reward_may_return_a_tensor_of_numpy():
-    numpy = pytest.importorskip("numpy")
-    found = rewards_of(Returns(numpy.array([0.5, 1.0])), [[completion(), completion()]], quiet())
-    assert found.total == [0.5, 1.0]
+@pytest.mark.parametrize("values", [(0.5, 1), torch.tensor([0.5, 1.0]), np.array([0.5, 1.0])], ids=type)
+def test_group_reward_may_return_a_tuple_a_tensor_or_an_array(values):
+    assert rewards_of(Returns(values), [[completion(), completion()]], quiet()).total == [0.5, 1.0]
 
 
 def test_term_that_raises_is_named_with_its_file_and_line(mine):
@@ -506,6 +530,22 @@ def test_term_that_raises_is_named_with_its_file_and_line(mine):
     expected = r"^reward.terms.own: .*/mine/own_terms.py, line 7: ZeroDivisionError: "
     with pytest.raises(ComponentError, match=expected):
         rewards_of(reward, [[completion()]], quiet())
+
+
+@dataclass(frozen=True)
+class Raises(Reward):
+    """Raises an error with a long message of many lines."""
+
+    def __call__(self, completion):
+        raise RuntimeError("no answer\n" * 100)
+
+
+def test_reward_that_raises_many_lines_is_named_in_one_short_line():
+    with pytest.raises(ComponentError, match=r"^reward: .*test_reward.py, line \d+: RuntimeError: no answer ") as error:
+        rewards_of(Raises(), [[completion()]], quiet())
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) == len("reward: ") + 300 + len("...")
+    assert isinstance(error.value.__cause__, RuntimeError)  # with its whole text in the traceback
 
 
 def test_sum_that_a_float32_cannot_hold_is_an_error():

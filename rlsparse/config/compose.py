@@ -29,6 +29,8 @@ from rlsparse.config.schema import COMPONENT_GROUPS, SCHEMAS, Config, ConfigErro
 from rlsparse.config.sources import register_source
 from rlsparse.config.words import (
     ESCAPE,
+    TERM_GROUP,
+    TERMS,
     read_words,
     refuse_covered_axes,
     refuse_repeated_axes,
@@ -96,6 +98,8 @@ def check_keys(words: Iterable[str], folders: Sequence[str] = ()) -> None:
         if not re.fullmatch(r"\w+(\.\w+)+", key):
             continue
         _refuse_renamed(key, word)
+        if key == f"{TERM_GROUP}.weight" and not folders:
+            raise ConfigError(f"{word}: a weight belongs to a term; take {TERM_GROUP}=terms and {TERMS}.NAME.weight")
         if group not in top:
             raise ConfigError(f"{key}: no such key; here there are {', '.join(sorted(top))}")
         own = folders or any(one.startswith(f"{group}._target_=") for one in words)

@@ -16,8 +16,11 @@ from rlsparse.config.schema import ConfigError
 
 ESCAPE = r"where the text itself has ${, write \${"
 FOLDER_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")  # of Hydra
+# flags of Hydra with a value that is a word of its own
+SHORT_FLAGS = ("-cd", "-cp", "-cn", "-c", "-p", "-i")
+LONG_FLAGS = ("--config-dir", "--config-path", "--config-name", "--cfg", "--package", "--info", "--experimental-rerun")
 PROMPT = "task.prompt"
-TERM_GROUP, TERMS = "reward", "reward.terms"
+TERM_GROUP, TERMS, SUM = "reward", "reward.terms", "terms"
 # a text in quotes, or a path that begins with the home folder and stands where a value may begin
 QUOTED = r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
 START = r"(?:^|(?<=[\[,(:])|(?<=[\[,(:]\s))"
@@ -31,8 +34,25 @@ def read_words(arguments: Sequence[str]) -> list[str]:
 
     ``~`` is the home folder, and ``task.prompt=TEXT`` and a path with letters such as ö need no quotes of Hydra's own.
     """
-    before = ["", *arguments]
-    return [_word(word, previous in FOLDER_FLAGS) for previous, word in zip(before, arguments, strict=False)]
+    ordered = _flags_first(arguments)
+    before = ["", *ordered]
+    return [_word(word, previous in FOLDER_FLAGS) for previous, word in zip(before, ordered, strict=False)]
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides, since argparse reads overrides in one place only."""
+    flags, overrides = [], []
+    previous = ""
+    for word in arguments:
+        is_value = _takes_value(previous) and not (previous.startswith(("-i", "--i")) and "=" in word)
+        (flags if word.startswith("-") or is_value else overrides).append(word)
+        previous = "" if is_value else word
+    return [*flags, *overrides]
+
+
+def _takes_value(flag: str) -> bool:
+    """Return whether the word behind a flag, which may be cut short as argparse allows, is its value."""
+    return flag in SHORT_FLAGS or (len(flag) > 2 and any(one.startswith(flag) for one in LONG_FLAGS))
 
 
 def _word(word: str, is_folder: bool) -> str:
@@ -209,6 +229,11 @@ def refuse_repeated_terms(words: Sequence[str]) -> None:
             if re.fullmatch(rf"{re.escape(TERMS)}\.[^.]+", package) is None:
                 raise ConfigError(
                     f"{word}: an option of {group} can be a term of the sum; write +{group}@{TERMS}.NAME={value}"
+                )
+            if value == SUM:
+                raise ConfigError(
+                    f"{word}: the option {SUM} is a sum itself and cannot be a term; take another option of {group}, "
+                    f"such as {key}=answer"
                 )
             names = [package]
         else:

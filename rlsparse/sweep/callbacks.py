@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from rlsparse.config.compose import run_config
+from rlsparse.config.hydra_errors import explained
 from rlsparse.config.schema import ConfigError
 from rlsparse.runtime.preload import import_all
 from rlsparse.sweep.dry_run import PlannedRun, describe, remove_new_folders
@@ -83,8 +84,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except HydraException as error:  # ConfigError, and the errors of Hydra from composing a point
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        sys.exit(f"error: {error}{cause if not isinstance(error, ConfigError) else ''}")
+        sys.exit(f"error: {explained(error)}")
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             sys.exit(f"error: {os.fsdecode(error.filename)}: cannot be read or written ({error.strerror})")

@@ -13,6 +13,7 @@ from rlsparse.components.component import ComponentError, origin, raised_by
 from rlsparse.components.reward import Completion, GroupReward, Reward, Terms
 from rlsparse.config.ranges import LARGEST
 
+LONGEST = 300  # characters of the error of a reward in its message
 PAUSE = 10.0  # seconds between two lines about a slow reward
 log = logging.getLogger(__name__)
 
@@ -62,21 +63,12 @@ def rewards_of(reward: Reward, groups: Sequence[Sequence[Completion]], notice: S
     """Return the rewards of the completions of P prompts, G each.
 
     Raises:
-        ComponentError: the reward returned no finite number, a term of a sum raised an error, or a reward of a group
-            returned another number of rewards than the group has completions.
-        Exception: any error that a single reward raised.
+        ComponentError: the reward or a term of a sum raised an error or returned no finite number, or that of a group
+            returned other than a sequence with one number for each completion. The message has one line.
     """
     if not isinstance(reward, Terms):
         return Rewards(_values(reward, groups, "reward", notice), {}, [])
-    values = []
-    for name, term in reward.terms.items():
-        key = f"reward.terms.{name}"
-        try:
-            values.append(_values(term.reward, groups, key, notice))
-        except ComponentError:
-            raise
-        except Exception as error:
-            raise ComponentError(f"{key}: {raised_by(term.reward, error)}") from error
+    values = [_values(term.reward, groups, f"reward.terms.{name}", notice) for name, term in reward.terms.items()]
     weights = {name: term.weight for name, term in reward.terms.items()}
     total = [fsum(map(float.__mul__, weights.values(), row)) for row in zip(*values, strict=True)]
     if (largest := max(map(abs, total))) > LARGEST:
@@ -89,10 +81,21 @@ def rewards_of(reward: Reward, groups: Sequence[Sequence[Completion]], notice: S
 def _values(reward: Reward, groups: Sequence[Sequence[Completion]], key: str, notice: SlowNotice) -> list[float]:
     found: list[float] = []
     count = sum(map(len, groups))
-    for value in _each(reward, groups, key):
-        found.append(value)
-        notice(key, len(found), count)
+    try:
+        for value in _each(reward, groups, key):
+            found.append(value)
+            notice(key, len(found), count)
+    except ComponentError:
+        raise
+    except Exception as error:
+        raise ComponentError(f"{key}: {_cut(raised_by(reward, error))}") from error
     return found
+
+
+def _cut(text: str) -> str:
+    """Return a text in one line that a terminal can show; the traceback has the whole text."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def _each(reward: Reward, groups: Sequence[Sequence[Completion]], key: str) -> Iterator[float]:
@@ -101,14 +104,27 @@ def _each(reward: Reward, groups: Sequence[Sequence[Completion]], key: str) -> I
             yield checked_reward(reward, completion, key)
         return
     for group in groups:
-        values = reward.of_group(group)
-        if not hasattr(values, "__len__") or len(values) != len(group):
-            got = len(values) if hasattr(values, "__len__") else type(values).__name__
+        given = reward.of_group(group)
+        values = _listed(given)
+        if values is None or len(values) != len(group):
+            got = type(given).__name__ if values is None else len(values)
             raise ComponentError(
                 f"{key} ({origin(reward)}): of_group returned {got} for {len(group)} completions; return a list with "
                 "one number for each"
             )
         yield from (_finite(reward, value, one, key) for value, one in zip(values, group, strict=True))
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """Return a list, a tuple, or a tensor or array of one dimension as a list; None for all else.
+
+    The keys of a mapping, or a set, which has no order, would be taken for rewards.
+    """
+    if isinstance(values, list | tuple):
+        return list(values)
+    if hasattr(values, "tolist") and getattr(values, "ndim", None) == 1:  # of PyTorch and NumPy
+        return list(values.tolist())
+    return None
 
 
 def checked_reward(reward: Reward, completion: Completion, key: str = "reward") -> float:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.compose import as_yaml, check_group_options, config_dir, register_schemas, run_config
+from rlsparse.config.hydra_errors import one_line_errors
 from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
 from rlsparse.config.schema import ConfigError, ScratchConfig, WarmStartConfig
 from rlsparse.config.words import read_words
@@ -368,4 +369,5 @@ def main() -> None:
         check_group_options(sys.argv[1:])
     except ConfigError as error:
         sys.exit(f"error: {error}")
-    _main()
+    with one_line_errors():
+        _main()

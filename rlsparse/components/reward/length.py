@@ -1,11 +1,13 @@
 """Rewards of the length of a completion, and of repetition in it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Annotated
 
 from rlsparse.components.component import Range
 from rlsparse.components.reward.base import Completion, Reward
+from rlsparse.config.ranges import shown
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,14 @@ class SoftOverlong(Reward):
 
     max_tokens: Annotated[int, Range(1)]
     cache: Annotated[float, Range(0, 1)]
+
+    def problems(self) -> Iterator[str]:
+        """Yield the problem of a penalty that no completion of up to L_max tokens gets."""
+        if round(self.cache * self.max_tokens) == 0:
+            yield (
+                f"cache={shown(self.cache)}: is 0 tokens of max_tokens={self.max_tokens}, so that no completion of up "
+                f"to {self.max_tokens} tokens is penalised; give a larger share, at most 1"
+            )
 
     def __call__(self, completion: Completion) -> float:
         cache = round(self.cache * self.max_tokens)

@@ -10,6 +10,7 @@ from rlsparse.components.reward.base import Completion, Reward
 from rlsparse.config.ranges import convert, shown
 from rlsparse.config.schema import ConfigError
 
+NO_KEY = ": no such key; here there are "  # of convert
 UNWEIGHTED = 1.0  # the weight of a term that gives none
 
 
@@ -47,8 +48,14 @@ class Terms(Reward):
             values: ``terms``: by name, ``_target_`` and the keys of the reward, and ``weight`` (1 where left out).
 
         Raises:
-            ConfigError: all that is wrong with any term, a line each.
+            ConfigError: all that is wrong with any term, a line each; or this sum is itself a term.
         """
+        group, nested, _ = where.partition(".")
+        if nested:
+            target = f"{cls.__module__}.{cls.__qualname__}"
+            raise ConfigError(
+                f"{where}.{TARGET}={target}: is a sum itself and cannot be a term; give its terms to {group}.terms"
+            )
         converted, problems = convert(cls, where, values)
         nodes: dict[Any, Any] = converted.get("terms", {})
         terms = {}
@@ -99,12 +106,21 @@ def _term(where: str, name: Any, node: Any) -> Term:
     except ConfigError as error:
         lines = str(error).split("\n")
         taken = f"{key}.weight: is the weight of the term, so its class can have no such field; rename the field"
-        problems += [taken if line.startswith(f"{key}.weight: has no value") else line for line in lines]
-    if isinstance(reward, Terms):
-        problems.append(f"{key}.{TARGET}={node[TARGET]}: is a sum itself; give its terms to {where}.terms")
+        problems += [
+            taken if line.startswith(f"{key}.weight: has no value") else _with_weight(key, line) for line in lines
+        ]
     if problems or reward is None:
         raise ConfigError("\n".join(problems))
     return Term(weights["weight"], reward)
+
+
+def _with_weight(key: str, line: str) -> str:
+    """Return a problem of a term, with ``weight`` among the keys that it names."""
+    name, said, known = line.partition(NO_KEY)
+    if not said or not name.startswith(f"{key}."):
+        return line
+    keys = [] if known == "none" else known.split(", ")
+    return name + said + ", ".join(sorted([*keys, "weight"]))
 
 
 def _problems(where: str, nodes: Mapping[str, Any], terms: Mapping[str, Term]) -> Iterator[str]:
