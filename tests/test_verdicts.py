@@ -9,7 +9,7 @@ import pytest
 from rlsparse.components.reward import MathVerify, Verifier
 from rlsparse.components.reward.answer import ANSWER_FORMATS
 from rlsparse.components.reward.values.vocabulary import ONES, TENS, UNCLEAR_UNITS, UNITS
-from tests.verdict_rows import LAST_NUMBER_RIGHT, LAST_NUMBER_WRONG, RIGHT, WRONG
+from tests.verdict_rows import BESIDE_RIGHT, BESIDE_WRONG, LAST_NUMBER_RIGHT, LAST_NUMBER_WRONG, RIGHT, WRONG
 
 GOLD_COLUMNS = {
     "math500": "answer",
@@ -52,6 +52,13 @@ def test_last_number_is_read_whole(process):
     verifier = Verifier("last_number", 20, process)
     assert [row for row in LAST_NUMBER_RIGHT if not verifier.score(*row).correct] == []
     assert [row for row in LAST_NUMBER_WRONG if verifier.score(*row).correct] == []
+
+
+@pytest.mark.parametrize("answer_format", BESIDE_RIGHT)
+def test_answer_is_read_with_what_belongs_to_it_in_its_formula(answer_format, process):
+    verifier = Verifier(answer_format, 20, process)
+    assert [row for row in BESIDE_RIGHT[answer_format] if not verifier.score(*row).correct] == []
+    assert [row for row in BESIDE_WRONG[answer_format] if verifier.score(*row).correct] == []
 
 
 @pytest.mark.parametrize("answer_format", ANSWER_FORMATS)

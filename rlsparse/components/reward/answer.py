@@ -3,26 +3,21 @@
 import re
 from collections.abc import Callable
 
+from rlsparse.components.reward.values.box import boxed
 from rlsparse.components.reward.values.notation import one_notation
 from rlsparse.components.reward.values.number import CURRENCY, LATEX, LONGEST_CANDIDATE, NUMBER, plain_number
 
 __all__ = ["ANSWER_FORMATS", "LONGEST_CANDIDATE", "after_hash", "answer_is", "boxed", "last_number", "plain_number"]
 
 HASHES = re.compile("#{4,}")
-BOX = re.compile(
-    r"\\{1,2}(?:boxed|fbox)\s?(?:\{|(?P<bare>\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z]))(?=\W|$))|\\.|[{}]", re.DOTALL
-)
-BETWEEN_BOXES = re.compile(
-    r"[\s$]{0,20}(?:,|;|\bor\b|\band\b|\\text\{\s?(?:and|or)\s?\})[\s$]{0,20}(?:or\b|and\b)?[\s$]{0,20}"
-)
-POWER = re.compile(r"\s?[\^_](?:\{[^{}]{1,40}\}|\w)")
 ANSWER_IS = re.compile(
     r"\b(?:the|my|our)\s{1,20}(?:(?:final|correct|right)\s{1,20}){0,2}answer(?:\s{1,20}(?:to|for)\s[^.\n:]{1,60}?)?"
     r"(?:\s{1,20}(?:is|=)(?![A-Za-z'])\s{0,20}:?|\s{0,20}:)|答案\s?[是为:：]",
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(
-    r"(?<![ap]\.m)(?<!\bsq)(?<!\bapprox)(?<!\bRs)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.](?=\s|$)|!(?=\s|$)"
+    r"(?<![ap]\.m)(?<!\bsq)(?<!\bapprox)(?<!\bRs)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\.)[.](?=\s|$)"
+    r"|!(?=\s|$)(?!\s{1,9}[-=+*/×·÷])"
 )
 OPENING = re.compile(r"[\s:*_$]{0,40}(?:\\\[|\\\(|\$\$)?[\s*]{0,40}")
 ENVIRONMENT = re.compile(r"\\begin\{(\w{1,20}\*?)\}")
@@ -30,22 +25,33 @@ ENVIRONMENT = re.compile(r"\\begin\{(\w{1,20}\*?)\}")
 # what holds a number but is none: powers and indices of letters (x^2, a_1), and letters with digits (x2, cm2)
 NO_NUMBER = (
     r"[A-Za-z)\]}]\s?[\^_]\s?(?:\{[^{}]{0,40}\}|\([^()]{0,40}\)|[-+]?\w+)"
-    r"|(?<![A-Za-z])(?:[A-Za-z]|[cdkm]m|ft|in)\d+(?![\d.])"
+    r"|(?<![A-Za-z])(?:[A-Za-z]|[cdkm]m|ft|in)\d+(?![\d.])|(?<=\d)\s?\[\d{1,2}\]|(?<=[A-Za-z])\[\d+\]"
+    r"|(?<![A-Za-z\\])(?:[A-Za-z]|\([^()]{1,40}\))\s?/\s?\d+(?![\d.])|(?<![A-Za-z\\])[xyzn]\s?[-+]\s?\d+(?![\d.])"
 )
+GROUPED = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3})"  # digits of one number with commas
 # one answer with several numbers in it: dates, times, ratios, versions, roots, multiples of π, lists without spaces
 COMPOUND = (
-    r"\d{1,4}(?:-\d{1,2}){2}(?!\d)|\d{1,4}(?:/\d{1,4}){2,}|\d+(?::\d+)+(?:\s?[ap]\.?m\b\.?)?|\d+(?:\.\d+){2,}"
+    r"(?:\\pi(?![A-Za-z])|π)\s?/\s?\d+|0x[0-9a-f]+|0b[01]+|0o[0-7]+|\|-?\d+(?:\.\d+)?\||\d+-\d+/\d+"
+    rf"|[(\[]\s?(?!{GROUPED}\s?[)\]])-?\d+(?:\.\d+)?(?:\s?,\s?-?\d+(?:\.\d+)?)+\s?[)\]]"
+    r"|(?<![A-Za-z])\\?(?:log|ln|lg|sin|cos|tan|cot)(?:_(?:\{\w+\}|\w))?\s?\(?\d+(?:\.\d+)?\)?°?"
+    r"|(?:(?<![\w)}])-)?\d+(?:\.\d+)?(?:[-+]|\s?[-+]\s?\d+(?:\.\d+)?)(?-i:i)(?![A-Za-z])"
+    r"|\d{1,4}(?:-\d{1,2}){2}(?!\d)|\d{1,4}(?:/\d{1,4}){2,}|\d+(?::\d+)+(?:\s?[ap]\.?m\b\.?)?|\d+(?:\.\d+){2,}"
     r"|(?:\d+(?:\.\d+)?\s?)?\\(?:sqrt|binom|log|ln|sin|cos|tan|overline)(?:\[\d+\])?\s?(?:\{[^{}]{0,60}\}){1,2}"
-    r"|(?:\d+(?:\.\d+)?\s?)?\\sqrt\s?\d+|\d+(?:\.\d+)?\s?(?:\\pi\b|π)|\\frac\{[^{}]{0,60}\}\{[^{}]{0,60}\}"
-    r"|(?<![\d,])\d{1,3}(?:,\d{1,2})+(?![\d,])|\d+(?:\.\d+)?!|\d+_\{?\d+\}?"
+    r"|(?:\d+(?:\.\d+)?\s?)?\\sqrt\s?\d+|(?<![A-Za-z])sqrt\s?\(?\d+\)?|\d+(?:\.\d+)?\s?(?:\\pi\b|π)|\\frac\{[^{}]{0,60}\}\{[^{}]{0,60}\}"
+    rf"|(?<![\d,])(?!{GROUPED}(?![\d,]))\d+(?:,\d+)+(?!\d)"
+    r"|\d+(?:\.\d+)?!+|\d+_\{?\d+\}?"
 )
-BEHIND = r"\s?(?:\\?%|[xynk](?![A-Za-z])|¢|€)?"
+BEHIND = r"\s?(?:\\?%|[xynk](?![A-Za-z])|(?<=\d)(?-i:i)(?![A-Za-z])|¢|€|(?<=\.\d)…|(?<=\.\d\d)…|(?<=\.\d\d\d)…)?"
 LAST_NUMBER = re.compile(
     rf"{NO_NUMBER}|(?P<found>(?:(?<!\w)(?:minus|negative)\s|[±∓]\s?)?(?:(?!{LATEX})(?:{COMPOUND})|{NUMBER}){BEHIND})",
     re.IGNORECASE,
 )
 # a whole number or a decimal behind a word at the end of a text: the most frequent case, read without the pattern above
-AT_THE_END = re.compile(r"(?<![A-Za-z\\])(?!minus|negative)[a-z]{1,20} (\$?\d{1,15}(?:\.\d{1,15})?)\.?$")
+AT_THE_END = re.compile(
+    r"(?<![A-Za-z\\])(?!(?:minus|negative|log|ln|lg|sin|cos|tan|cot|sqrt|root) )[a-z]{1,20} "
+    r"(\$?\d{1,15}(?:\.\d{1,15})?)\.?$"
+)
+NAME_BEFORE = re.compile(r"\b(answer|ans|result|total|solution)_(?=\d)", re.IGNORECASE)  # answer_42
 DIGIT = re.compile(r"[\d½¼¾⅐-⅞]")
 BLOCK = 4096  # characters in which the last digit of a long text is looked for, from its end
 
@@ -60,34 +66,6 @@ def after_hash(text: str) -> str | None:
         signs = signs or line  # such as the full stop of "I wrote the answer after ####."
         end = found.start()
     return signs
-
-
-def boxed(text: str) -> str | None:
-    r"""Return the content of the last ``\boxed{…}`` that is closed and not empty; None if there is none.
-
-    A power behind the box belongs to the answer. Boxes with only "and", "or" or a comma between them are one answer.
-    """
-    open_braces: list[int | None] = []  # for each open brace the start of the content of its box, if it is one of a box
-    last: tuple[int, int] | None = None  # start and end of the content
-    end = 0  # of the box
-    listed = ""  # the boxes before the last one that belong to the same answer
-    for found in BOX.finditer(text):
-        mark = found[0]
-        if found["bare"] is not None:
-            last, end = found.span("bare"), found.end()
-        elif mark == "}":
-            start = open_braces.pop() if open_braces else None
-            if start is not None and (last is None or start > last[0]) and text[start : found.start()].strip():
-                between = text[end : text.rfind("\\", end, start)] if last is not None and start - end < 80 else ""
-                same = last is not None and BETWEEN_BOXES.fullmatch(between.rstrip("\\")) is not None
-                listed = f"{listed}{text[last[0] : last[1]].strip()}, " if same and last is not None else ""
-                last, end = (start, found.start()), found.end()
-        elif mark[-1] == "{" and mark != r"\{":
-            open_braces.append(found.end() if mark != "{" else None)
-    if last is None:
-        return None
-    power = POWER.match(text, end)
-    return listed + text[last[0] : last[1]].strip() + (power[0].strip() if power is not None else "")
 
 
 def answer_is(text: str) -> str | None:
@@ -139,6 +117,7 @@ def last_number(text: str) -> str | None:
         return None
     window = text[max(0, end - LONGEST_CANDIDATE) : end + 40]
     window = re.sub(r"(?<!\\)\$(?=\s?-?[\d.])", r"\\$", window)
+    window = NAME_BEFORE.sub(r"\1 ", window)
     found = [one["found"] for one in LAST_NUMBER.finditer(one_notation(window)) if one["found"] is not None]
     return re.sub(CURRENCY, lambda sign: "$" if sign[0] == "¤" else sign[0], found[-1]).strip() if found else None
 

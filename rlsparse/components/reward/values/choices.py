@@ -15,6 +15,7 @@ OPTION = re.compile(
 )
 CHOSEN = re.compile(r"(?:[(\[]\s*(?P<bracketed>[A-Za-z])\s*[)\]]|(?P<bare>[A-Za-z]))(?P<rest>.*)", re.DOTALL)
 IS_RIGHT = re.compile(r"\s+is\s+(?:the\s+)?(?:correct|right|true)(?:\s+(?:answer|option|choice|one))?\s*")
+REASON = re.compile(r"\s*,?\s+(?:because|since)\b", re.IGNORECASE)
 ANOTHER = re.compile(
     r"\s[A-K]\s?[).:]|[(\[][A-Za-z][)\]]|(?:\bor\b|\band\b|\bnot\b|[,/&;])\s*[A-K](?![A-Za-z'])", re.IGNORECASE
 )
@@ -59,9 +60,12 @@ def chosen(answer: str) -> frozenset[str] | None:
     letter, rest = found["bracketed"] or found["bare"], found["rest"]
     if not re.sub(r"[\s).\]:]", "", rest):
         return frozenset(letter.upper())
+    reason = REASON.match(rest)
+    if reason is not None and letter.isupper() and re.search(rf"\b{letter}\b", rest) is None:
+        return frozenset(letter)
     if letter.islower() or DENIALS.search(rest) or ANOTHER.search(rest):
         return None
     if IS_RIGHT.fullmatch(rest):
         return frozenset(letter)
-    marked = found["bracketed"] is not None or re.match(r"\s*[).\]:](?!\d)|\s+[-(]\s?|,\s", rest)
+    marked = found["bracketed"] is not None or re.match(r"\s*(?:[)\]:]|\.(?!\S(?!\w)|\S$))(?!\d)|\s+[-(]\s?|,\s", rest)
     return frozenset(letter) if marked and (rest[0] in " ).]:,\t" or found["bracketed"]) else None

@@ -29,6 +29,7 @@ from rlsparse.components.reward.values.units import of_currency
 
 DOLLAR = of_currency("dollar")
 DEEPEST = 4  # lists in lists
+EMPTY_SET = re.compile(r"∅|⦃\s*⦄|(?:there\s+(?:is|are)\s+)?no\s+solutions?|(?:the\s+)?empty\s+set", re.IGNORECASE)
 
 
 def _read_written_region(gold: str) -> Region | None:
@@ -97,6 +98,8 @@ def _equal(answer: str, gold: str, depth: int) -> bool | None:
         return False
     if _packed(answer) == _packed(gold):
         return True
+    if EMPTY_SET.fullmatch(answer) and EMPTY_SET.fullmatch(gold):
+        return True
     kind = _kind(gold)
     if kind is None:
         return None
@@ -115,4 +118,5 @@ def _kind(gold: str) -> Kind | None:
 
 def _packed(text: str) -> str:
     """Return a text without the spaces that separate no two words or numbers."""
-    return re.sub(r"(?<!\w) | (?!\w)", "", re.sub(r"\s+", " ", text.strip()))
+    text = re.sub(r" (?!\w)", "", re.sub(r"\s+", " ", text.strip()))
+    return re.sub(r"(?<!\w)(?!(?<=\d,) \d{3}(?!\d)) ", "", text)  # "1, 234" are two numbers, "1,234" is one

@@ -45,6 +45,7 @@ TOKEN = re.compile(
     rf"\s*(?:(?P<repeating>\d*\.\d*\\overline\{{\d+\}})|(?P<number>{DECIMAL})"
     r"|\\(?P<command>[A-Za-z]+)|(?P<word>[A-Za-z]{2,})|(?P<letter>[A-Za-zΑ-ωħ∂])|(?P<power>\*\*)|(?P<sign>[^\s\\]))"
 )
+PLAIN_ROOT = "sqrt without a backslash"  # sqrt23 is the root of 23; \\sqrt23 is the root of 2, times 3
 WORDS = frozenset((*FUNCTIONS, *LOGARITHMS, "sqrt", "pi", "log"))
 
 
@@ -74,7 +75,8 @@ def tokens_of(text: str) -> list[Token]:
                 raise Unreadable(match[kind])
             found += [Token("letter", one, start + i) for i, one in enumerate(match[kind])]
         elif kind == "word":
-            found.append(Token("command", match[kind].lower(), start))
+            name = match[kind].lower()
+            found.append(Token("command", PLAIN_ROOT if name == "sqrt" else name, start))
         elif kind == "power":
             found.append(Token("sign", "^", start))
         else:
@@ -195,7 +197,8 @@ class Parser:
         node = self.atom()
         while True:
             if self.take_if("!"):
-                node = Node("!", (node,))
+                double = self.take_if("!")
+                node = Node("!!" if double else "!", (node,))
             elif self.take_if("°"):
                 node = Node("*", (node, Node("symbol", name="degree")))
             else:
@@ -308,8 +311,8 @@ class Parser:
             first = self.argument()
             second = self.argument()
             return Node("/" if name == "frac" else "binom", (first, second), name="frac")
-        if name == "sqrt":
-            return self.root()
+        if name in ("sqrt", PLAIN_ROOT):
+            return self.root(name)
         if name == "pi":
             return Node("symbol", name="π")
         if name in LOGARITHMS:
@@ -332,14 +335,14 @@ class Parser:
         self.position = start
         return None
 
-    def root(self) -> Node:
+    def root(self, name: str) -> Node:
         degree = Node("number", value=Fraction(2))
         if self.take_if("["):
             degree = self.sum()
             self.expect("]")
         if self.take_if("("):
             node = self.group("(")
-        elif self.peek().kind == "number":
+        elif self.peek().kind == "number" and name == PLAIN_ROOT:
             node = self.atom()
         else:
             node = self.argument()

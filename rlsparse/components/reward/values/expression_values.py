@@ -25,6 +25,7 @@ POINTS = (
     *((30, 1), (30, -1), (1000, 1), (1000, -1)),
 )
 FIRST_MIXED = POINTS.index((1, 0))
+EVALUATED = ("number", "symbol", "/", "^", "root", "!", "!!", "binom", "log", "call", "floor", "ceil", "abs")
 ENOUGH_POINTS = 3  # at which both expressions must be defined
 
 # decimal digits: of the computation; in which equal values agree; from which on a difference is an error of rounding
@@ -36,6 +37,10 @@ Number = Any  # a Fraction where the value is exact, else a complex number of mp
 
 class Undefined(ArithmeticError):
     """The expression has no value at a point, or one that is not computed."""
+
+
+class OutsideDomain(Undefined):
+    """The expression has a logarithm or a root of a negative number at a point."""
 
 
 @lru_cache(maxsize=1)
@@ -60,10 +65,15 @@ def symbols(node: Node) -> frozenset[str]:
 
 
 def is_evaluated(node: Node) -> bool:
-    """Return whether a constant is written as one number (a fraction, a root, a power), not as a sum or product."""
+    """Return whether a constant is written as one number, a fraction, a root, a power or the value of one function.
+
+    A sum or a product is not, except for a multiple of a root or of a named constant, such as 2π.
+    """
     if node.kind in ("neg", "group"):
         return is_evaluated(node.parts[0])
-    return node.name == "mixed" or node.kind in ("number", "/", "^", "root")
+    if node.kind == "*" and node.name == "implicit":
+        return node.parts[0].kind == "number" and node.parts[1].kind in ("root", "symbol")
+    return node.name == "mixed" or node.kind in EVALUATED
 
 
 @lru_cache(maxsize=4096)
@@ -101,6 +111,8 @@ def value_at(node: Node, index: int, real: bool) -> Number:
     operands = [value_at(part, index, real) for part in node.parts]
     try:
         return _clean(OPERATIONS[kind](node, operands, real))
+    except OutsideDomain:
+        raise
     except (ArithmeticError, ValueError, NotImplementedError) as error:
         raise Undefined(str(error)) from error
 
@@ -196,7 +208,7 @@ def _power(node: Node, operands: list[Number], real: bool) -> Number:
 
 def _general_power(base: Any, exponent: Any, real: bool) -> Any:
     if real and base.imag == 0 and base.real < 0:
-        raise Undefined("power of a negative number")
+        raise OutsideDomain("power of a negative number")
     if base == 0:
         if exponent.imag == 0 and exponent.real > 0:
             return Fraction(0)
@@ -277,8 +289,10 @@ def _logarithm(argument: Number, base: Number, real: bool) -> Number:
 
 def _natural_logarithm(number: Number, real: bool) -> Any:
     argument = approximate(number)
-    if argument == 0 or (real and argument.imag == 0 and argument.real < 0):
-        raise Undefined("logarithm of zero or of a negative number")
+    if argument == 0:
+        raise Undefined("logarithm of zero")
+    if real and argument.imag == 0 and argument.real < 0:
+        raise OutsideDomain("logarithm of a negative number")
     distance = abs(argument - 1)
     if number != 1 and distance <= _tiny(DIGITS - EQUAL_DIGITS):
         if isinstance(number, Fraction) or distance > _tiny(ZERO_DIGITS):
@@ -294,6 +308,13 @@ def _factorial(node: Node, operands: list[Number], real: bool) -> Number:
     if isinstance(n, Fraction) and real and -1 < n <= LARGEST_FACTORIAL and n.denominator != 1:
         return precise().gamma(approximate(n + 1))
     raise Undefined("factorial")
+
+
+def _double_factorial(node: Node, operands: list[Number], real: bool) -> Number:
+    (n,) = operands
+    if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= LARGEST_FACTORIAL:
+        return Fraction(math.prod(range(int(n), 0, -2)))
+    raise Undefined("double factorial")
 
 
 def _binomial(node: Node, operands: list[Number], real: bool) -> Number:
@@ -326,6 +347,7 @@ OPERATIONS: Mapping[str, Callable[[Node, list[Number], bool], Number]] = {
     "call": _call,
     "log": lambda node, operands, real: _logarithm(operands[0], operands[1], real),
     "!": _factorial,
+    "!!": _double_factorial,
     "binom": _binomial,
     "floor": _whole,
     "ceil": _whole,
@@ -367,6 +389,27 @@ def _pairs(one: Node, other: Node) -> Iterator[tuple[Number, Number]]:
         yield found
 
 
+def _same_domain(one: Node, other: Node) -> bool:
+    """Return whether two expressions in one variable have logarithms of negative numbers at the same points."""
+    if len(symbols(one) | symbols(other)) != 1 or not (_has_logarithm(one) or _has_logarithm(other)):
+        return True
+    return all(_in_domain(one, index) == _in_domain(other, index) for index in range(len(POINTS)))
+
+
+def _has_logarithm(node: Node) -> bool:
+    return node.kind == "log" or node.name in LOGARITHMS or any(map(_has_logarithm, node.parts))
+
+
+def _in_domain(node: Node, index: int) -> bool:
+    try:
+        value_at(node, index, real=True)
+    except OutsideDomain:
+        return False
+    except Undefined:
+        pass
+    return True
+
+
 def equal(one: Node, other: Node) -> bool:
     """Return whether two expressions have the same values."""
     if one == other:
@@ -377,7 +420,7 @@ def equal(one: Node, other: Node) -> bool:
         if not close(a, b):
             return False
         count += 1
-    return count >= enough
+    return count >= enough and _same_domain(one, other)
 
 
 def proportional(one: Node, other: Node) -> bool:

@@ -13,7 +13,7 @@ from rlsparse.components.reward.values.vocabulary import UNITS
 
 BASES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 BASE = re.compile(
-    rf"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*(?:_\s*\{{?\s*|\(?\s*(?:in\s+)?base[\s-]*)(\d{{1,2}}|{'|'.join(BASES[2:])})\s*[)}}]?",
+    rf"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*(?:_\s*\{{?\s*\(?\s*|\(?\s*(?:in\s+)?base[\s-]*)(\d{{1,2}}|{'|'.join(BASES[2:])})\s*\)?\s*[)}}]?",
     re.IGNORECASE,
 )
 LONG_UNITS = "|".join(sorted((re.escape(one) for one in UNITS if len(one) > 1), key=len, reverse=True))
@@ -22,6 +22,7 @@ UNIT_BEHIND = re.compile(
     rf"(?<=[\s}})\d])(?:(?:square|cubic|sq|cu)(?![A-Za-z])\.?\s*)?{NAMED_UNIT}"
     rf"(?:\s*(?:/|·|\bper\b)\s*(?:(?:square|cubic)\s+)?(?:{NAMED_UNIT}|[msghL](?![A-Za-z])[⁻¹²³⁴]*))*$"
 )
+PREFIXED = re.compile(r"0([box])([0-9a-f]+)", re.IGNORECASE)  # 0b1010, 0o17, 0xFF
 NAMED = re.compile(
     r"(?P<name>[A-Za-zΑ-ω](?:_(?:\{[^{}]*\}|\w))?'?(?:\s*\([^()=]{1,20}\))?|[A-Z]{2,4}|[∠△][^=<>]{1,20})\s*=\s*(?P<rest>[^=]+)",
     re.DOTALL,
@@ -42,6 +43,9 @@ class Based:
 
 def read_based(text: str) -> Based | None:
     """Return a number such as 1010_2 or "1010 (base two)"; None for any other text."""
+    prefixed = PREFIXED.fullmatch(text.strip())
+    if prefixed is not None:
+        text = f"{prefixed[2]}_{ {'b': 2, 'o': 8, 'x': 16}[prefixed[1].lower()] }"
     found = BASE.fullmatch(text.strip())
     if found is None:
         return None
@@ -130,6 +134,7 @@ class Expression:
             return self._accepts_rounding(answer)
         if "=" in answer:
             return self._accepts_equation(answer)
+        answer = re.sub(r"(?<=\d )m([23])$", r"m^\1", answer)  # "5 m2"
         other = read_with_unit(answer)
         if other is not None:
             return self.equals(other)

@@ -10,6 +10,7 @@ from rlsparse.components.reward.values.regions import read_region
 MOST_ITEMS = 60
 SEPARATOR = re.compile(r"\s*[,;]\s*(?:(?:and|or)\b)?\s*|\s*\b(?:and|or)\b\s*|\s*[和或]\s*")
 NAMED_ITEM = re.compile(r"[^=<>≤≥≠]{1,30}=[^=]+")
+GROUPED = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+")  # one number, not a list: 1,234
 MATRIX = re.compile(r"\\begin\{(matrix|[pb]matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL)
 
 
@@ -46,6 +47,8 @@ def items_of(text: str) -> list[str] | None:
     """Return the items of a list or set; None if the text is one answer."""
     text = text.strip()
     inner = text[1:-1] if text.startswith("⦃") and text.endswith("⦄") and text.count("⦃") == 1 else text
+    if inner is text and GROUPED.fullmatch(text):
+        return None
     parts = split(inner)
     name = re.match(r"([A-Za-zΑ-ω](?:_\{?\w+\}?)?\s*)=", parts[0])
     if len(parts) > 1 and name is not None and not any("=" in part for part in parts[1:]):  # x = 1, 2
@@ -121,7 +124,7 @@ class Tuple:
     def accepts(self, answer: str, same: Same) -> bool:
         other = read_tuple(re.sub(r"^[A-Za-z]\s*=\s*|^[A-Z](?=\()", "", answer))
         if other is None:
-            one, two = read_region(self.text), read_region(answer) if re.search("[<>≤≥∈∪]", answer) else None
+            one, two = read_region(self.text), read_region(answer) if re.search(r"[<>≤≥∈∪]|^\]|\[$", answer) else None
             return one is not None and two is not None and one.equals(two)
         if other.brackets != self.brackets or len(other.items) != len(self.items):
             return False

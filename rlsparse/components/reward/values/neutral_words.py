@@ -33,6 +33,8 @@ def changes_number_before_it(text: str) -> bool:
     words = [word.lower() for word in WORD.findall(text)]
     if words and words[0] in COMPARES and len(words) == 1:
         return True  # "42 less"
+    if words and words[-1] == "over" and words[-2:-1] not in (["left"], ["times"]):
+        return True
     changes = any(word in BLOCKED_BEHIND or word.endswith("n't") for word in words)
     return changes or "?" in text or CHANGES_IN_CHINESE.search(text) is not None
 

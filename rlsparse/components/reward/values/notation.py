@@ -167,6 +167,10 @@ RAISED_TAG = re.compile(r"<(su[pb])>([^<>]{0,100})</su[pb]>", re.IGNORECASE)
 END_TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>|</s>\s*$|<eos>|<end_of_turn>")
 ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,6}|[A-Za-z]{2,8}\d{0,2});")
 AMOUNT = re.compile(r"\$(?=\s?-?\s?\.?\d)")
+ROOT_SIGN = re.compile(r"√\s*(\d+(?:\.\d+)?)")
+ELLIPSIS = re.compile(r"\s?\.{3,}|\s?…")
+# a decimal that repeats, such as 0.1666… or 0.1212…: one digit three times, or several digits twice
+REPEATING = re.compile(r"(?<![\d.,])(\d{0,12}\.\d{0,12}?)(?:(\d)\2{2,40}|(\d{2,8})\3{1,20})…")
 NO_SIGN = "❌✗✘🚫👎⛔"  # signs that an answer is wrong; other pictures mean nothing
 
 
@@ -174,6 +178,8 @@ def one_notation(text: str) -> str:
     """Return a text in the notation that the readers of this package know."""
     if "<" in text or "&" in text:
         text = _without_html(text)
+    if "√" in text:
+        text = ROOT_SIGN.sub(r"\\sqrt{\1}", text)  # √23 is the root of 23, \sqrt23 the root of 2, times 3
     text = _one_space(text.translate(CHARACTERS))  # other patterns need the square of the length of a run of spaces
     if not text.isascii():
         text = _without_unicode(text)
@@ -183,7 +189,10 @@ def one_notation(text: str) -> str:
         text = _without_dollars(text)
     if "~" in text and "~~" not in text:  # ~~42~~ is struck out
         text = text.replace("~", " ")
-    return DEGREE.sub("°", _one_space(text).replace("{,}", ","))
+    text = DEGREE.sub("°", _one_space(text).replace("{,}", ","))
+    if ".." in text or "…" in text:
+        text = REPEATING.sub(lambda one: rf"{one[1]}\overline{{{one[2] or one[3]}}}", ELLIPSIS.sub("…", text))
+    return text
 
 
 def _one_space(text: str) -> str:
@@ -282,9 +291,11 @@ def normalised(text: str) -> str:
     text = MARKUP.sub("", one_notation(text))
     for _ in range(12):
         before = text
-        text = text.strip().strip("#").strip()
+        text = re.sub(r"(?:^|(?<=\s))#+$", "", text.strip().lstrip("#")).strip()
         text = text.rstrip(".,;: ") if not text.endswith(("a.m.", "p.m.")) else text
         if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text.count(text[-1]) == 1 + (text[0] == text[-1]):
+            if text[0] == "{" and re.fullmatch(r"[\d\s,]+,[\d\s,]+", text[1:-1]):
+                return text  # {1,234} is a set
             text = text[1:-1]
         text = text.removeprefix("* ").removeprefix("· ").rstrip("\\")
         text = text.removesuffix("}") if "{" not in text else text

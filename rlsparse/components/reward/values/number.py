@@ -13,8 +13,8 @@ DASHES = str.maketrans(dict.fromkeys("−–‐‑﹣", "-"))
 
 # 1,234  1,23,456  1 234  1'234  1_234  1234; a group that is followed by another digit or comma is no group
 WHOLE = (
-    r"(?:\d{1,3}(?:,\d{3})+(?![\d,]\d|\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d{1,3}(?: \d{3})+(?! ?\d)"
-    r"|\d{1,3}(?:'\d{3})+(?!\d)|\d{1,3}(?:_\d{3})+(?!\d)|\d+)"
+    r"(?:[1-9]\d{0,2}(?:,\d{3})+(?![\d,]\d|\d)|[1-9]\d?(?:,\d{2})+,\d{3}(?!\d)|[1-9]\d{0,2}(?: \d{3})+(?! ?\d)"
+    r"|[1-9]\d{0,2}(?:'\d{3})+(?!\d)|[1-9]\d{0,2}(?:_\d{3})+(?!\d)|\d+)"
 )
 DECIMAL = rf"(?:{WHOLE}?\.\d+|{WHOLE}(?:\.(?![\d]))?)"
 LATEX = rf"\\frac\{{-?{DECIMAL}\}}\{{{DECIMAL}\}}"
@@ -39,7 +39,7 @@ NUMBER = (
     rf"(?P<before>(?:(?<![\d)}}\]\w])[-+]\s*)?(?:{CURRENCY}\s*)?(?:(?<![\d)}}\]\w\s])[-+]\s*)?)"
     rf"(?:(?P<latex>{LATEX})(?!\s*\^)"
     rf"|(?P<repeating>\d*\.\d*\\overline\{{\d+\}})"
-    r"|(?P<mixed>\d+(?:,\d{3})*(?:\s*\\frac\{\d+\}\{\d+\}|(?:[ -]|[ ]?and[ ])\d+/\d+(?![\d/])"
+    r"|(?P<mixed>\d+(?:,\d{3})*(?:\s*\\frac\{\d+\}\{\d+\}|(?:[ ]|[ ]?and[ ])\d+/\d+(?![\d/])"
     r"|[ ](?:and[ ])?a[ ]half\b))(?!\s*\^)"
     rf"|(?P<decimal>{DECIMAL})"
     rf"(?:[eE](?P<e>[-+]?\d{{1,4}})(?!\w)|\s*[×·*xX]\s*10\s*(?P<ten>{POWER})|\s*(?P<power>{POWER})"
@@ -47,7 +47,7 @@ NUMBER = (
     rf"(?:\s?(?P<scale>{SCALE}))?"
 )
 NUMBER_PATTERN = re.compile(NUMBER)
-PLAIN = re.compile(r"\$?(-?)\$?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?\$?")
+PLAIN = re.compile(r"\$?(-?)\$?([1-9]\d{0,2}(?:,\d{3})+|\d+)?(\.\d+)?(?:/(\d+))?\$?")
 SIGN_SPACE = re.compile(r"^(\$?[-+]|\$)\s+|\s*(/)\s*")  # "- 3", "3 / 4"; a space between digits separates two numbers
 
 
@@ -57,7 +57,10 @@ def plain_number(text: str) -> Fraction | None:
     Plain numbers are, for example, 1,234 = 1234 = 1234.0; $5.00; and 3/4 = 0.75. The minus may be a Unicode character.
     A full stop at the end is ignored.
     """
-    cleaned = text.translate(DASHES).strip().rstrip(".,").replace(r"\$", "$").strip("* ")
+    cleaned = text.translate(DASHES).strip()
+    if cleaned.endswith((".", ",")):  # two or three points mean that digits follow
+        cleaned = cleaned[:-1]
+    cleaned = cleaned.replace(r"\$", "$").strip("* ")
     cleaned = SIGN_SPACE.sub(lambda m: m[1] or m[2], cleaned).removeprefix("+")
     if not cleaned or len(cleaned) > LONGEST_PLAIN:
         return None

@@ -35,6 +35,8 @@ MINUS = re.compile(r"(?:^|\s)(?:minus|negative)\s*$|负$", re.IGNORECASE)
 OPTION_LETTER = re.compile(r"(?:\([A-E]\)|[A-E][.):])\s+")
 NUMBERING = re.compile(r"1\.\s+(?=\S)")
 DOLLARS_AND_CENTS = re.compile(r"(\d+)\s+dollars?,?\s+(?:and\s+)?(\d{1,2})\s+cents?", re.IGNORECASE)
+SEVERAL = re.compile(r"[(\[{⦃][\d\s.-]+,[\d\s.,-]+[)\]}⦄]")  # (1,234) is a point, [1,234] an interval
+SHARE = re.compile(r"(\d{1,9})\s+out\s+of\s+(\d{1,9})")
 SHORT_WORDS = ("a", "of", "in", "he", "is", "we", "it", "to", "at", "my", "by")
 INDEX = re.compile(r"_(?:\{\s*\w+\s*\}|\w+)")
 STATED_NAME = re.compile(r"\b(is|are|has|had|have|was|were)\s+[A-Za-z]$")  # "the length is x" = 80
@@ -52,19 +54,17 @@ class Quantity:
 
     Attributes:
         unit: ``NO_UNIT`` if none is stated.
-        grouped: the digits are in groups with commas, which may also be several numbers.
     """
 
     size: Fraction
     unit: Unit = NO_UNIT
-    grouped: str = ""
 
     def accepts(self, answer: str, same: Same) -> bool:
+        if SEVERAL.fullmatch(answer):
+            return False
         found = read_quantity(answer)
         if found is not None:
             return self.equals(found)
-        if self.grouped and re.fullmatch(r"[\d\s,]+", answer) and re.search(r",\s", answer):
-            return re.split(r"\s*,\s*", answer) == self.grouped.split(",")
         if "≈" in answer:
             return self.accepts_rounding(answer, same)
         if "=" in answer:
@@ -141,7 +141,7 @@ def read_quantity(text: str) -> Quantity | None:
     """Return the number that an answer states, with neutral words around it; None if it states none, or several."""
     text = text.strip()
     for opening, closing in ("()", "[]", "{}"):
-        if text.startswith(opening) and text.endswith(closing) and text.count(opening) == 1:
+        if text.startswith(opening) and text.endswith(closing) and text.count(opening) == 1 and "," not in text:
             text = text[1:-1].strip()
     text = APPROXIMATE.sub("", text, count=1) if APPROXIMATE.match(text) else text
     text = OPTION_LETTER.sub("", text, count=1) if OPTION_LETTER.match(text) else text
@@ -149,6 +149,9 @@ def read_quantity(text: str) -> Quantity | None:
     found = _quantity(text)
     if found is not None:
         return found
+    share = SHARE.fullmatch(text)
+    if share is not None and int(share[2]) > 0:
+        return Quantity(Fraction(int(share[1]), int(share[2])))
     reason = REASON.search(text)
     if reason is not None and not DENIALS.search(text[reason.start() :]):
         return _quantity(text[: reason.start()])
@@ -204,8 +207,7 @@ def _quantity(text: str) -> Quantity | None:
         unit = _with_currency(unit, currency)
     if unit is None:
         return None
-    grouped = number["decimal"] if number["decimal"] and "," in number["decimal"] and not unit else ""
-    return Quantity(size, unit, grouped)
+    return Quantity(size, unit)
 
 
 def _with_currency(unit: Unit, currency: Unit) -> Unit | None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cmp_to_key
 
 from rlsparse.components.reward.values import expression_values
@@ -18,6 +19,16 @@ INTERSECTION = re.compile(r"\s*(?:∧|\band\b)\s*")
 COMMA = re.compile(r"\s*[,;]\s*")
 VARIABLE = re.compile(r"[A-Za-zα-ω](?:_\{?\w+\}?)?")
 OPPOSITE = {">": "<", "≥": "≤", ">=": "≤", "<=": "≤"}
+
+ALL_REAL = re.compile(r"(?:the\s+set\s+of\s+)?all\s+real(?:\s+number)?s", re.IGNORECASE)
+BOUNDS = {
+    **dict.fromkeys(("at least", "no less than", "not less than", "greater than or equal to"), "≥"),
+    **dict.fromkeys(("at most", "no more than", "not more than", "less than or equal to"), "≤"),
+    **dict.fromkeys(("greater than", "more than"), ">"),
+    "less than": "<",
+}
+BOUND_IN_WORDS = re.compile(rf"({'|'.join(sorted(BOUNDS, key=len, reverse=True))})\s+(?=[-\d.\\])", re.IGNORECASE)
+MULTIPLE = re.compile(rf"(?P<factor>-|-?\d{{1,9}}(?:\.\d{{1,9}})?)\s*[·*]?\s*(?P<name>{VARIABLE.pattern})")
 
 End = Number  # of an interval: a value, or a float for minus or plus infinity
 
@@ -122,6 +133,10 @@ class Region:
 def read_region(text: str) -> Region | None:
     """Return a set of numbers: an interval, an inequality in one variable, a union or an intersection; else None."""
     text = text.strip()
+    words = BOUND_IN_WORDS.match(text)
+    if words is not None:  # it names no variable
+        bound = _inequality(f"x {BOUNDS[words[1].lower()]} {text[words.end() :]}")
+        return None if bound is None else Region(tuple(_union(bound[1])))
     builder = BUILDER.fullmatch(text)
     if builder is not None:
         inner = read_region(builder[2])
@@ -168,6 +183,8 @@ def is_written_as_region(text: str) -> bool:
     """Return whether a text can only be a set of numbers: (1, 2) could also be a point."""
     if RELATION.search(text) or "∪" in text or "∈" in text or text == "ℝ":
         return True
+    if ALL_REAL.fullmatch(text) or BOUND_IN_WORDS.match(text):
+        return True
     return (
         len(text) > 2
         and text[0] in "(["
@@ -178,8 +195,12 @@ def is_written_as_region(text: str) -> bool:
 
 def _interval(text: str) -> list[Piece] | None:
     text = text.strip()
-    if text == "ℝ":
+    if text == "ℝ" or ALL_REAL.fullmatch(text):
         return [Piece(-INFINITY, INFINITY, (False, False))]
+    if text[:1] == "]":
+        text = "(" + text[1:]
+    if text[-1:] == "[":
+        text = text[:-1] + ")"
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]"):
         return None
     ends = text[1:-1].split(",")
@@ -216,7 +237,7 @@ def _inequality(text: str) -> tuple[str, list[Piece]] | None:
     chain = _chain(text)
     if chain is None:
         return None
-    sides, relations = chain
+    sides, relations = _of_one_variable(*chain)
     places = [i for i, side in enumerate(sides) if VARIABLE.fullmatch(side) and side not in ("e", "i")]
     if len(places) != 1 or len(sides) > 3:
         return None
@@ -238,6 +259,20 @@ def _inequality(text: str) -> tuple[str, list[Piece]] | None:
         return None
     piece = Piece(low, high, (relations[0] == "≤", relations[1] == "≤"))
     return None if piece.is_empty() else (name, [piece])
+
+
+def _of_one_variable(sides: list[str], relations: list[str]) -> tuple[list[str], list[str]]:
+    """Return an inequality such as 2x < 6 divided by its factor; any other one as it is."""
+    first, second = MULTIPLE.fullmatch(sides[0]), MULTIPLE.fullmatch(sides[-1])
+    multiple, place = (first, 0) if first is not None else (second, 1)
+    if len(sides) != 2 or multiple is None or multiple["name"] in ("e", "i"):
+        return sides, relations
+    name = multiple["name"]
+    factor = "-1" if multiple["factor"] == "-" else multiple["factor"]
+    if not Fraction(factor):
+        return sides, relations
+    sides = [name if i == place else f"({side})/({factor})" for i, side in enumerate(sides)]
+    return (sides if Fraction(factor) > 0 else sides[::-1]), relations
 
 
 def _chain(text: str) -> tuple[list[str], list[str]] | None:

@@ -3,15 +3,21 @@
 import re
 from fractions import Fraction
 
-from rlsparse.components.reward.values.vocabulary import LARGE, PARTS, SMALL
+from rlsparse.components.reward.values.vocabulary import LARGE, ONES, PARTS, SMALL
 
 MINUS = re.compile(r"(?:minus|negative)\s+|负", re.IGNORECASE)
 SMALL_PART = re.compile(r"(?:(?:an?|one)[\s-]+)?(half|third|quarter)\b", re.IGNORECASE)
 ONE_OF_SIZE = re.compile(r"^(?:an?\s+)?(?=(?:hundred|thousand|million|billion|trillion|dozen)\b)", re.IGNORECASE)
+ROUND = {"dozen": 12, "hundred": 100, **LARGE}
+OF_A_SIZE = re.compile(rf"\s+(?:of\s+)?an?\s+({'|'.join(ROUND)})\b", re.IGNORECASE)
 NEXT_WORD = re.compile(r"(?:[\s-]+|^)([A-Za-z]+)")
 AND_SMALL = re.compile(rf"\s+(?:{'|'.join(SMALL)})\b", re.IGNORECASE)
 PART = re.compile(rf"[\s-]+({'|'.join(PARTS)})s?\b", re.IGNORECASE)
-AND_A_HALF = re.compile(r"\s+and\s+a\s+half\b", re.IGNORECASE)
+AND_PART = re.compile(
+    rf"\s+and\s+(an?|{'|'.join(sorted(SMALL, key=len, reverse=True))})[\s-]+({'|'.join(PARTS)})s?\b", re.IGNORECASE
+)
+POINT = re.compile(rf"\s+point((?:\s+(?:{'|'.join(ONES[:10])})\b)+)", re.IGNORECASE)
+SCALE_BEHIND = re.compile(rf"\s+({'|'.join(LARGE)})\b", re.IGNORECASE)
 CHINESE_DIGITS = {one: i for i, one in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 CHINESE_SIZES = {"十": 10, "百": 100, "千": 1000}
 CHINESE_NUMBER = re.compile("[零〇一二三四五六七八九十百千万两]+")
@@ -30,7 +36,9 @@ def _unsigned(text: str) -> tuple[Fraction, str] | None:
         return _chinese(text)
     part = SMALL_PART.match(text)
     if part is not None:
-        return Fraction(1, PARTS[part[1].lower()]), text[part.end() :]
+        size, rest = Fraction(1, PARTS[part[1].lower()]), text[part.end() :]
+        scale = OF_A_SIZE.match(rest)  # "half a million"
+        return (size, rest) if scale is None else (size * ROUND[scale[1].lower()], rest[scale.end() :])
     return _english(ONE_OF_SIZE.sub("one ", text))
 
 
@@ -61,8 +69,20 @@ def _english(text: str) -> tuple[Fraction, str] | None:
     part = PART.match(rest)
     if part is not None and 0 < number < PARTS[part[1].lower()]:  # "two thirds"
         return number / PARTS[part[1].lower()], rest[part.end() :]
-    half = AND_A_HALF.match(rest)
-    return (number, rest) if half is None else (number + Fraction(1, 2), rest[half.end() :])
+    point = POINT.match(rest)
+    if point is not None:
+        digits = "".join(str(SMALL[word.lower()]) for word in point[1].split())
+        return number + Fraction(int(digits), 10 ** len(digits)), rest[point.end() :]
+    part = AND_PART.match(rest)
+    if part is None:
+        return number, rest
+    above = 1 if part[1].lower() in ("a", "an") else SMALL[part[1].lower()]
+    below = PARTS[part[2].lower()]
+    if not 0 < above < below:
+        return number, rest
+    number, rest = number + Fraction(above, below), rest[part.end() :]
+    scale = SCALE_BEHIND.match(rest)  # "one and a half million"
+    return (number, rest) if scale is None else (number * LARGE[scale[1].lower()], rest[scale.end() :])
 
 
 def _chinese(text: str) -> tuple[Fraction, str] | None:

@@ -8,6 +8,7 @@ from rlsparse.components.reward.values.vocabulary import MONTH, WEEKDAYS
 
 CLOCK = re.compile(r"(\d{1,2})\s*:\s*(\d{2})(?:\s*:\s*(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?\s?m\.?", re.IGNORECASE)
+WORDS_OF_TIME = {"noon": "12:00 pm", "midnight": "0:00"}
 RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 
 
@@ -24,7 +25,7 @@ class Clock:
     half: str
 
     def accepts(self, answer: str, same: Same) -> bool:
-        other = read_clock(re.sub(r"^at\s+|\s*o'clock$", "", answer))
+        other = read_clock(re.sub(r"^at\s+|(?<=:\d\d)\s*o'clock$", "", answer))
         if other is None:
             return False
         if self.half and not other.half and not 0 < other.numbers[0] <= 12:
@@ -39,6 +40,8 @@ class Clock:
 
 def read_clock(text: str) -> Clock | None:
     """Return a time such as 3:30, 9:03:36 a.m. or 5 pm; None for any other text."""
+    text = WORDS_OF_TIME.get(text.lower().removeprefix("12 "), text)
+    text = re.sub(r"^(\d{1,2})\s*o'clock$", r"\1:00", text)
     found = CLOCK.fullmatch(text)
     if found is not None:
         hour, minute, second, half = found.groups()
@@ -69,6 +72,7 @@ def read_ratio(text: str) -> Ratio | None:
 
 NAMED_MONTH = "|".join(sorted(MONTH, key=len, reverse=True))
 WEEKDAY = re.compile(rf"(?:{'|'.join(WEEKDAYS)})\s*,?\s+", re.IGNORECASE)
+WEEKDAY_BEHIND = re.compile(rf"\s*,?\s+(?:{'|'.join(WEEKDAYS)})$", re.IGNORECASE)
 DATES = (
     re.compile(
         rf"(?P<month>{NAMED_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{{4}}))?", re.I
@@ -91,15 +95,22 @@ class Date:
     year: int
     month: int
     day: int
+    weekday: str = ""
 
     def accepts(self, answer: str, same: Same) -> bool:
         other = read_date(answer)
-        return other is not None and (self.month, self.day) == (other.month, other.day) and self.year in (0, other.year)
+        if other is None or (self.weekday and other.weekday and self.weekday != other.weekday):
+            return False
+        return (self.year, self.month, self.day) == (other.year, other.month, other.day)
 
 
 def read_date(text: str) -> Date | None:
     """Return a date such as May 5, 5th of May 2024 or 2024-05-05; None for any other text or an ambiguous date."""
-    text = re.sub(r"^on\s+", "", WEEKDAY.sub("", text, count=1))
+    named = WEEKDAY.match(text) or WEEKDAY_BEHIND.search(text)
+    weekday = "" if named is None else re.sub(r"[\s,]", "", named[0]).lower()
+    if named is not None:
+        text = text[named.end() :] if named.start() == 0 else text[: named.start()]
+    text = re.sub(r"^on\s+", "", text)
     for pattern in (*DATES, AMERICAN):
         found = pattern.fullmatch(text)
         if found is None:
@@ -109,5 +120,5 @@ def read_date(text: str) -> Date | None:
         day = int(parts.get("day") or 0)
         if month > 12 or day > 31 or (pattern is AMERICAN and day <= 12 and day != month):
             return None
-        return Date(int(parts.get("year") or 0), month, day)
+        return Date(int(parts.get("year") or 0), month, day, weekday)
     return None

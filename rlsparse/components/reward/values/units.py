@@ -11,6 +11,7 @@ from rlsparse.components.reward.values.vocabulary import (
     COMPOUND_UNITS,
     CONVERSIONS,
     DIRECTIONS,
+    ERAS,
     FILLER,
     NEGATIVE,
     QUALIFIERS,
@@ -73,7 +74,7 @@ class Unit:
         be among the words of the other, and both must have the same direction.
         """
         if not self:
-            return True
+            return not gold.words & ERAS
         if not gold:
             return not self.words & NEGATIVE
         if self.words & DIRECTIONS != gold.words & DIRECTIONS:

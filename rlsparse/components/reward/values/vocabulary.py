@@ -26,7 +26,10 @@ CHANGES_NUMBER = frozenset(
     )
 )
 BLOCKED_BEHIND = (CHANGES_NUMBER - {"sec"}) | frozenset(
-    _words("and minimum maximum max base gross score short shy past tens th st nd rd ths")
+    _words(
+        "and minimum maximum max base gross score short shy past tens th st nd rd ths off overdue"
+        " doubled halved tripled"
+    )
 )
 BLOCKED_BEFORE = CHANGES_NUMBER | frozenset(
     _words(
@@ -40,7 +43,10 @@ COMPARES = frozenset(_words("fewer less greater smaller larger higher lower bigg
 
 # words that make a number negative, whatever the gold answer is
 NEGATIVE = frozenset(
-    _words("loss decrease deficit decline drop reduction debt below under minus shortfall depreciation negative")
+    _words(
+        "loss decrease deficit decline drop reduction debt below under minus shortfall depreciation negative"
+        " behind down bc bce"
+    )
 )
 # words of a direction that a number without them has not; they count where the gold answer names a unit
 DIRECTIONS = NEGATIVE | frozenset(
@@ -89,6 +95,7 @@ STATING = frozenset(
         """
     )
 )
+ERAS = frozenset(("bc", "bce"))  # they change a year, also where the answer states no unit
 # words behind a number that name neither what is counted nor in which direction
 FILLER = frozenset(
     _words(
@@ -177,9 +184,15 @@ UNITS = {
         "kJ kilojoule",
         "cal calorie",
         "kcal kilocalorie",
+        "mJ millijoule",
+        "MJ megajoule",
         "W watt",
+        "mW milliwatt",
         "kW kilowatt",
+        "MW megawatt",
+        "mV millivolt",
         "V volt",
+        "mA milliamp milliampere",
         "A amp ampere",
         "Ω ohm",
         "Hz hertz",
@@ -200,6 +213,8 @@ UNITS = {
         "F fahrenheit",
         "Pa pascal",
         "kPa kilopascal",
+        "mPa millipascal",
+        "MPa megapascal",
         "atm atmosphere",
         "am",
         "pm",
