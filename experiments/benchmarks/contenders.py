@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from workload import LEARNING_RATE, LORA_RANK, LORA_SCALE, TARGETS, Gate, Work, questions, rewards
 
+from rlsparse.batch import Problem
 from rlsparse.components.reward import Score
 from rlsparse.config.schema import ModelConfig
 from rlsparse.model.cache import ModelCache
@@ -22,7 +23,7 @@ from rlsparse.tracking.tracker import NullTracker
 
 
 def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
-    """Run our training loop, with rewards from a seed in the context of the verifier."""
+    """Run our training loop, with rewards from a seed in the context of the scorer."""
     from rlsparse.algorithm import Algorithm
     from rlsparse.config.compose import compose
     from rlsparse.runtime.devices import resolve_device
@@ -42,8 +43,9 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
     context = RunContext(device, ALONE, None, None, tracker, Clock(device), StopRequest(), _WithoutEos())
     with training(config, Algorithm.build(config), context) as run:
         free_memory(device)
-        collect, evaluate = replace(run.collect, verifier=drawn), replace(run.evaluate, verifier=drawn)
-        train(replace(run, collect=collect, evaluate=evaluate))
+        held_out = replace(run.evaluate.held_out, scorer=drawn)
+        evaluate = replace(run.evaluate, held_out=held_out)
+        train(replace(run, collect=replace(run.collect, score=drawn), evaluate=evaluate))
     pipe.send({"peak": peak_memory(device)})
 
 
@@ -79,7 +81,7 @@ def our_overrides(work: Work) -> list[str]:
 
 
 class _DrawnRewards:
-    """Takes the context of the verifier: its verdicts are drawn from a seed."""
+    """Takes the context of the scorer: its verdicts are drawn from a seed."""
 
     def __init__(self, steps: Iterator[list[float]]) -> None:
         self._steps = steps
@@ -88,7 +90,7 @@ class _DrawnRewards:
     def next_step(self) -> None:
         self._pending = iter(next(self._steps))
 
-    def score(self, completion: str, gold: str) -> Score:
+    def __call__(self, completion: str, problem: Problem) -> Score:
         return Score(correct=next(self._pending, 0.0) == 1.0, answered=True)  # in an evaluation nothing is pending
 
 
