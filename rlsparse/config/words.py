@@ -41,7 +41,8 @@ def read_words(arguments: Sequence[str]) -> list[str]:
 
 def _flags_first(arguments: Sequence[str]) -> list[str]:
     """Return a command line with its flags before its overrides, since argparse reads overrides in one place only."""
-    flags, overrides = [], []
+    flags: list[str] = []
+    overrides: list[str] = []
     previous = ""
     for word in arguments:
         is_value = _takes_value(previous) and not (previous.startswith(("-i", "--i")) and "=" in word)

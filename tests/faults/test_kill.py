@@ -126,5 +126,7 @@ def test_checkpoint_holds_only_tensors_and_json(fork_server, tmp_path):
     tensors = load_file(newest / "tensors.safetensors")
     assert {name.split(".")[0] for name in tensors} == {"adapter", "optimizer", "stream"}
     streams = {name for name in tensors if name.startswith("stream.")}
-    assert streams == {f"stream.{name}" for name in ("rollout", "token_sampler", "layer_skip", "replay", "prompts")}
+    assert streams == {
+        f"stream.{name}" for name in ("rollout", "token_sampler", "layer_skip", "replay", "reward", "prompts")
+    }
     assert all(tensors[name].dtype == torch.uint8 for name in streams)

@@ -72,7 +72,8 @@ class HubTask(StoredTask):
 @cache
 def _package_options() -> list[Mapping[str, Any]]:
     """Return the nodes of the data sets in the package: each is ``data_set`` with the changes of its file."""
-    files = {file.stem: OmegaConf.load(file) for file in sorted(Path(config_dir(), "task").glob("*.yaml"))}
+    found = sorted(Path(config_dir(), "task").glob("*.yaml"))
+    files: dict[str, Any] = {file.stem: OmegaConf.create(file.read_text(encoding="utf-8")) for file in found}
     base = files.pop("data_set")
     changes = [node for node in files.values() if "data_set" in (OmegaConf.select(node, "defaults") or [])]
     nodes: list[Any] = [OmegaConf.to_container(OmegaConf.merge(base, node)) for node in (OmegaConf.create(), *changes)]
