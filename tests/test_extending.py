@@ -244,7 +244,7 @@ def test_exception_in_a_formula_fails_its_run_and_the_sweep_continues(mine):
     by_name = summaries(mine)
     broken = next(one for name, one in by_name.items() if "reward=brief" in name)
     assert broken["status"] == "failed"
-    assert broken["error"].startswith(f"{file}, line {line + 1}: AttributeError")
+    assert f"reward: {file}, line {line + 1}: AttributeError" in broken["error"]
     assert {one["status"] for name, one in by_name.items() if "reward=correctness" in name} == {"finished"}
     assert "Traceback" not in done.stderr
 
