@@ -25,6 +25,7 @@ from rlsparse.results.benchmarks import benchmark_table, collect_benchmarks
 from rlsparse.results.collect import collect
 from rlsparse.runtime.signals import Interrupted
 from rlsparse.storage.jsonl import read_rows
+from rlsparse.training.data import encode_task
 from rlsparse.training.evaluate import Examiner, Graded, Outcome, evaluation_metrics, majority_at, pass_at
 from tests.conftest import built, composed
 
@@ -292,6 +293,18 @@ def test_benchmarks_are_evaluated_as_often_as_asked(tmp_path):
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 3]
 
 
+def test_held_out_row_without_room_for_the_completions_of_an_evaluation_is_left_out(tiny):
+    task = built().task
+    whole = encode_task(tiny, task, 26, 8)
+    longest = tiny.context - min(len(prompt.ids) for prompt in whole.test)  # the shortest prompts alone fit
+    few = encode_task(tiny, task, 26, 8, longest)
+    assert few.train == whole.train
+    assert 0 < len(few.test) + few.skipped_test == 8
+    assert all(len(prompt.ids) + longest <= tiny.context for prompt in few.test)
+    with pytest.raises(ConfigError, match=r"eval.max_new_tokens=255: no test prompt"):
+        encode_task(tiny, task, 26, 8, tiny.context - 1)
+
+
 def test_evaluation_samples_with_its_own_temperature_and_length(tmp_path):
     words = [*SMALL, "train.steps=1", "eval.max_new_tokens=3", "eval.temperature=0.000001"]
     run(composed(*words, f"runs_dir={tmp_path}"))
@@ -325,6 +338,7 @@ def test_benchmark_that_is_not_there_is_refused_when_composing(words, message):
     ("words", "message"),
     [
         (["eval.maj_at=[3]"], r"eval.maj_at=\[3\]: a vote of 3 needs as many sampled completions, and eval.samples=2"),
+        (["eval.max_new_tokens=256"], "eval.max_new_tokens=256: the model's context is 256 tokens"),
         (["eval.maj_at=[2,2]"], r"eval.maj_at=\[2, 2\]: has a number twice"),
         (
             ["eval.benchmarks=[word_problems]", "eval.max_new_tokens=250"],

@@ -269,8 +269,7 @@ def run_config(config: DictConfig) -> Any:
     _refuse_unknown_keys(plain, container, "")
     if not isinstance(plain.import_path, list):  # an interpolation brings values of other types past the schema
         raise ConfigError(f"import_path={plain.import_path}: must be a list such as [mine]")
-    if hasattr(plain, "eval"):
-        plain.eval.tasks = benchmark_nodes(plain.eval, [config_dir(), *added_folders(config)])
+    plain.eval.tasks = benchmark_nodes(plain.eval, [config_dir(), *added_folders(config)])
     expand_all(plain)
     own = [str(Path(folder).absolute()) for folder in plain.import_path]
     plain.import_path = list(dict.fromkeys([*own, *added_folders(config)]))

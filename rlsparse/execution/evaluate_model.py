@@ -1,8 +1,8 @@
 """Evaluate a model, or the adapter of a finished run, on benchmarks: ``python -m rlsparse.evaluate``.
 
 The files are those of a run: ``answers.jsonl``, ``metrics.jsonl``, ``summary.json``, ``config.yaml``. Where the adapter
-lies in the folder of a finished run, the files of that run get the results, too, as if the run had evaluated them at
-its last step.
+lies in the folder of a finished run, the files of that run get the results of benchmarks that it has not evaluated
+itself, as those of its last step.
 """
 
 import json
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from rlsparse.training.evaluate import Examiner, Outcome
 
 EXPERIMENT = "evaluate"  # folder under runs_dir
-PATIENCE = 60.0  # seconds
+PATIENCE = 60.0  # seconds to wait for another process that works on a run
 log = logging.getLogger(__name__)
 
 

@@ -24,7 +24,7 @@ from rlsparse.batch import Problem, Prompt
 from rlsparse.components.component import ComponentError
 from rlsparse.components.reward import Verifier
 from rlsparse.components.reward.verifier import VerifierError
-from rlsparse.components.task import Rows, Task, load_task
+from rlsparse.components.task import Rows, Task, asked, load_task
 from rlsparse.components.task.answers import WRITTEN
 from rlsparse.config.compose import added_config_dirs, compose
 from rlsparse.config.schema import Config, ConfigError
@@ -304,20 +304,16 @@ def _odd_prompts(policy: Policy, task: Task, rows: Rows, prompts: Sequence[Promp
 
 
 def _odd_rows(task: Task, rows: Rows) -> Iterator[str]:
-    asked = Counter(_key(one) for one in rows.train)
+    times = Counter(asked(one) for one in rows.train)
     answers: dict[str, set[str]] = {}
     for one in _all(rows):
-        answers.setdefault(_key(one), set()).add(one.answer)
-    again = sum(count - 1 for count in asked.values())
+        answers.setdefault(asked(one), set()).add(one.answer)
+    again = sum(count - 1 for count in times.values())
     unlike = [question for question, found in answers.items() if len(found) > 1]
     if again:
         yield f"{again} of {len(rows.train)} training rows repeat an earlier question"
     if unlike and type(task).verdict is Task.verdict:  # a task with a check of its own may accept many answers
         yield f"{len(unlike)} questions have several gold answers: {_some([repr(one[:50]) for one in unlike])}"
-
-
-def _key(problem: Problem) -> str:
-    return " ".join([*(content for _, content in problem.own_context), problem.question]).strip()
 
 
 def _row(number: int, rows: Rows) -> str:

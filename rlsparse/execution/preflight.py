@@ -105,7 +105,7 @@ class _Check:
         if self._once(("tracker", config.tracker)):
             _check_tracker(config.tracker)
         parts = (algorithm.adapter, algorithm.rollout, algorithm.layer_skip)
-        if self._once((config.model, config.lora_rank, config.train.steps, parts)):
+        if self._once((config.model, config.lora_rank, config.train.steps, config.eval.max_new_tokens, parts)):
             _check_model(config, algorithm, self._outline(config.model))
         if self._once(algorithm.task):
             self._rows[repr(algorithm.task)] = load_task(algorithm.task)
@@ -216,10 +216,11 @@ def refuse_scratch(model: ModelConfig) -> None:
 def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
     algorithm.adapter.check(policy.model, config.lora_rank, config.train.steps)
     _check_layer_skip(policy.model, algorithm.layer_skip)
-    if algorithm.rollout.max_new_tokens >= policy.context:
+    for key, tokens in (("rollout", algorithm.rollout.max_new_tokens), ("eval", config.eval.max_new_tokens or 0)):
+        if tokens < policy.context:
+            continue
         raise ConfigError(
-            f"rollout.max_new_tokens={algorithm.rollout.max_new_tokens}: the model's context is {policy.context} "
-            "tokens, prompt included; lower it"
+            f"{key}.max_new_tokens={tokens}: the model's context is {policy.context} tokens, prompt included; lower it"
         )
 
 

@@ -81,7 +81,7 @@ EVAL_METRICS: dict[str, tuple[str, str]] = {
     "eval/accuracy_sampled": ("share", "sampled held-out completions with the right answer: avg@n, n = eval.samples"),
     "eval/mean_length": ("tokens", "mean length of the sampled held-out completions"),
     "eval/frac_answered": ("share", "sampled held-out completions with an answer in the requested format"),
-    "eval/frac_truncated": ("share", "sampled held-out completions cut off at rollout.max_new_tokens"),
+    "eval/frac_truncated": ("share", "sampled held-out completions cut off at the longest length"),
     "eval/pass_at_": ("share", "pass@k, unbiased estimate from eval.samples completions per row; the name ends in k"),
     "eval/maj_at_": (
         "share",

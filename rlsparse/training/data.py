@@ -32,23 +32,30 @@ class TaskPrompts:
     skipped_test: int
 
 
-def encode_task(policy: Policy, task: Task, max_new_tokens: int, test_rows: int) -> TaskPrompts:
+def encode_task(
+    policy: Policy, task: Task, max_new_tokens: int, test_rows: int, longest: int | None = None
+) -> TaskPrompts:
     """Encode the training rows and the first ``test_rows`` held-out rows.
 
+    Args:
+        longest: ``eval.max_new_tokens``, of completions of held-out rows; None for ``max_new_tokens``.
+
     Raises:
-        ConfigError: a row makes no prompt (see ``encode_prompt``), or no row of a split leaves room for
-            ``max_new_tokens`` in the context of the model.
+        ConfigError: a row makes no prompt (see ``encode_prompt``), or no row of a split leaves room for its completion
+            in the context of the model.
     """
     if not policy.chat and (words := appended(policy.tokenizer)):
         log.info("the tokenizer appends %s to each text; removed from prompts", words)
     rows = load_task(task)
     held_out = rows.test[:test_rows]
     train, _ = fitting(policy, task, rows.train, max_new_tokens)
-    test, test_ids = fitting(policy, task, held_out, max_new_tokens)
+    test, test_ids = fitting(policy, task, held_out, longest or max_new_tokens)
+    of_test = f"rollout.max_new_tokens={max_new_tokens}" if longest is None else f"eval.max_new_tokens={longest}"
+    keys = {"train": f"rollout.max_new_tokens={max_new_tokens}", "test": of_test}
     for split, prompts in (("train", train), ("test", test)):
         if not prompts:
             raise ConfigError(
-                f"rollout.max_new_tokens={max_new_tokens}: no {split} prompt of task={task.label} leaves so much room "
+                f"{keys[split]}: no {split} prompt of task={task.label} leaves so much room "
                 f"in the context of the model, {policy.context} tokens; lower it"
             )
     return TaskPrompts(train, test, test_ids, len(rows.train) - len(train), len(held_out) - len(test))

@@ -113,8 +113,8 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
             judges() as judging,
         ):
             score = judging.scorer(task)
-            data = encode_task(policy, task, algorithm.rollout.max_new_tokens, config.eval.max_rows)
-            longest = config.eval.max_new_tokens or algorithm.rollout.max_new_tokens
+            sampled = algorithm.rollout.max_new_tokens
+            data = encode_task(policy, task, sampled, config.eval.max_rows, config.eval.max_new_tokens)
             adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             engine = algorithm.rollout.fitting(policy)
@@ -153,7 +153,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                 ),
                 evaluate=Evaluator(
                     Examiner(sampler, config.eval, config.seed, clock),
-                    held_out_set(data, score, longest),
+                    held_out_set(data, score, config.eval.max_new_tokens or sampled),
                     benchmarks,
                     config.eval,
                     config.train.steps,

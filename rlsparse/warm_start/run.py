@@ -167,7 +167,7 @@ class _Training:
         config, task = self.config, self.checked.parts.task
         held_out_rows = max(config.eval.max_rows, config.warm_start.loss_rows)
         longest = self.checked.parts.rollout.max_new_tokens
-        data = encode_task(self.start.policy, task, longest, held_out_rows)
+        data = encode_task(self.start.policy, task, longest, held_out_rows, config.eval.max_new_tokens)
         train, test = ([Example(one.ids, one.problem) for one in split] for split in (data.train, data.test))
         # again: where rows do not fit the context, later ones take their place
         check_noise([one.problem for one in train[: config.warm_start.max_rows]], config.warm_start.noise)

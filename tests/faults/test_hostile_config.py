@@ -72,7 +72,11 @@ LEAST = (
 # largest valid values that are drawn, where larger ones would be valid too and slow
 SMALL = {"train.steps": 2, "train.updates_per_rollout": 3, "train.group_size": 16, "train.prompts_per_step": 16}
 SMALL |= {"eval.samples": 8, "task.train_rows": 200, "task.test_rows": 50, "threads": 1, "rollout.max_new_tokens": 24}
-SMALL |= {"task.shots": 2, "eval.top_k": 64, "reward.max_tokens": 64}  # the latter two are interpolations of whole numbers
+SMALL |= {
+    "task.shots": 2,
+    "eval.top_k": 64,
+    "reward.max_tokens": 64,
+}  # the latter two are interpolations of whole numbers
 ENDLESS = ("train.steps", "train.updates_per_rollout")  # a huge number is valid: the run takes as long
 NASTY = (
     "nan", "inf", "-inf", "1e30", "-1e30", "1e300", "1e-300", "1e999", "null", "''", "' '", "???", "true", "off", "many",

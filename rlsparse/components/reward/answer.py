@@ -70,12 +70,10 @@ def after_hash(text: str) -> str | None:
 
 def answer_is(text: str) -> str | None:
     """Return the text after the last "the answer is" up to the end of the sentence; None if there is none."""
-    last = None
-    for last in ANSWER_IS.finditer(text):  # noqa: B007
-        pass
-    if last is None:
+    found = list(ANSWER_IS.finditer(text))
+    if not found:
         return None
-    line = _first_line(text[last.end() :])
+    line = _first_line(text[found[-1].end() :])
     if line is None:
         return None
     box = boxed(line)

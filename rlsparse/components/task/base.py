@@ -182,7 +182,7 @@ def _with_preamble(task: Task, rows: Rows) -> Rows:
                 f"task.shots={task.shots}: {place} of task={task.label} is a conversation, which takes no examples; "
                 "give task.shots=0"
             )
-        others = [turns for asked, turns in examples if asked != _asked(problem)]
+        others = [turns for question, turns in examples if question != asked(problem)]
         added = (*system, *(turn for turns in others[: task.shots] for turn in turns))
         return replace(problem, context=(*added, *problem.context), preamble=len(added))
 
@@ -200,14 +200,14 @@ def _examples(task: Task, train: Sequence[Problem]) -> list[tuple[str, tuple[tup
     """
     if not task.shots:
         return []
-    different = {_asked(one): one for one in reversed(train)}  # the first row of each question
+    different = {asked(one): one for one in reversed(train)}  # the first row of each question
     if len(different) <= task.shots:
         raise ConfigError(
             f"task.shots={task.shots}: task={task.label} has {len(different)} different training questions, and none "
             f"is an example for itself; give at most {max(0, len(different) - 1)}"
         )
-    chosen = sorted(different, key=lambda asked: hashlib.sha256(f"example/{asked}".encode()).digest())
-    return [(asked, _turns(task, different[asked])) for asked in chosen[: task.shots + 1]]
+    chosen = sorted(different, key=lambda question: hashlib.sha256(f"example/{question}".encode()).digest())
+    return [(question, _turns(task, different[question])) for question in chosen[: task.shots + 1]]
 
 
 def _turns(task: Task, problem: Problem) -> tuple[tuple[str, str], ...]:
@@ -217,8 +217,8 @@ def _turns(task: Task, problem: Problem) -> tuple[tuple[str, str], ...]:
 
 def data_warnings(task: Task, rows: Rows) -> list[str]:
     """Return what the user should know of the rows: rows that are left out, held-out questions that are trained on."""
-    trained = {_asked(problem) for problem in rows.train}
-    again = [str(number) for number, problem in enumerate(rows.test, start=1) if _asked(problem) in trained]
+    trained = {asked(problem) for problem in rows.train}
+    again = [str(number) for number, problem in enumerate(rows.test, start=1) if asked(problem) in trained]
     if not again:
         return list(rows.notes)
     which = ", ".join(again[:SHOWN]) + (f" and {len(again) - SHOWN} more" if len(again) > SHOWN else "")
@@ -229,7 +229,7 @@ def data_warnings(task: Task, rows: Rows) -> list[str]:
     ]
 
 
-def _asked(problem: Problem) -> str:
+def asked(problem: Problem) -> str:
     """Return what a row asks, with its earlier turns; the spaces between words do not count."""
     return " ".join(" ".join([*(content for _, content in problem.own_context), problem.question]).split())
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from rlsparse.batch import Problem
 from rlsparse.components.component import MOST_ROWS, Digest, Range
-from rlsparse.components.task.base import SPLITS, Rows, Task, text_problem
+from rlsparse.components.task.base import SPLITS, Rows, Task, asked, text_problem
 from rlsparse.components.task.files import (
     PlacedRows,
     cache_folder,
@@ -342,8 +342,7 @@ def unknown_keys(key: str, node: Mapping[str, Any], known: Sequence[str]) -> Ite
 
 def _hash(problem: Problem) -> float:
     """Return a number in [0, 1) that depends on what a row asks, and on nothing else."""
-    asked = " ".join([*(content for _, content in problem.context), problem.question]).split()
-    return int.from_bytes(hashlib.sha256(" ".join(asked).encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(asked(problem).encode()).digest()[:6], "big") / 2**48
 
 
 def _chosen(value: Any, wanted: Any) -> bool:
