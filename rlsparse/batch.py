@@ -162,10 +162,13 @@ class Selection:
     Attributes:
         weights: (B, T) float32: 0 for a token that is not selected, else its weight (1, or 1/p if reweighted).
         counts: (B,) float32: the number of tokens that a mean over the completion is divided by.
+        passes: (B, T) long: number of the optimizer step on the batch that a token enters, from 0 without gaps; None
+            where all tokens enter the same step.
     """
 
     weights: Tensor
     counts: Tensor
+    passes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,7 +39,14 @@ TARGET = "_target_"
 
 @dataclass(frozen=True)
 class Component:
-    """Base class of all components. A subclass is a frozen dataclass whose fields have no default values."""
+    """Base class of all components. A subclass is a frozen dataclass whose fields have no default values.
+
+    Attributes:
+        neutral: values of keys that a later version added, at which they change nothing. The run id leaves such a key
+            out, so that the runs of earlier versions count as finished.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def of(cls, where: str, values: Mapping[str, Any]) -> Self:
@@ -76,7 +83,9 @@ class Component:
         Args:
             digest: returns the hash of the contents of some files.
         """
-        return asdict(self)
+        return {
+            key: value for key, value in asdict(self).items() if key not in self.neutral or value != self.neutral[key]
+        }
 
 
 Kind = TypeVar("Kind", bound=Component)

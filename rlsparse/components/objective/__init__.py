@@ -2,7 +2,7 @@
 
 from rlsparse.components.objective.aggregation import Aggregation
 from rlsparse.components.objective.kl import KLPenalty
-from rlsparse.components.objective.surrogate import Surrogate
+from rlsparse.components.objective.surrogate import RowSurrogate, Surrogate
 from rlsparse.components.objective.token_loss import TokenLoss, TokenObjective
 
-__all__ = ["Aggregation", "KLPenalty", "Surrogate", "TokenLoss", "TokenObjective"]
+__all__ = ["Aggregation", "KLPenalty", "RowSurrogate", "Surrogate", "TokenLoss", "TokenObjective"]

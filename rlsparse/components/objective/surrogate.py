@@ -20,10 +20,14 @@ class Surrogate(Component, ABC):
         same_gradient_at_ratio_1: its gradient at π = π_old is A·∇log π. All surrogates of this trait are the same
             method where each rollout batch gets a single optimizer step.
         bounds_ratio: it is defined by bounds on π/π_old.
+        uses_old_policy: it looks at π_old.
+        needs_whole_rows: a term depends on all tokens of its completion; see ``RowSurrogate``.
     """
 
     same_gradient_at_ratio_1: ClassVar[bool] = False
     bounds_ratio: ClassVar[bool] = False
+    uses_old_policy: ClassVar[bool] = True
+    needs_whole_rows: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -38,6 +42,40 @@ class Surrogate(Component, ABC):
     def clipped(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         """Return which tokens get no gradient because of a bound, (b, T) bool; the arguments are those of a call."""
         return torch.zeros_like(advantages, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RowSurrogate(Surrogate):
+    """A surrogate whose term of a token depends on all tokens of its completion.
+
+    It sees whole completions, also where a token sampler chooses a part of them; only the terms of chosen tokens enter
+    the loss.
+    """
+
+    needs_whole_rows: ClassVar[bool] = True
+
+    @abstractmethod
+    def of_rows(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Return the term of each token, (b, T).
+
+        Args:
+            log_ratio: (b, T) log π/π_old, with gradient; 0 outside the completions.
+            advantages: (b, T).
+            mask: (b, T) bool: all tokens of the completions.
+        """
+
+    def clipped_in_rows(self, log_ratio: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Return which tokens get no gradient because of a bound, (b, T) bool; the arguments are those of a call."""
+        return torch.zeros_like(mask)
+
+    def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """Return the term of each token of completions without padding, (b, T)."""
+        return self.of_rows(log_probs - old_log_probs, advantages, torch.ones_like(advantages, dtype=torch.bool))
+
+    def clipped(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+        """Return which tokens of completions without padding get no gradient because of a bound, (b, T) bool."""
+        mask = torch.ones_like(advantages, dtype=torch.bool)  # (b, T)
+        return self.clipped_in_rows(log_probs - old_log_probs, advantages, mask)
 
 
 @dataclass(frozen=True)
@@ -76,6 +114,7 @@ class SelfRatio(Surrogate):
     """A·π/stop_gradient(π): A in value, A·∇log π in gradient, at every update. S-GRPO, Lee & Tong 2025 (2504.20834)."""
 
     same_gradient_at_ratio_1: ClassVar[bool] = True
+    uses_old_policy: ClassVar[bool] = False
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return torch.exp(log_probs - log_probs.detach()) * advantages
@@ -86,6 +125,7 @@ class LogProb(Surrogate):
     """A·log π. RGRA, Carrino et al. 2026 (2603.18756); REINFORCE."""
 
     same_gradient_at_ratio_1: ClassVar[bool] = True
+    uses_old_policy: ClassVar[bool] = False
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return log_probs * advantages
@@ -94,6 +134,8 @@ class LogProb(Surrogate):
 @dataclass(frozen=True)
 class Prob(Surrogate):
     """A·π. T-SPMO, Lee & Tong 2025 (2504.20834)."""
+
+    uses_old_policy: ClassVar[bool] = False
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return torch.exp(log_probs) * advantages
