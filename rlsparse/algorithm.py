@@ -1,16 +1,18 @@
 """An algorithm: one component of each kind, built from a config, and the few rules over several of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 import torch
 from torch import Generator, Tensor
 
-from rlsparse.batch import RewardTerms, Rollout, Selection
+from rlsparse.batch import RewardTerms, Rollout, ScoredBatch, Selection, TokenBatch
 from rlsparse.components.adapter import Adapter
 from rlsparse.components.advantage import Advantage, TermAdvantage
+from rlsparse.components.batch_filter import BatchFilter
 from rlsparse.components.component import Component, Digest, build, checked, describe, use_import_path
+from rlsparse.components.entropy import EntropyBonus
 from rlsparse.components.negative_feedback import NegativeFeedback
 from rlsparse.components.objective import Aggregation, KLPenalty, Surrogate, TokenObjective
 from rlsparse.components.off_policy import OffPolicyWeight
@@ -32,11 +34,13 @@ class Algorithm:
 
     task: Task
     reward: Reward
+    batch_filter: BatchFilter
     advantage: Advantage
     negative_feedback: NegativeFeedback
     token_sampler: TokenSampler
     clipping: Surrogate
     kl: KLPenalty
+    entropy: EntropyBonus
     objective: Aggregation
     adapter: Adapter
     rollout: RolloutEngine
@@ -68,6 +72,8 @@ class Algorithm:
             ComponentError: a component returned another shape, or numbers that are not finite.
         """
         shape = tuple(rollout.completion_ids.shape)
+        if len(rewards) == 0:  # the batch filter has left nothing
+            return rewards.new_zeros(shape)
         if terms is not None and isinstance(self.advantage, TermAdvantage):
             found = self.advantage.of_terms(terms, rollout)
         else:
@@ -85,6 +91,8 @@ class Algorithm:
         Raises:
             ComponentError: weights or counts have another shape than the rollout, or are not finite.
         """
+        if len(advantages) == 0:
+            return Selection(advantages, advantages.new_zeros(0))
         selection = self.token_sampler(advantages, rollout, generator)
         checked("token_sampler", self.token_sampler, selection.weights, tuple(advantages.shape))
         checked("token_sampler", self.token_sampler, selection.counts, (len(advantages),))
@@ -93,8 +101,8 @@ class Algorithm:
     def token_scales(self, selection: Selection, advantages: Tensor, origins: Sequence[int]) -> Tensor:
         """Return the share of each token in the loss, (B, T); 0 where its term cannot change the policy.
 
-        A token with A = 0 adds nothing to the surrogate. It is kept for the KL term alone, and only in a group that has
-        an advantage somewhere: a group of equal rewards costs no forward and no backward pass.
+        A token with A = 0 adds nothing to the surrogate. It is kept for the KL term and the entropy alone, and only in
+        a group that has an advantage somewhere: a group of equal rewards costs no forward and no backward pass.
 
         Args:
             advantages: (B, T).
@@ -103,19 +111,32 @@ class Algorithm:
         group_size = len(selection.counts) // len(origins)
         of_groups = torch.tensor(origins, device=selection.counts.device)  # (P,)
         scales = self.objective(selection, of_groups, self.rollout.max_new_tokens)  # (B, T)
-        if self.kl.beta == 0:
+        if self.kl.beta == 0 and self.entropy.coefficient == 0:
             return scales * (advantages != 0)
         group_teaches = (advantages != 0).reshape(-1, group_size * advantages.shape[1]).any(dim=1)  # (P,)
         return scales * group_teaches.repeat_interleave(group_size)[:, None]
 
+    def scored(self, batch: TokenBatch) -> list[ScoredBatch]:
+        """Return a batch with the scales of its tokens; one for each pass where the token sampler makes several."""
+        if len(batch.origins) == 0:
+            return []
+        scales = self.token_scales(batch.selection, batch.advantages, batch.origins)  # (B, T)
+        whole = ScoredBatch(batch.rollout, batch.advantages, scales, batch.on_policy, self.clipping.needs_whole_rows)
+        passes = batch.selection.passes
+        if passes is None:
+            return [whole]
+        return [replace(whole, scales=scales * (passes == number)) for number in passes.unique().tolist()]
+
     @property
     def token_objective(self) -> TokenObjective:
         """Return the objective that the update minimises."""
-        return TokenObjective(self.clipping, self.kl)
+        return TokenObjective(self.clipping, self.kl, self.entropy.coefficient)
 
     def identity(self, digest: Digest) -> dict[str, Any]:
         """Return what of each component can change the numbers of a run: see ``run_id.identify``."""
-        return identities({field.name: getattr(self, field.name) for field in fields(self)}, digest)
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        neutral = {name: None for name, part in parts.items() if part.is_neutral}
+        return {**identities({name: part for name, part in parts.items() if name not in neutral}, digest), **neutral}
 
     def problems(self, train: TrainConfig) -> Iterator[str]:
         """Yield the problems of combinations of components. The rules use traits, never names."""
@@ -134,8 +155,18 @@ class Algorithm:
                 f"advantage={self.advantage.label}: normalises each term of the reward, and reward={self.reward.label} "
                 "has one; take reward=terms with several terms, or advantage=group_zscore"
             )
+        yield from self._batch_problems(train)
+        smallest = self.reward.smallest_reward
+        if smallest is not None and smallest < self.advantage.smallest_reward:
+            yield (
+                f"advantage={self.advantage.label}: is defined for rewards of at least "
+                f"{self.advantage.smallest_reward:g}, and reward={self.reward.label} can give {smallest:g}; raise the "
+                "values of the reward, or take advantage=group_mean"
+            )
         yield from self._transition_problems()
-        yield from self._off_policy_problems()
+        yield from self._row_problems()
+        yield from self._history_problems(train)
+        yield from self._off_policy_problems(train)
         yield from self._replay_problems(train)
 
     def _transition_problems(self) -> Iterator[str]:
@@ -155,11 +186,58 @@ class Algorithm:
                 "advantage=prefix_tree credits; take both or neither"
             )
 
-    def _off_policy_problems(self) -> Iterator[str]:
+    def _batch_problems(self, train: TrainConfig) -> Iterator[str]:
+        if train.minibatches > train.prompts_per_step:
+            yield (
+                f"train.minibatches={train.minibatches}: a step has train.prompts_per_step={train.prompts_per_step} "
+                "prompts, whose groups stay whole; give at most that many"
+            )
+        if self.batch_filter.active and train.group_size == 1:
+            yield (
+                f"batch_filter={self.batch_filter.label}: a group of one completion is all right or all wrong, so none "
+                "would be kept; raise train.group_size=1, or take batch_filter=dilute"
+            )
+        if train.mask_truncated and self.token_sampler.per_transition:
+            yield (
+                f"train.mask_truncated=true: token_sampler={self.token_sampler.label} counts a transition once for all "
+                "completions that share it, so one of them cannot leave; take train.mask_truncated=false"
+            )
+
+    def _row_problems(self) -> Iterator[str]:
+        """Yield what is wrong with a surrogate that needs all tokens of a completion."""
+        if not self.clipping.needs_whole_rows:
+            return
+        if self.token_sampler.cuts_completions:
+            yield (
+                f"clipping ({self.clipping.label}): needs the ratio of the whole completion, and token_sampler="
+                f"{self.token_sampler.label} leaves out the tokens behind its cut to save their forward pass; take "
+                "another token_sampler, or clipping=on"
+            )
+        if self.token_sampler.per_transition:
+            yield (
+                f"clipping ({self.clipping.label}): weighs whole completions, and token_sampler="
+                f"{self.token_sampler.label} single transitions, which several completions share; take clipping=prob"
+            )
+
+    def _history_problems(self, train: TrainConfig) -> Iterator[str]:
+        """Yield what is wrong with keeping adapters of earlier steps."""
+        if not self.adapter.moves_ranks:
+            return
+        for key, wanted in (
+            (f"train.staleness={train.staleness}", train.staleness > 0),
+            ("kl.reference", self.kl.reference_update is not None),
+        ):
+            if wanted:
+                yield (
+                    f"{key}: keeps adapters of earlier steps, and the ranks of adapter={self.adapter.label} move; take "
+                    "adapter=lora, or train.staleness=0 and kl.reference=base"
+                )
+
+    def _off_policy_problems(self, train: TrainConfig) -> Iterator[str]:
         if not self.off_policy.corrects:
             return
         label, rollout = self.off_policy.label, self.rollout
-        if self.layer_skip.active and (rollout.top_p < 1 or rollout.top_k > 0):
+        if (self.layer_skip.active or train.staleness > 0) and (rollout.top_p < 1 or rollout.top_k > 0):
             yield (
                 f"off_policy={label}: its ratios need the probability that a token was sampled with, and "
                 f"rollout.top_p={rollout.top_p} rollout.top_k={rollout.top_k} change that; take rollout.top_p=1 "

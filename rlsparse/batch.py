@@ -14,11 +14,11 @@ H     hidden size
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 Row = TypeVar("Row")
 
@@ -118,8 +118,8 @@ class Rollout:
 
     @property
     def group_size(self) -> int:
-        """G, the number of completions of each prompt."""
-        return len(self.lengths) // len(self.prompt_lengths)
+        """G, the number of completions of each prompt; 0 without prompts."""
+        return len(self.lengths) // max(1, len(self.prompt_lengths))
 
     def require_finite(self) -> None:
         """Check the log-probabilities, so that completions of a diverged policy are not scored.
@@ -129,6 +129,33 @@ class Rollout:
         """
         if not bool(torch.isfinite(self.log_probs).all()):
             raise NonFiniteError("the policy's log-probabilities are not finite")
+
+    def rows_of(self, groups: Tensor) -> Tensor:
+        """Return the numbers of the rows of some groups, (g·G,) long.
+
+        Args:
+            groups: (g,) long, numbers of groups.
+        """
+        G = self.group_size
+        return (groups[:, None] * G + torch.arange(G, device=groups.device)).flatten()
+
+    def take(self, groups: Tensor) -> "Rollout":
+        """Return some of the groups, in this order; widths stay.
+
+        Args:
+            groups: (g,) long, numbers of groups.
+        """
+        rows, states = self.rows_of(groups), self.frozen_states
+        return Rollout(
+            prompt_ids=self.prompt_ids[groups],
+            prompt_lengths=self.prompt_lengths[groups],
+            completion_ids=self.completion_ids[rows],
+            lengths=self.lengths[rows],
+            ended=self.ended[rows],
+            log_probs=self.log_probs[rows],
+            entropy=self.entropy[rows],
+            frozen_states=states and FrozenStates(states.prompt[groups], states.completion[rows]),
+        )
 
     @property
     def mask(self) -> Tensor:
@@ -151,6 +178,14 @@ class RewardTerms:
     weights: Tensor
     values: Tensor
 
+    def take(self, groups: Tensor) -> "RewardTerms":
+        """Return the terms of some of the groups.
+
+        Args:
+            groups: (g,) long, numbers of groups.
+        """
+        return RewardTerms(self.names, self.weights, self.values[:, groups])
+
     def __add__(self, other: "RewardTerms") -> "RewardTerms":
         return RewardTerms(self.names, self.weights, torch.cat([self.values, other.values], dim=1))
 
@@ -170,6 +205,71 @@ class Selection:
     counts: Tensor
     passes: Tensor | None = None
 
+    def take(self, rows: Tensor) -> "Selection":
+        """Return the selection in some rows.
+
+        Args:
+            rows: (b,) long.
+        """
+        return Selection(self.weights[rows], self.counts[rows], None if self.passes is None else self.passes[rows])
+
+    def without(self, rows: Tensor) -> "Selection":
+        """Return the selection in which some rows choose no token and count none.
+
+        Args:
+            rows: (B,) bool.
+        """
+        return replace(
+            self, weights=self.weights.masked_fill(rows[:, None], 0.0), counts=self.counts.masked_fill(rows, 0.0)
+        )
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A rollout with an advantage for each token, and which tokens enter the loss.
+
+    Attributes:
+        rollout: of P groups.
+        advantages: (B, T) float32.
+        selection: of these tokens.
+        origins: P numbers: the prompt that each group belongs to, from 0 without gaps; replay makes several groups of
+            one prompt.
+        on_policy: whether the policy itself sampled the completions, so that no correction is needed.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    selection: Selection
+    origins: Sequence[int]
+    on_policy: bool = True
+
+    def minibatches(self, count: int, generator: Generator) -> "list[TokenBatch]":
+        """Return parts with as equal numbers of prompts as possible; the groups of a prompt stay together.
+
+        Args:
+            count: number of parts; fewer if there are fewer prompts.
+            generator: CPU stream of the order of the prompts. Nothing is drawn for a single part, which is the batch.
+        """
+        prompts = len(set(self.origins))
+        if count == 1 or prompts == 0:
+            return [self]
+        order = torch.randperm(prompts, generator=generator)
+        return [self._of_prompts(part.tolist()) for part in order.tensor_split(min(count, prompts))]
+
+    def _of_prompts(self, prompts: Sequence[int]) -> "TokenBatch":
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        kept = [group for group, prompt in enumerate(self.origins) if prompt in number]
+        kept.sort(key=lambda group: number[self.origins[group]])
+        groups = torch.tensor(kept, device=self.advantages.device)  # (g,)
+        rows = self.rollout.rows_of(groups)  # (b,)
+        return TokenBatch(
+            rollout=self.rollout.take(groups),
+            advantages=self.advantages[rows],
+            selection=self.selection.take(rows),
+            origins=[number[self.origins[group]] for group in kept],
+            on_policy=self.on_policy,
+        )
+
 
 @dataclass(frozen=True)
 class ScoredBatch:
@@ -181,9 +281,17 @@ class ScoredBatch:
         scales: (B, T) float32: factor of each token in the loss, the product of its weight and the aggregation; 0 for
             a token that is not selected or whose gradient is always 0.
         on_policy: whether the policy itself sampled the completions, so that no correction is needed.
+        whole_rows: whether the loss of a token depends on all tokens of its completion.
     """
 
     rollout: Rollout
     advantages: Tensor
     scales: Tensor
     on_policy: bool = True
+    whole_rows: bool = False
+
+    @property
+    def needed(self) -> Tensor:
+        """(B, T) bool: the tokens whose log-probabilities the loss needs."""
+        chosen = self.scales != 0  # (B, T)
+        return self.rollout.mask & chosen.any(dim=1, keepdim=True) if self.whole_rows else chosen

@@ -1,6 +1,6 @@
-"""The training loop: prompts → rollouts → rewards → advantages → token selection → objective → optimizer → metrics."""
+"""The training loop: prompts → rollouts → rewards → filter → advantages → tokens → objective → optimizer → metrics."""
 
-from rlsparse.batch import ScoredBatch
+from rlsparse.batch import TokenBatch
 from rlsparse.training.metrics import Step
 from rlsparse.training.setup import Training
 from rlsparse.training.update import set_learning_rates
@@ -18,16 +18,19 @@ def train(run: Training) -> None:
         run.record.start(run.adapter, algorithm.adapter.moves_ranks)
     evaluate(run)  # at step 0, or what is missing of an evaluation that was cut off
     for step in range(state.step + 1, config.train.steps + 1):
-        collected = run.collect(next(state.batches))
+        collected = run.collect(state.batches)
         experience = collected.all
         advantages = algorithm.token_advantages(experience.rewards, experience.rollout, experience.terms)  # (B, T)
         selection = algorithm.select(advantages, experience.rollout, state.streams["token_sampler"])
-        scales = algorithm.token_scales(selection, advantages, collected.origins)  # (B, T)
-        batch = ScoredBatch(experience.rollout, advantages, scales, on_policy=not collected.skipped)
+        if config.train.mask_truncated:
+            selection = selection.without(~experience.rollout.ended)
+        batch = TokenBatch(experience.rollout, advantages, selection, collected.origins, collected.on_policy)
+        minibatches = batch.minibatches(config.train.minibatches, state.streams["minibatches"])
+        scored = [one for minibatch in minibatches for one in algorithm.scored(minibatch)]
         set_learning_rates(state.optimizer, step, config.train)
-        updated = run.update(batch)
+        updated = run.update(scored)
         moved = run.adapter.after_step(step, config.train.steps)
-        run.record.step(step, Step(collected, selection, batch, updated, moved), run.adapter)
+        run.record.step(step, Step(collected, batch, scored, updated, moved), run.adapter)
         state.complete(step)
         evaluate(run)
         run.checkpoints.after_step(state)

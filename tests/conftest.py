@@ -16,6 +16,7 @@ from hydra import initialize_config_dir
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Rollout
+from rlsparse.components.objective.kl import SampledKL
 from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
 from rlsparse.config.schema import Config, WarmStartConfig
 from rlsparse.model.loading import load_policy
@@ -46,6 +47,11 @@ def composed(*overrides: str) -> Config:
 def built(*overrides: str) -> Algorithm:
     """Return the components of a composed config."""
     return Algorithm.build(composed(*overrides))
+
+
+def k3_penalty(beta: float) -> SampledKL:
+    """Return the KL penalty of ``kl=on`` with another weight."""
+    return SampledKL(beta=beta, estimator="k3", place="loss", reference="base", reference_every=1, reference_share=1.0)
 
 
 def composed_warm_start(*overrides: str) -> WarmStartConfig:

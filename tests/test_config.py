@@ -100,7 +100,7 @@ def test_overrides_of_several_parts_change_the_parts_that_they_name():
     config = composed("clipping=off", "negative_feedback=off", "lora_rank=4")
     algorithm = Algorithm.build(config)
     assert type(algorithm.clipping) is LogProb
-    assert algorithm.negative_feedback.enabled is False
+    assert algorithm.negative_feedback.negative == 0
     assert config.lora_rank == 4
     assert composed("lora_rank=5").lora_rank == 5
 
@@ -547,7 +547,7 @@ GROUPS = "rlsparse.components.advantage.group"
         ("advantage.epsilon=much", ["advantage.epsilon=much: must be a number"]),
         ("advantage.epsilon=${train}", ["advantage.epsilon=.*steps.*: must be a number"]),
         ("reward.correct=${replay}", ["reward.correct=.*successes.*: must be a number"]),
-        ("negative_feedback.enabled=1", ["negative_feedback.enabled=1: must be true or false"]),
+        ("reward=format reward.answer=1", ["reward.answer=1: must be true or false"]),
         ("replay.successes=0.5", ["replay.successes=0.5: must be a whole number"]),
         ("replay.successes=true", ["replay.successes=true: must be a whole number"]),
         ("task.prompt=3", ["task.prompt=3: must be text"]),

@@ -1,10 +1,12 @@
-"""Log-probabilities in chunks, against autograd over the whole vocabulary."""
+"""Log-probabilities and entropies in chunks, against autograd over the whole vocabulary."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from rlsparse.model.fused_head import CHUNK, chosen_log_probs
+from rlsparse.model.fused_head import CHUNK, chosen_log_probs, chosen_log_probs_and_entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 150, 10_000])  # logits at a time: 1, 1, 3 and all 7 rows of 50
@@ -41,3 +43,49 @@ def test_log_probs_in_bfloat16_are_near_those_in_float64():
     got = chosen_log_probs(hidden.bfloat16(), linear.bfloat16(), targets, 1.0, CHUNK)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [50, 150, 10_000])  # logits at a time: 1, 3 and all 7 rows of 50
+@pytest.mark.parametrize("bias", [False, True])
+def test_entropy_in_chunks_equals_autograd_in_value_and_gradient(chunk, bias, temperature, dtype):
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 50, bias=bias, dtype=dtype).requires_grad_(False)
+    targets, (of_log_probs, of_entropy) = torch.randint(0, 50, (7,)), torch.randn(2, 7, dtype=dtype)
+    hidden = (3 * torch.randn(7, 8, dtype=dtype)).requires_grad_()
+    table = (linear(hidden) / temperature).log_softmax(dim=1)
+    expected = table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(dim=1)
+    (expected[0] * of_log_probs + expected[1] * of_entropy).sum().backward()
+    ours = hidden.detach().clone().requires_grad_()
+    got = chosen_log_probs_and_entropy(ours, linear, targets, temperature, chunk)
+    (got[0] * of_log_probs + got[1] * of_entropy).sum().backward()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(ours.grad, hidden.grad, atol=4 * tolerance, rtol=10 * tolerance)
+    assert torch.equal(got[0], chosen_log_probs(ours, linear, targets, temperature, chunk))
+
+
+def test_entropy_of_two_tokens_is_that_computed_by_hand():
+    """Probabilities 0.8 and 0.2: H = -0.8 log 0.8 - 0.2 log 0.2 = 0.500402; dH/dz_v = -p_v (log p_v + H) = ∓0.221807.
+
+    The third token has the logit -inf: it adds nothing to the entropy, and no gradient.
+    """
+    linear = nn.Linear(3, 3, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.eye(3))
+    linear.bias = nn.Parameter(torch.tensor([0.0, 0.0, -math.inf]), requires_grad=False)
+    hidden = torch.tensor([[math.log(0.8), math.log(0.2), 0.0]], requires_grad=True)
+    log_probs, entropy = chosen_log_probs_and_entropy(hidden, linear, torch.tensor([1]), 1.0)
+    entropy.sum().backward()
+    assert log_probs.tolist() == pytest.approx([math.log(0.2)])
+    assert entropy.tolist() == pytest.approx([0.500402], abs=1e-6)
+    assert hidden.grad[0].tolist() == pytest.approx([-0.221807, 0.221807, 0.0], abs=1e-6)
+
+
+def test_graph_of_the_entropies_holds_two_numbers_for_each_hidden_unit():
+    linear = nn.Linear(8, 5000).requires_grad_(False)
+    hidden = torch.randn(7, 8, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()), lambda t: t):
+        chosen_log_probs_and_entropy(hidden, linear, torch.zeros(7, dtype=torch.long), 1.0, CHUNK)
+    assert saved == [2 * 7 * 8]

@@ -146,7 +146,7 @@ def test_gradient_of_an_off_policy_batch_is_that_of_the_weighted_terms(tiny, off
     overrides = [*setting, f"train.max_tokens_per_microbatch={tokens}", *off_policy]
     adapter = with_adapter(tiny)
     batch = scored(tiny, overrides, [1], in_loss)
-    metrics = updater(tiny, adapter, *overrides)(batch)
+    metrics = updater(tiny, adapter, *overrides)([batch])
     got = gradient(adapter)
 
     tiny.model.zero_grad()
@@ -229,7 +229,7 @@ def test_truncated_weights_beyond_float32_leave_the_loss_finite(tiny, level, shi
     batch = scored(tiny, overrides, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs + shift * batch.rollout.mask)
     batch = dataclasses.replace(batch, rollout=shifted)
-    metrics = updater(tiny, adapter, *overrides)(batch)
+    metrics = updater(tiny, adapter, *overrides)([batch])
     assert math.isfinite(metrics.loss)
     assert metrics.mismatch.largest == pytest.approx(2.0 if shift < 0 else 0.0, abs=1e-6)
 
@@ -240,7 +240,7 @@ def test_importance_weights_that_overflow_are_reported_as_a_broken_loss(tiny):
     batch = scored(tiny, overrides, [1])
     shifted = dataclasses.replace(batch.rollout, log_probs=batch.rollout.log_probs - 200 * batch.rollout.mask)
     with pytest.raises(NonFiniteError):
-        updater(tiny, adapter, *overrides)(dataclasses.replace(batch, rollout=shifted))
+        updater(tiny, adapter, *overrides)([dataclasses.replace(batch, rollout=shifted)])
 
 
 def test_layer_skip_in_a_model_of_unlike_layers_is_refused(tmp_path):

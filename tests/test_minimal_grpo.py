@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rlsparse.batch import Problem, Rollout, ScoredBatch
+from rlsparse.components.objective import ScoredTokens
 from rlsparse.components.reward import Verifier
-from rlsparse.model.policy import Policy, encode_prompt, token_log_probs
+from rlsparse.model.policy import PLAIN, Policy, encode_prompt
 from rlsparse.rollout import Request
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
@@ -104,7 +105,7 @@ def test_gradient_of_the_example_equals_that_of_the_package(example, tiny, metho
     config = composed(*options(method))
     algorithm = built(*options(method))
     fit = FitMicrobatches(config.train, MemoryLimits.of(algorithm.rollout.max_rows, config.train))
-    metrics = Updater(policy, token_log_probs, optimizer, algorithm, config.train, fit, ALONE)(batch)
+    metrics = Updater(policy, PLAIN, optimizer, algorithm, config.train, fit, ALONE, policy.reference)([batch])
     expected = gradient(parameters)
 
     advantage, chosen = credited(example, method, rollout, rewards)
@@ -148,7 +149,7 @@ def test_loss_of_the_example_away_from_ratio_1_equals_that_of_the_package(exampl
     log_probs = rollout.log_probs.clone().requires_grad_()
     old = rollout.log_probs + 0.3 * torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1))
 
-    part = built(*options(method)).token_objective(log_probs, old, None, batch.advantages, batch.scales)
+    part = built(*options(method)).token_objective(ScoredTokens(log_probs, old, batch.advantages, batch.scales))
     (expected,) = torch.autograd.grad(part.loss, log_probs)
     shape = advantage.shape
     loss = example.loss(method, log_probs.view(shape), old.view(shape), advantage, chosen, [torch.zeros(1)])

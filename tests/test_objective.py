@@ -9,23 +9,22 @@ import torch
 from rlsparse.algorithm import Algorithm
 from rlsparse.batch import Problem, ScoredBatch, Selection
 from rlsparse.components.advantage.prefix_tree import PrefixTree
-from rlsparse.components.objective import TokenObjective
-from rlsparse.components.objective.aggregation import Constant, PromptMean, SequenceMean, TokenMean
-from rlsparse.components.objective.kl import K3
+from rlsparse.components.objective import ScoredTokens, TokenObjective
+from rlsparse.components.objective.aggregation import Constant, PromptMean, SequenceMean, SequenceSum, TokenMean
 from rlsparse.components.objective.surrogate import ClippedRatio, LogProb, Prob, Ratio, SelfRatio
 from rlsparse.components.token_sampler.prefix_tree import BranchPoints
-from rlsparse.model.policy import Policy, encode_prompt, token_log_probs
+from rlsparse.model.policy import PLAIN, Policy, encode_prompt, token_log_probs
 from rlsparse.rollout import Request
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream, stream_seed
 from rlsparse.training.microbatch import FitMicrobatches
 from rlsparse.training.update import Updater, learning_rate
-from tests.conftest import built, composed, make_rollout
+from tests.conftest import built, composed, k3_penalty, make_rollout
 
 CLIP = ClippedRatio(epsilon_low=0.2, epsilon_high=0.2)
 SURROGATES = [CLIP, Ratio(), SelfRatio(), LogProb(), Prob()]
-NO_KL = K3(beta=0.0)
+NO_KL = k3_penalty(beta=0.0)
 every_surrogate = pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda one: one.label)
 
 
@@ -34,7 +33,7 @@ def loss_of(ratio, advantage, surrogate):
     log_prob = torch.tensor([[math.log(0.5 * ratio)]], requires_grad=True)
     old = torch.tensor([[math.log(0.5)]])
     objective = TokenObjective(surrogate, NO_KL)
-    part = objective(log_prob, old, None, torch.tensor([[advantage]]), torch.ones(1, 1))
+    part = objective(ScoredTokens(log_prob, old, torch.tensor([[advantage]]), torch.ones(1, 1)))
     part.loss.backward()
     return float(part.loss.detach()), float(log_prob.grad), part.clipped
 
@@ -133,9 +132,9 @@ def test_kl_matches_values_computed_by_hand():
     # d = log(0.2 / 0.5); k3 = 0.4 - log(0.4) - 1
     log_prob, reference = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.2)]])
     k3 = 0.4 - math.log(0.4) - 1
-    assert float(K3(beta=2.0)(log_prob, reference)) == pytest.approx(k3)  # without its weight
-    objective = TokenObjective(CLIP, K3(beta=2.0))
-    part = objective(log_prob, log_prob, reference, torch.zeros(1, 1), torch.ones(1, 1))
+    assert float(k3_penalty(beta=2.0)(log_prob, reference)) == pytest.approx(k3)  # without its weight
+    objective = TokenObjective(CLIP, k3_penalty(beta=2.0))
+    part = objective(ScoredTokens(log_prob, log_prob, torch.zeros(1, 1), torch.ones(1, 1), reference))
     assert float(part.loss) == pytest.approx(2.0 * k3)
     assert part.kl == pytest.approx(k3)
 
@@ -159,6 +158,8 @@ def test_aggregations_match_values_computed_by_hand():
     ]
     assert scales(TokenMean(l2=0.0)).sum() == pytest.approx(1.0)
     assert scales(TokenMean(l2=0.0))[0, 0] == pytest.approx(1 / 6)
+    # a sum over the selected tokens of a row, then / 4 rows: each of them weighs 1/4, whatever the length
+    assert scales(SequenceSum(l2=0.0)).tolist() == (selection().weights / 4).tolist()
     # prompt 0 has 3 selected tokens, prompt 1 has 3; two prompts
     assert scales(PromptMean(l2=0.0))[1, 1] == pytest.approx(1 / 3 / 2)
     # B = 4 rows of at most 10 new tokens
@@ -167,7 +168,13 @@ def test_aggregations_match_values_computed_by_hand():
 
 @pytest.mark.parametrize(
     ("option", "expected"),
-    [("sequence_mean", 1 / 12), ("token_mean", 1 / 6), ("prompt_mean", 1 / 6), ("constant", 1 / 40)],
+    [
+        ("sequence_mean", 1 / 12),
+        ("token_mean", 1 / 6),
+        ("prompt_mean", 1 / 6),
+        ("constant", 1 / 40),
+        ("sequence_sum", 1 / 4),
+    ],
 )
 def test_token_scales_of_an_algorithm_are_those_of_its_aggregation(option, expected):
     algorithm = built(f"objective={option}", "rollout.max_new_tokens=10")
@@ -209,12 +216,12 @@ def batch_for(policy: Policy, algorithm: Algorithm, seed=0) -> ScoredBatch:
     return ScoredBatch(rollout, advantages, algorithm.token_scales(chosen, advantages, range(3)))
 
 
-def updater(policy: Policy, adapter, *overrides: str, lr: float = 0.0, path=token_log_probs) -> Updater:
+def updater(policy: Policy, adapter, *overrides: str, lr: float = 0.0, path=PLAIN) -> Updater:
     """Return the updater of a composed config for a policy."""
     config = composed(*overrides)
     algorithm = Algorithm.build(config)
     fit = FitMicrobatches(config.train, MemoryLimits.of(algorithm.rollout.max_rows, config.train))
-    return Updater(policy, path, adapter.optimizer(lr, 0.0), algorithm, config.train, fit, ALONE)
+    return Updater(policy, path, adapter.optimizer(lr, 0.0), algorithm, config.train, fit, ALONE, policy.reference)
 
 
 def gradient(adapter) -> torch.Tensor:
@@ -222,7 +229,7 @@ def gradient(adapter) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in adapter.parameters()])
 
 
-def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_probs):
+def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=PLAIN):
     """Return the gradient of the last update of a random adapter, its parameters after it, and the metrics."""
     overrides = ("train.max_grad_norm=0", "rollout.max_new_tokens=16", *overrides)
     algorithm = built(*overrides)
@@ -233,7 +240,7 @@ def updated(tiny: Policy, *overrides: str, lr: float = 1e-2, path=token_log_prob
         for p in adapter.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
     update = updater(policy, adapter, *overrides, lr=lr, path=path)
-    metrics = update(batch_for(policy, algorithm))
+    metrics = update([batch_for(policy, algorithm)])
     return gradient(adapter), torch.cat([p.detach().flatten() for p in adapter.parameters()]), metrics
 
 
@@ -290,7 +297,7 @@ def test_tspmo_on_the_worked_example_has_loss_and_gradient_computed_by_hand():
     scale = algorithm.token_scales(chosen, advantages, range(1))
     probs = torch.tensor([[0.9, 0.6, 0.7], [0.9, 0.6, 0.2], [0.9, 0.3, 1.0]])  # shared transitions agree
     log_probs = probs.log().requires_grad_()
-    part = algorithm.token_objective(log_probs, log_probs.detach(), None, advantages, scale)
+    part = algorithm.token_objective(ScoredTokens(log_probs, log_probs.detach(), advantages, scale))
     part.loss.backward()
     expected = (0.6 / 6 - 0.3 / 3 + 0.7 / 2 - 0.2 / 2) / 4
     assert float(part.loss.detach()) == pytest.approx(-expected)
@@ -338,7 +345,7 @@ def test_loss_on_the_same_tensors_equals_that_of_trl(tiny, tmp_path, loss_type, 
     log_probs = token_log_probs(tiny, rollout, torch.arange(12), mask, 0.8)
     noise = torch.randn(12, width, generator=torch.Generator().manual_seed(1))
     old, reference = (log_probs + 0.3 * noise).detach(), (log_probs - 0.2 * noise).detach()
-    ours = algorithm.token_objective(log_probs, old, reference if beta else None, advantages, scale)
+    ours = algorithm.token_objective(ScoredTokens(log_probs, old, advantages, scale, reference if beta else None))
     ours.loss.backward()
     got = gradient(adapter)
     assert ours.clipped > 0
@@ -389,10 +396,10 @@ def test_token_outside_the_selection_changes_neither_loss_nor_gradient(surrogate
     # outside, the ratio overflows (exp(200)) and so does k3 (exp(300)); 0 x inf would be NaN
     log_probs = torch.tensor([[-1.0, 100.0]], requires_grad=True)
     old, reference, scale = torch.tensor([[-1.0, -100.0]]), torch.tensor([[-1.0, 400.0]]), torch.tensor([[1.0, 0.0]])
-    objective = TokenObjective(surrogate, K3(beta=0.1))
-    part = objective(log_probs, old, reference, torch.ones(1, 2), scale)
+    objective = TokenObjective(surrogate, k3_penalty(beta=0.1))
+    part = objective(ScoredTokens(log_probs, old, torch.ones(1, 2), scale, reference))
     part.loss.backward()
-    inside = objective(log_probs[:, :1], old[:, :1], reference[:, :1], torch.ones(1, 1), scale[:, :1])
+    inside = objective(ScoredTokens(log_probs[:, :1], old[:, :1], torch.ones(1, 1), scale[:, :1], reference[:, :1]))
     assert float(part.loss.detach()) == float(inside.loss.detach())
     assert part.kl == 0
     assert math.isfinite(float(log_probs.grad[0, 0]))

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from rlsparse.components.component import build
-from rlsparse.components.objective import TokenObjective
-from rlsparse.components.objective.kl import K3
+from rlsparse.components.objective import ScoredTokens, TokenObjective
 from rlsparse.components.objective.surrogate import LogProb
 from rlsparse.components.off_policy import Mismatch, OffPolicyWeight
-from rlsparse.components.off_policy.weights import Importance, NoCorrection, Retrace, Truncated
-from tests.conftest import ROOT, composed
+from rlsparse.components.off_policy.weights import Importance, Masked, NoCorrection, Retrace, Truncated
+from rlsparse.config.schema import ConfigError
+from tests.conftest import ROOT, composed, k3_penalty
 
 LEVELS = {
     "importance, sequence": ("importance", "sequence"),
@@ -45,6 +45,13 @@ def weights(old, behaviour, mask, correction):
         (Truncated(level="token", cap=2.5), [[2, 0.25], [2.5, 1]]),
         (Truncated(level="sequence", cap=2.5), [[0.5, 0.5], [2.5, 2.5]]),
         (Retrace(trace=0.8), [[0.8, 0.2], [0.8, 0.8]]),  # 0.8 x min(1, ratio)
+        (Importance(level="geometric"), [[0.5**0.5, 0.5**0.5], [3, 3]]),  # sqrt(2 x 1/4); one token
+        (Truncated(level="geometric", cap=2.5), [[0.5**0.5, 0.5**0.5], [2.5, 2.5]]),
+        (Masked(level="token", low=0.5, high=2.5), [[2, 0], [0, 1]]),  # 1/4 and 3 lie outside
+        (Masked(level="token", low=0.0, high=5.0), [[2, 0.25], [3, 1]]),
+        (Masked(level="sequence", low=0.6, high=5.0), [[0, 0], [3, 3]]),  # 1/2 lies outside
+        (Masked(level="sequence", low=0.0, high=2.5), [[0.5, 0.5], [0, 0]]),
+        (Masked(level="geometric", low=0.6, high=2.5), [[0.5**0.5, 0.5**0.5], [0, 0]]),
     ],
     ids=repr,
 )
@@ -65,11 +72,84 @@ def test_weights_of_old_log_probs_with_gradient_have_none():
     assert not weights(old, torch.ones(1, 2), mask, Importance(level="sequence")).requires_grad
 
 
-def test_corrections_of_level_sequence_need_whole_rows():
-    of_sequences = [Importance(level="sequence"), Truncated(level="sequence", cap=2.0)]
-    of_tokens = [NoCorrection(), Importance(level="token"), Truncated(level="token", cap=2.0), Retrace(trace=1.0)]
-    assert all(one.needs_whole_rows for one in of_sequences)
-    assert not any(one.needs_whole_rows for one in of_tokens)
+def of_level(level):
+    """Return each correction that has a level, at this one."""
+    return [Importance(level=level), Truncated(level=level, cap=2.0), Masked(level=level, low=0.5, high=2.0)]
+
+
+def test_corrections_of_whole_completions_need_whole_rows():
+    assert all(one.needs_whole_rows for level in ("sequence", "geometric") for one in of_level(level))
+    assert not any(one.needs_whole_rows for one in [NoCorrection(), Retrace(trace=1.0), *of_level("token")])
+
+
+def test_geometric_ratio_of_a_completion_of_one_token_is_that_of_the_token():
+    generator = torch.Generator().manual_seed(0)
+    old, behaviour = torch.randn(2, 50, 1, generator=generator)
+    mask = torch.ones(50, 1, dtype=torch.bool)
+    for one, of_token in zip(of_level("geometric"), of_level("token"), strict=True):
+        assert torch.equal(weights(old, behaviour, mask, one), weights(old, behaviour, mask, of_token))
+
+
+def test_ratio_of_a_completion_does_not_depend_on_its_padding():
+    old, behaviour = torch.tensor([[-1.0, -2.0, 50.0]]), torch.tensor([[-1.5, -1.0, -50.0]])
+    mask = torch.tensor([[True, True, False]])
+    for level in ("sequence", "geometric"):
+        for one in of_level(level):
+            alone = weights(old[:, :2], behaviour[:, :2], mask[:, :2], one)
+            assert torch.equal(weights(old, behaviour, mask, one)[:, :2], alone)
+
+
+def test_completion_without_tokens_has_the_ratio_1():
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    for one in (*of_level("token"), *of_level("sequence"), *of_level("geometric")):
+        assert one.ratio(torch.ones(1, 2), torch.zeros(1, 2), nothing).tolist() == [[1, 1]]
+
+
+def test_product_that_overflows_is_masked_or_truncated_but_stays_infinite_without_a_bound():
+    # 1000 tokens with the log ratio 1: the product is exp(1000), more than a float32 holds; the geometric mean is e
+    old, behaviour, mask = torch.ones(1, 1000), torch.zeros(1, 1000), torch.ones(1, 1000, dtype=torch.bool)
+    importance, truncated, masked = (weights(old, behaviour, mask, one) for one in of_level("sequence"))
+    assert bool((importance == math.inf).all())
+    assert bool((truncated == 2).all())
+    assert bool((masked == 0).all())
+    geometric = weights(old, behaviour, mask, Masked(level="geometric", low=0.5, high=5.0))
+    torch.testing.assert_close(geometric, torch.full((1, 1000), math.e))
+
+
+def test_product_that_underflows_is_masked():
+    old, behaviour, mask = -torch.ones(1, 1000), torch.zeros(1, 1000), torch.ones(1, 1000, dtype=torch.bool)
+    masked = Masked(level="sequence", low=0.5, high=2.0)
+    assert bool((weights(old, behaviour, mask, masked) == 0).all())
+    assert bool(masked.cut(masked.ratio(old, behaviour, mask)).all())
+
+
+def test_masked_keeps_a_ratio_that_equals_a_bound():
+    ratio = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, math.inf])
+    masked = Masked(level="token", low=0.5, high=2.0)
+    assert masked(ratio).tolist() == [0, 0.5, 1, 2, 0, 0]
+    assert masked.cut(ratio).tolist() == [True, False, False, False, True, True]
+
+
+def test_shipped_masks_have_the_bounds_of_icepop_and_trl():
+    assert shipped("masked") == Masked(level="token", low=0.5, high=5.0)
+    assert shipped("sequence_mask") == Masked(level="sequence", low=0.0, high=3.0)
+    assert shipped("geometric") == Truncated(level="geometric", cap=2.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"low": 1.5}, "off_policy.low=1.5: must be in [0, 1]"),
+        ({"low": -0.5}, "off_policy.low=-0.5: must be in [0, 1]"),
+        ({"high": 0.5}, "off_policy.high=0.5: must be at least 1"),
+        ({"level": "row"}, "off_policy.level=row: must be one of token, sequence, geometric"),
+    ],
+    ids=repr,
+)
+def test_bound_of_a_mask_that_excludes_the_ratio_1_is_refused(keys, message):
+    with pytest.raises(ConfigError) as refused:
+        Masked.of("off_policy", {"level": "token", "low": 0.5, "high": 5.0, **keys})
+    assert str(refused.value) == message
 
 
 def test_ceiling_is_the_ratio_from_which_weights_no_longer_grow():
@@ -88,7 +168,7 @@ def test_measures_of_mismatch_match_values_computed_by_hand():
     mismatch = Mismatch()
     for piece in (slice(0, 2), slice(2, 3), slice(3, 3)):
         part = ratio[piece]
-        mismatch.add(part.log(), part, correction(part), correction.ceiling)
+        mismatch.add(part.log(), correction(part), correction.cut(part))
     got = mismatch.metrics()
     # (2 - 1 - log 2) + (0.5 - 1 - log 0.5) + (4 - 1 - log 4), over 3
     assert got["off_policy/kl"] == pytest.approx((1 - math.log(2) - 0.5 + math.log(2) + 3 - math.log(4)) / 3)
@@ -97,6 +177,27 @@ def test_measures_of_mismatch_match_values_computed_by_hand():
     assert got["off_policy/weight_max"] == 3
     assert got["off_policy/frac_truncated"] == pytest.approx(1 / 3)
     assert Mismatch().metrics() == {}
+
+
+def test_measures_of_mismatch_count_the_tokens_that_a_mask_takes_out_at_both_ends():
+    ratio = torch.tensor([0.2, 1.0, 2.0, 9.0])
+    masked = Masked(level="token", low=0.5, high=5.0)
+    mismatch = Mismatch()
+    mismatch.add(ratio.log(), masked(ratio), masked.cut(ratio))
+    got = mismatch.metrics()
+    assert got["off_policy/frac_truncated"] == 0.5  # 0.2 and 9
+    assert got["off_policy/weight_mean"] == pytest.approx((1 + 2) / 4)
+    assert got["off_policy/weight_max"] == 2
+    assert got["off_policy/effective_sample_size"] == pytest.approx((1 + 2) ** 2 / (4 * (1 + 4)))
+
+
+def test_measures_of_mismatch_of_tokens_that_are_all_masked_are_finite():
+    masked = Masked(level="token", low=0.5, high=5.0)
+    ratio, mismatch = torch.tensor([9.0, 10.0]), Mismatch()
+    mismatch.add(ratio.log(), masked(ratio), masked.cut(ratio))
+    got = mismatch.metrics()
+    assert (got["off_policy/frac_truncated"], got["off_policy/effective_sample_size"]) == (1, 0)
+    assert all(math.isfinite(value) for value in got.values())
 
 
 class Enumerated:
@@ -131,10 +232,10 @@ class Enumerated:
         assert float(chance.sum()) == pytest.approx(1)
         mask = torch.ones_like(behaviour, dtype=torch.bool)
         scales = chance * weights(log_probs, behaviour, mask, correction)
-        objective = TokenObjective(LogProb(), K3(beta))
+        objective = TokenObjective(LogProb(), k3_penalty(beta))
         advantages = self.advantages.expand_as(behaviour)
         reference = self.log_probs(self.reference)
-        objective(log_probs, log_probs.detach(), reference, advantages, scales).loss.backward()
+        objective(ScoredTokens(log_probs, log_probs.detach(), advantages, scales, reference)).loss.backward()
         return logits.grad
 
 
@@ -176,5 +277,5 @@ def test_docs_state_the_bias_of_each_correction():
 def test_corrections_without_mismatch_are_unbiased():
     model = Enumerated(spread=0.0)
     true = model.gradient(model.policy, NoCorrection())
-    for setting in LEVELS.values():
+    for setting in (*LEVELS.values(), ("masked", None), ("sequence_mask", None), ("geometric", None)):
         assert torch.allclose(model.gradient(model.behaviour, shipped(*setting)), true, atol=1e-12)

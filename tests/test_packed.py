@@ -7,10 +7,12 @@ import torch
 import transformers
 
 from rlsparse.batch import Problem, Prompt, ScoredBatch
+from rlsparse.model import packing
 from rlsparse.model.loading import wrap_policy
-from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.packing.layout import pack
-from rlsparse.model.policy import encode_prompt, token_log_probs
+from rlsparse.model.packing import PACKED, can_pack, packed_log_probs
+from rlsparse.model.packing.layout import PackedRow, cut_short, pack
+from rlsparse.model.packing.ragged import RaggedRow, ragged_row
+from rlsparse.model.policy import PLAIN, encode_prompt, token_log_probs
 from rlsparse.rollout import Request
 from rlsparse.runtime.rng import stream
 from rlsparse.training.microbatch import microbatches
@@ -95,11 +97,11 @@ def test_packed_log_probs_and_gradient_equal_those_of_the_plain_path(tiny, name)
 @pytest.mark.parametrize("layers", ["all", "last_third"])  # with the latter, states of frozen layers are reused
 def test_packed_gradient_of_every_algorithm_equals_that_of_the_plain_path(tiny, algorithm, kl, layers):
     setting = (f"algorithm={algorithm}", f"kl={kl}", f"adapter.layers={layers}")
-    packed = updated(tiny, *setting, path=packed_log_probs)
-    plain = updated(tiny, *setting, path=token_log_probs)
+    packed = updated(tiny, *setting, path=PACKED)
+    plain = updated(tiny, *setting, path=PLAIN)
     assert_same(packed[0], plain[0])
     cut = ("train.microbatch=3", "train.max_tokens_per_microbatch=40")
-    split = updated(tiny, *setting, *cut, path=packed_log_probs)
+    split = updated(tiny, *setting, *cut, path=PACKED)
     assert_same(split[0], plain[0])
 
 
@@ -143,6 +145,112 @@ def test_layers_below_the_first_adapted_one_keep_no_graph(tiny):
     rollout = ragged()
     packed_log_probs(policy, rollout, torch.arange(4), rollout.mask[:4], 1.0)
     assert outputs == [False, False, True]
+
+
+def long_rollout():
+    """Return three prompts of 5, 2 and 7 tokens with four completions each of 24 to 30 tokens."""
+    generator = torch.Generator().manual_seed(5)
+    completions = [
+        torch.randint(1, 300, (n,), generator=generator).tolist()
+        for n in (30, 24, 28, 30, 26, 29, 25, 30, 24, 27, 30, 28)
+    ]
+    rollout = make_rollout(completions, prompts=3, prompt=torch.randint(1, 300, (7,), generator=generator).tolist())
+    rollout.prompt_lengths.copy_(torch.tensor([5, 2, 7]))
+    return rollout
+
+
+def first_tokens(*widths):
+    """Return which tokens are needed where row i needs its first ``widths[i]`` tokens, (b, T) bool."""
+    return torch.arange(max(widths)) < torch.tensor(widths)[:, None]
+
+
+def assert_paths_equal(policy, adapter, rollout, rows, needed):
+    """Compare log-probabilities, entropies and their gradients by the packed path with those by the plain path."""
+    generator = torch.Generator().manual_seed(4)
+    of_log_probs, of_entropy = torch.randn(2, *needed.shape, generator=generator)
+    results = []
+    for path in (PLAIN, PACKED):
+        policy.model.zero_grad()
+        log_probs, entropy = path.log_probs_and_entropy(policy, rollout, rows, needed, 0.7)
+        (log_probs * of_log_probs + entropy * of_entropy).sum().backward()
+        with torch.no_grad():
+            assert torch.equal(log_probs, path.log_probs(policy, rollout, rows, needed, 0.7))
+        results.append((log_probs.detach(), entropy.detach(), gradient(adapter)))
+    plain, packed = results
+    assert (plain[0][needed] < 0).all() and (plain[1][needed] > 0).all()
+    assert not plain[0][~needed].any() and not plain[1][~needed].any()
+    torch.testing.assert_close(packed[:2], plain[:2], atol=1e-5, rtol=1e-5)
+    assert_same(packed[2], plain[2])
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+def test_log_probs_and_entropies_of_completions_cut_at_different_lengths_equal_those_of_the_plain_path(tiny, name):
+    """One prompt has all its rows, one a single row, and the order of the prompts is not that of the rollout."""
+    policy = family(tiny, name)
+    adapter = with_adapter(policy)
+    rollout, rows, needed = long_rollout(), torch.tensor([8, 9, 10, 11, 0, 2, 5]), first_tokens(1, 24, 7, 2, 30, 4, 12)
+    assert isinstance(pack(rollout, rows, needed, torch.float32), RaggedRow)
+    assert_paths_equal(policy, adapter, rollout, rows, needed)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [(1, 1, 1, 1), (17, 17, 17, 17), (0, 3, 20, 1), (24, 24, 25, 30)],
+    ids=["width_1", "equal", "one_row_needs_nothing", "whole"],
+)
+def test_ragged_row_of_any_widths_equals_the_plain_path(tiny, widths, monkeypatch):
+    policy = family(tiny, "Llama")
+    adapter = with_adapter(policy)
+    needed = first_tokens(*widths)
+    if widths[0] > 17:  # also tokens between the needed ones that only go through the model
+        needed &= torch.rand(needed.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    monkeypatch.setattr(packing, "pack", ragged_row)
+    assert_paths_equal(policy, adapter, long_rollout(), torch.tensor([4, 6, 1, 3]), needed)
+
+
+def test_ragged_row_holds_each_token_up_to_the_last_predictor_once():
+    """Completions a b c, d e f, g h of which 3, 1 and 2 tokens are needed; c, d and h need not go through the model."""
+    a, b, c, d, e, f, g, h = range(10, 18)
+    rollout = make_rollout([[a, b, c], [d, e, f], [g, h], [a, b]], prompts=2, prompt=(0, 1, 2))
+    rollout.prompt_lengths.copy_(torch.tensor([2, 3]))
+    packed = ragged_row(rollout, torch.tensor([0, 1, 2]), first_tokens(3, 1, 2), torch.float32)
+    # the prompts, then the completions from short to long: g, and a b
+    assert packed.gather(rollout.prompt_ids, rollout.completion_ids).tolist() == [[1, 2, 0, 1, 2, g, a, b]]
+    assert packed.positions(rollout).tolist() == [[0, 1, 0, 1, 2, 3, 2, 3]]
+    # a and d are predicted at the end of prompt 0, g at that of prompt 1, b at a, c at b, h at g
+    assert packed.predictors.tolist() == [1, 6, 7, 1, 4, 5]
+    assert packed.tokens() == 8
+
+
+def test_completions_are_packed_as_a_ragged_row_only_where_cuts_leave_out_a_quarter():
+    lengths = [40, 40, 20, 40]
+    # 16 + 4 + 8 + 12 = 40 of 4 · 16 tokens up to the widest row
+    assert cut_short([16, 4, 8, 12], [16, 4, 8, 12], lengths)
+    assert not cut_short([15, 4, 8, 12], [15, 4, 8, 12], lengths)  # the widest row is narrower than 16
+    assert not cut_short([16, 4, 8, 11], [16, 4, 8, 12], lengths)  # the last row has a gap
+    # 20 + 20 + 10 + 10 = 60 of 80, and one token more
+    assert cut_short([20, 20, 10, 10], [20, 20, 10, 10], lengths)
+    assert not cut_short([20, 20, 10, 11], [20, 20, 10, 11], lengths)
+    # whole completions and the first 30 tokens of each leave out nothing but padding
+    assert not cut_short([40, 2, 3, 1], [40, 2, 3, 1], [40, 2, 3, 1])
+    assert not cut_short([30, 2, 3, 1], [30, 2, 3, 1], [40, 2, 3, 1])
+
+
+def test_frozen_layers_do_not_run_again_for_cut_completions(tiny):
+    policy = family(tiny, "Llama")
+    adapter = with_adapter(policy, "adapter.layers=[2]")
+    prompts = [Prompt(Problem("", "", ""), tuple(range(5, 5 + n))) for n in (3, 7)]
+    request = Request(prompts, 4, keep_states=True)
+    rollout = built("rollout.max_new_tokens=24").rollout.generate(policy, request, stream(0, "x"))
+    widths = torch.tensor([20, 3, 5, 1, 9, 16, 2, 4]).minimum(rollout.lengths)
+    rows, needed = torch.arange(8), first_tokens(*widths.tolist())
+    assert rollout.frozen_states is not None
+    assert isinstance(pack(rollout, rows, needed, torch.float32), RaggedRow)
+    runs = []
+    handle = decoder_layers(policy)[0].register_forward_hook(lambda *_: runs.append(1))
+    assert_paths_equal(policy, adapter, rollout, rows, needed)
+    handle.remove()
+    assert len(runs) == 2  # those of the plain path
 
 
 def test_completions_that_share_their_beginnings_are_packed_as_a_tree():
@@ -263,6 +371,57 @@ def test_microbatch_holds_the_rows_of_a_prompt_side_by_side():
         assert len((piece.rows // 4).unique()) == len((piece.rows // 4).unique_consecutive())
         packed = pack(rollout, piece.rows, piece.needed, torch.float32)
         assert packed.tokens() <= 106
+
+
+def test_microbatch_of_cut_completions_counts_no_padding():
+    """Rows of 30, 2, 4, 4 tokens after 5: 45 tokens without padding, 125 with it."""
+    rollout = long_rollout()
+    table = torch.zeros(12, 30)
+    table[:4] = first_tokens(30, 2, 4, 4)
+    table[4:8, :24] = first_tokens(2, 24, 1, 1)  # 2 + 28 = 30 tokens without padding
+    train = composed("train.max_tokens_per_microbatch=75").train
+    batch = scored(table, rollout)
+    # sorted by width, 30 + 45 tokens are just the limit
+    assert [p.rows.tolist() for p in microbatches(batch, train)] == [[4, 5, 6, 7, 0, 1, 2, 3]]
+    less = microbatches(batch, composed("train.max_tokens_per_microbatch=44").train)
+    assert [p.rows.tolist() for p in less] == [[3], [4, 5, 6, 7], [0, 1, 2]]
+    # with padding a part of two rows has 5 + 2 · 30 tokens, or 2 + 2 · 24
+    off = microbatches(batch, composed("train.max_tokens_per_microbatch=75", "train.packing=off").train)
+    assert [p.rows.tolist() for p in off] == [[6, 7], [4, 5], [2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("sampler", ["full", "first", "random", "high_entropy", "stochastic"])
+def test_microbatches_and_layout_of_other_token_samplers_are_those_with_padding(sampler):
+    generator = torch.Generator().manual_seed(6)
+    lengths = torch.randint(1, 60, (32,), generator=generator).tolist()
+    rollout = make_rollout([[7] * n for n in lengths], prompts=4, prompt=(1, 2, 3))
+    rollout.entropy.copy_(torch.rand(rollout.entropy.shape, generator=generator))
+    chosen = built(f"token_sampler={sampler}").token_sampler(torch.ones(32, max(lengths)), rollout, generator)
+    batch = scored(chosen.weights * rollout.mask, rollout)
+    pieces = microbatches(batch, composed("train.max_tokens_per_microbatch=200").train)
+    padded = microbatches(batch, composed("train.max_tokens_per_microbatch=200", "train.packing=off").train)
+    assert len(pieces) > 1
+    for one, other in zip(pieces, padded, strict=True):
+        assert torch.equal(one.rows, other.rows)
+        assert isinstance(pack(rollout, one.rows, one.needed, torch.float32), PackedRow)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_microbatches_of_cut_completions_stay_within_their_bounds_and_hold_every_row(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rollout = long_rollout()
+    needed = torch.arange(30) < (torch.rand(12, 1, generator=generator) * rollout.lengths[:, None]).ceil()
+    ragged_rows = 0
+    for rows, tokens in ((64, 8192), (3, 8192), (64, 120), (64, 60), (2, 40), (1, 1)):
+        train = composed(f"train.microbatch={rows}", f"train.max_tokens_per_microbatch={tokens}").train
+        pieces = microbatches(scored(needed.float(), rollout), train)
+        assert sorted(r for p in pieces for r in p.rows.tolist()) == list(range(12))
+        for piece in pieces:
+            packed = pack(rollout, piece.rows, piece.needed, torch.float32)
+            ragged_rows += isinstance(packed, RaggedRow)
+            assert len(piece.rows) <= rows
+            assert packed.tokens() <= tokens or len(piece.rows) == 1
+    assert ragged_rows > 5
 
 
 def test_microbatches_stay_within_their_bounds_and_hold_every_row():

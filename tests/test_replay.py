@@ -11,8 +11,8 @@ from rlsparse.components.objective.aggregation import PromptMean
 from rlsparse.components.reward import Score
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import preflight
-from rlsparse.model.packing import packed_log_probs
-from rlsparse.model.policy import encode_prompt, token_log_probs
+from rlsparse.model.packing import PACKED
+from rlsparse.model.policy import PLAIN, encode_prompt, token_log_probs
 from rlsparse.rollout import Replay, RolloutSampler
 from rlsparse.rollout.replay import joined
 from rlsparse.run import run
@@ -21,6 +21,7 @@ from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
 from rlsparse.tracking.profiling import Clock
 from rlsparse.training.collect import Collector, Experience
+from rlsparse.training.history import PolicyHistory
 from tests.conftest import built, composed, make_rollout
 from tests.test_objective import assert_same, gradient, updater
 from tests.test_packed import with_adapter
@@ -107,14 +108,17 @@ class Drawn:
         return Score(correct=bool(torch.rand(1, generator=self.draws) < 0.5), answered=True)
 
 
+NO_HISTORY = PolicyHistory(adapter=None, staleness=0, update=None)
+
+
 def replayed(policy, *overrides, engine="fast", keep_states=False):
     """Return algorithm, collector and collected experience of two prompts with four completions each and replay."""
     config = (*BOTH, f"rollout={engine}", "rollout.max_new_tokens=14", *overrides)
     algorithm, train = built(*config), composed(*config).train
     sampler = RolloutSampler(policy, algorithm.rollout, MemoryLimits.of(algorithm.rollout.max_rows, train), ALONE)
     streams = {name: stream(0, name) for name in ("rollout", "layer_skip", "replay", "reward")}
-    collector = Collector(algorithm, sampler, Drawn(), 4, streams, Clock(policy.device), keep_states, ALONE)
-    collected = collector([encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")])
+    collector = Collector(algorithm, sampler, Drawn(), 4, streams, Clock(policy.device), keep_states, NO_HISTORY, ALONE)
+    collected = collector(iter([[encode_prompt(policy, Problem(q, "", ""), q) for q in ("57*4=", "12*3=")]]))
     assert len(collected.all.prompts) > len(collected.first.prompts)
     return algorithm, collector, collected
 
@@ -184,19 +188,19 @@ def brute_force(policy, seen: Experience, origins):
     return total / len(set(origins))
 
 
-@pytest.mark.parametrize("path", [packed_log_probs, token_log_probs], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("path", [PACKED, PLAIN], ids=["packed", "plain"])
 @pytest.mark.parametrize("layers", ["all", "last_third"])
 def test_gradient_of_an_update_with_replay_is_that_of_the_objective_written_out(tiny, path, layers):
     adapter = with_adapter(tiny, f"adapter.layers={layers}")
     tiny.first_adapted = 2 if layers == "last_third" else 0
     overrides = ("objective.l2=0", "train.max_grad_norm=0")
-    algorithm, _, collected = replayed(tiny, *overrides, keep_states=path is packed_log_probs)
+    algorithm, _, collected = replayed(tiny, *overrides, keep_states=path.packed)
     seen, origins = collected.all, collected.origins
     advantages = algorithm.token_advantages(seen.rewards, seen.rollout)
     selection = algorithm.token_sampler(advantages, seen.rollout, generator())
     scales = algorithm.token_scales(selection, advantages, origins)
     update = updater(tiny, adapter, *BOTH, "rollout.max_new_tokens=14", *overrides, path=path)
-    metrics = update(ScoredBatch(seen.rollout, advantages, scales))
+    metrics = update([ScoredBatch(seen.rollout, advantages, scales)])
     got = gradient(adapter)
     tiny.model.zero_grad()
     objective = brute_force(tiny, seen, origins)

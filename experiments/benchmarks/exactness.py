@@ -19,8 +19,8 @@ from rlsparse.batch import ScoredBatch
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import TrainConfig
 from rlsparse.model.loading import load_policy
-from rlsparse.model.packing import packed_log_probs
-from rlsparse.model.policy import LogProbs, Policy, token_log_probs
+from rlsparse.model.packing import PACKED
+from rlsparse.model.policy import PLAIN, Policy, ScoringPath
 from rlsparse.rollout import Request
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
@@ -65,13 +65,13 @@ def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
     selection = built.token_sampler(advantages, fast, stream(0, "t"))
     batch = ScoredBatch(fast, advantages, built.token_scales(selection, advantages, range(PROMPTS)))
 
-    def gradient(path: LogProbs, of: ScoredBatch) -> torch.Tensor:
+    def gradient(path: ScoringPath, of: ScoredBatch) -> torch.Tensor:
         return _gradient(policy, path, adapter.parameters(), built, config.train, of)
 
-    packed, rows = gradient(packed_log_probs, batch), gradient(token_log_probs, batch)
+    packed, rows = gradient(PACKED, batch), gradient(PLAIN, batch)
     policy.model.double()
     in_double = replace(batch, advantages=advantages.double(), scales=batch.scales.double())
-    exact = gradient(token_log_probs, in_double)
+    exact = gradient(PLAIN, in_double)
     return {
         "same completions": bool(torch.equal(fast.completion_ids, plain.completion_ids)),
         "rollout log-probs, fast - plain": float((fast.log_probs - plain.log_probs).abs().max()),
@@ -82,7 +82,7 @@ def _compare(model: str, algorithm: str, layers: str) -> dict[str, float]:
 
 def _gradient(
     policy: Policy,
-    path: LogProbs,
+    path: ScoringPath,
     parameters: list[torch.nn.Parameter],
     algorithm: Algorithm,
     train: TrainConfig,
@@ -90,7 +90,7 @@ def _gradient(
 ) -> torch.Tensor:
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     fit = FitMicrobatches(train, MemoryLimits.of(algorithm.rollout.max_rows, train))
-    Updater(policy, path, optimizer, algorithm, train, fit, ALONE)(batch)
+    Updater(policy, path, optimizer, algorithm, train, fit, ALONE, policy.reference)([batch])
     return torch.cat([p.grad.flatten().double() for p in parameters if p.grad is not None])
 
 

@@ -25,8 +25,8 @@ from rlsparse.batch import Rollout, ScoredBatch
 from rlsparse.config.compose import compose
 from rlsparse.model import packing
 from rlsparse.model.loading import load_policy
-from rlsparse.model.packing import layout, packed_log_probs
-from rlsparse.model.policy import token_log_probs
+from rlsparse.model.packing import PACKED, layout
+from rlsparse.model.policy import PLAIN
 from rlsparse.rollout import Request, RolloutEngine
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
@@ -92,8 +92,9 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     batch = ScoredBatch(rollout, advantages, built.token_scales(selection, advantages, range(work.prompts)))
     without_states = dataclasses.replace(batch, rollout=dataclasses.replace(rollout, frozen_states=None))
 
-    def trained(path: Any = packed_log_probs, on: ScoredBatch = batch) -> None:
-        Updater(policy, path, optimizer, built, config.train, FitMicrobatches(config.train, limits), ALONE)(on)
+    def trained(path: Any = PACKED, on: ScoredBatch = batch) -> None:
+        fit = FitMicrobatches(config.train, limits)
+        Updater(policy, path, optimizer, built, config.train, fit, ALONE, policy.reference)([on])
 
     def during(switch: Switch, run: Callable[[], Any]) -> Callable[[], Any]:
         def inside() -> None:
@@ -110,7 +111,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
     }
     updates = {
         "all on": trained,
-        "plain rows": lambda: trained(token_log_probs),
+        "plain rows": lambda: trained(PLAIN),
         "logits kept": during(lambda: swapped(packing, "chosen_log_probs", whole_logits), trained),
         "attention kept": during(lambda: swapped(packing, "checkpoint", _kept), trained),
     }

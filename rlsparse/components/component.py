@@ -77,6 +77,14 @@ class Component:
         """Yield what is wrong with the values of several keys together: ``key=value: remedy``, without the group."""
         yield from ()
 
+    @property
+    def is_neutral(self) -> bool:
+        """Whether it changes no number of a run, so that its config group does not count in the run id.
+
+        Config groups of a later version need one such option, so that the runs of earlier versions count as finished.
+        """
+        return False
+
     def identity(self, digest: Digest) -> dict[str, Any]:
         """Return what of this component can change the numbers of a run, for the run id.
 

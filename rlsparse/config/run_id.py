@@ -15,6 +15,8 @@ from rlsparse.config.schema import Config, EvaluateConfig, WarmStartConfig
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
 LABELS = {WarmStartConfig: "supervised", EvaluateConfig: "evaluate"}  # in the place of an algorithm
+# values of keys of ``train`` that a later version added, at which they change nothing: such keys change no id
+NEUTRAL_IN_TRAINING = {"minibatches": 1, "mask_truncated": False, "staleness": 0}
 Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
 
@@ -40,7 +42,7 @@ class Inputs:
     """What the id of a run is made from beside its config.
 
     Attributes:
-        components: what each component adds, by config group.
+        components: what each component adds, by config group; None for one that changes no number.
         model: hash of the files that the model is read from; None where the hub provides it.
         device: kind of device (cpu, cuda, mps), whatever the key ``device`` says.
         unused: keys that have no effect on this run.
@@ -79,8 +81,12 @@ def identify(config: Config | WarmStartConfig | EvaluateConfig, inputs: Inputs) 
             key: evaluation[key] for key in evaluation if key not in ("every", "max_rows", "benchmarks_every")
         }
     relevant |= {**inputs.components, "model": model, "eval": evaluation, "device": inputs.device}
+    relevant = {key: value for key, value in relevant.items() if value is not None or key not in inputs.components}
     if isinstance(config, Config):
-        relevant["train"] = {key: value for key, value in relevant["train"].items() if key != "checkpoint_every"}
+        neutral = {"checkpoint_every": config.train.checkpoint_every, **NEUTRAL_IN_TRAINING}
+        relevant["train"] = {
+            key: value for key, value in relevant["train"].items() if key not in neutral or value != neutral[key]
+        }
     config_hash = _hash(relevant)
     label = config.algorithm if isinstance(config, Config) else LABELS[type(config)]
     return Identity(

@@ -44,7 +44,10 @@ class TrainConfig:
     steps: Annotated[int, Range(1)]
     prompts_per_step: Annotated[int, Range(1, MOST_ROWS)]
     group_size: Annotated[int, Range(1, MOST_ROWS)]
+    minibatches: Annotated[int, Range(1)]
     updates_per_rollout: Annotated[int, Range(1)]
+    mask_truncated: bool
+    staleness: Annotated[int, Range(0, 1000)]
     microbatch: Annotated[int, Range(1)]
     max_tokens_per_microbatch: Annotated[int, Range(1)]
     packing: Annotated[str, OneOf("auto", "off")]
@@ -114,11 +117,13 @@ class Config:
     model: ModelConfig
     task: Any
     reward: Any
+    batch_filter: Any
     advantage: Any
     negative_feedback: Any
     token_sampler: Any
     clipping: Any
     kl: Any
+    entropy: Any
     objective: Any
     adapter: Any
     rollout: Any

@@ -137,20 +137,67 @@ def token_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tens
             the longest completion.
         temperature: divides the logits, as it did when the completions were sampled.
     """
-    width = needed.shape[1]
+    logits = _logits(policy, rollout, rows, needed.shape[1], temperature)  # (b, T, V)
+    return torch.where(needed, _of_targets(logits, rollout, rows), 0.0)
+
+
+def token_log_probs_and_entropy(
+    policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies at chosen completion tokens, each (b, T) float32, both with gradient.
+
+    The entropy is that of the distribution which the token was sampled from, softmax(logits / temperature), without
+    top-p and top-k. Both are in nats, and 0 where they are not needed.
+
+    Args:
+        rows: (b,), as for ``token_log_probs``.
+        needed: (b, T) bool, as for ``token_log_probs``.
+        temperature: as for ``token_log_probs``.
+    """
+    logits = _logits(policy, rollout, rows, needed.shape[1], temperature)  # (b, T, V)
+    log_probs = _of_targets(logits, rollout, rows)  # (b, T)
+    # a token of probability 0 adds nothing to the entropy: 0 · log 0 would be NaN
+    everything = logits.log_softmax(dim=2).clamp(min=torch.finfo(logits.dtype).min)  # (b, T, V)
+    entropy = -(everything.exp() * everything).sum(dim=2)  # (b, T)
+    return torch.where(needed, log_probs, 0.0), torch.where(needed, entropy, 0.0)
+
+
+def _logits(policy: Policy, rollout: Rollout, rows: Tensor, width: int, temperature: float) -> Tensor:
+    """Return the logits that predict the first ``width`` completion tokens, over the temperature, (b, width, V)."""
     prompts = rows // rollout.group_size  # (b,)
     S = int(rollout.prompt_lengths[prompts].max())
-    completion = rollout.completion_ids[rows, :width]  # (b, width)
-    ids = torch.cat([rollout.prompt_ids[prompts, -S:], completion], dim=1)  # (b, S + width)
+    ids = torch.cat([rollout.prompt_ids[prompts, -S:], rollout.completion_ids[rows, :width]], dim=1)  # (b, S + width)
     in_prompt = torch.arange(S, 0, -1, device=ids.device) <= rollout.prompt_lengths[prompts, None]  # (b, S)
     mask = torch.cat([in_prompt, rollout.mask[rows, :width]], dim=1).long()  # (b, S + width)
-    logits = policy.model(
+    logits: Tensor = policy.model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions(mask),
         use_cache=False,
         logits_to_keep=width + 1,
     ).logits[:, :-1]  # (b, width, V)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    log_probs = logits.gather(2, completion[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
-    return torch.where(needed, log_probs, 0.0)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _of_targets(logits: Tensor, rollout: Rollout, rows: Tensor) -> Tensor:
+    """Return the log-probabilities of the completion tokens, (b, T), from the logits that predict them, (b, T, V)."""
+    targets = rollout.completion_ids[rows, : logits.shape[1], None]  # (b, T, 1)
+    return logits.gather(2, targets).squeeze(2) - logits.logsumexp(dim=2)
+
+
+@dataclass(frozen=True)
+class ScoringPath:
+    """A way through the model that scores tokens of a rollout.
+
+    Attributes:
+        log_probs: returns the log-probabilities of chosen tokens.
+        log_probs_and_entropy: takes the same arguments and returns the entropies too; it costs more.
+        packed: whether a prompt and its completions share one forward pass, so that padding can be left out.
+    """
+
+    log_probs: LogProbs
+    log_probs_and_entropy: Callable[..., tuple[Tensor, Tensor]]
+    packed: bool
+
+
+PLAIN = ScoringPath(token_log_probs, token_log_probs_and_entropy, packed=False)

@@ -25,8 +25,9 @@ def differs_from_plain(policy: Policy, attempt: Callable[[], tuple[Rollout, Tens
     bound would not work.
 
     Args:
-        attempt: returns a rollout and its (B, T) log-probabilities by the other path. It may raise any exception, since
-            the path was never tried with this model; the exception is then the difference that is returned.
+        attempt: returns a rollout and its log-probabilities by the other path, (B, T), or (n, B, T) for n variants of
+            it, each of which must be right. It may raise any exception, since the path was never tried with this
+            model; the exception is then the difference that is returned.
     """
     try:
         rollout, got = attempt()
@@ -47,4 +48,5 @@ def _plain(policy: Policy, rollout: Rollout) -> Tensor:
 
 
 def _mean_difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().mean())
+    """Return the mean over the tokens; the largest one of several variants, NaN if one of them is NaN."""
+    return float((a - b).abs().mean(dim=(-2, -1)).max())

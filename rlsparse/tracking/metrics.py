@@ -25,20 +25,27 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "rollout/frac_degenerate_groups": ("share", "groups whose rewards are all equal"),
     "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled, replay included, per second of rollout"),
     "rollout/layers_skipped": ("count", "decoder layers skipped while sampling"),
+    "rollout/kept_groups": ("count", "groups that the batch filter kept; absent with batch_filter=dilute"),
+    "rollout/rounds": ("count", "rounds of sampling, more than 1 where batch_filter=refill samples again; likewise"),
+    "rollout/policy_age": (
+        "steps",
+        "steps since the sampling policy was the current one; absent if train.staleness = 0",
+    ),
     "rollout/replayed_groups": ("count", "groups sampled from the middle of completions (replay)"),
     "advantage/abs_mean": (
         "reward",
         "mean |A| over completion tokens (in standard deviations if A is divided by one)",
     ),
-    "tokens/frac_updated": ("share", "completion tokens that the token sampler selected"),
-    "tokens/frac_forward": ("share", "completion tokens in the rows of the forward and backward pass"),
+    "tokens/frac_updated": ("share", "sampled completion tokens that the token sampler selected"),
+    "tokens/frac_forward": ("share", "sampled completion tokens in the rows of the forward and backward pass"),
     "tokens/depth_mean": ("tokens", "tokens of its completion before a selected token; absent if none is selected"),
     "tokens/depth_p90": ("tokens", "the same, 90th percentile of the selected tokens of the step"),
     "tokens/generated": ("tokens", "completion tokens sampled for training since the start of the run"),
     "tokens/replayed": ("tokens", "the part of them sampled from the middle of earlier completions (replay)"),
     "tokens/selected": ("tokens", "the part of the generated tokens that the token sampler selected"),
     "objective/loss": ("reward", "minimised loss, mean over the updates of the step"),
-    "objective/kl": ("nats", "aggregated KL(pi || base model), k3 estimator; 0 if beta = 0"),
+    "objective/kl": ("nats", "aggregated KL estimate of the config group kl; 0 if beta = 0"),
+    "objective/entropy": ("nats", "aggregated entropy of the policy; absent if entropy.coefficient = 0"),
     "objective/frac_clipped": ("share", "selected tokens whose gradient is 0 because their ratio is clipped"),
     "train/grad_norm": ("1", "gradient norm before clipping, mean over the updates of the step"),
     "train/lr": ("1", "learning rate of the step"),
@@ -62,7 +69,10 @@ OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
     "off_policy/effective_sample_size": ("share", "(sum w)^2 / (n sum w^2) of the weights w; 1 if all are equal"),
     "off_policy/weight_mean": ("1", "mean weight; near 1 if the correction does not change the size of the step"),
     "off_policy/weight_max": ("1", "maximum weight"),
-    "off_policy/frac_truncated": ("share", "tokens whose ratio is reduced by truncated or retrace"),
+    "off_policy/frac_truncated": (
+        "share",
+        "tokens whose weight a bound changes: truncated, masked, retrace",
+    ),
 }
 RANK_PREFIX = "adapter/rank/"
 ADAPTER_METRICS: dict[str, tuple[str, str]] = {

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 
+import torch
+from torch import Generator
+
 from rlsparse.batch import Problem, Prompt
 from rlsparse.components.task import Rows, Task, load_task
 from rlsparse.config.schema import ConfigError
@@ -30,6 +33,30 @@ class TaskPrompts:
     test_ids: list[str]
     skipped_train: int
     skipped_test: int
+
+
+class PromptBatches:
+    """Yields batches of prompts without end, from shuffled passes over all prompts.
+
+    Attributes:
+        pending: indices of the prompts that remain in the current pass.
+        generator: random stream of the shuffles.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], size: int, generator: Generator) -> None:
+        self.pending: list[int] = []
+        self.generator = generator
+        self._prompts, self._size = prompts, size
+
+    def __next__(self) -> list[Prompt]:
+        return self.draw(self._size)
+
+    def draw(self, count: int) -> list[Prompt]:
+        """Return the next ``count`` prompts."""
+        while len(self.pending) < count:
+            self.pending += torch.randperm(len(self._prompts), generator=self.generator).tolist()
+        chosen, self.pending = self.pending[:count], self.pending[count:]
+        return [self._prompts[i] for i in chosen]
 
 
 def encode_task(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlsparse.batch import ScoredBatch, Selection
+from rlsparse.batch import ScoredBatch, TokenBatch
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.components.advantage import equal_rewards
 from rlsparse.config.schema import Config
@@ -21,12 +21,13 @@ class Step:
     """Holds the outputs of the stages of a training step.
 
     Attributes:
+        scored: the minibatches of the batch.
         moved: metrics of the adapter.
     """
 
     collected: Collected
-    selection: Selection
-    batch: ScoredBatch
+    batch: TokenBatch
+    scored: Sequence[ScoredBatch]
     updated: UpdateMetrics
     moved: dict[str, float]
 
@@ -41,10 +42,9 @@ class TokenCount:
 
     def add(self, step: Step) -> None:
         """Add the tokens of a step."""
-        sampled = step.collected.all.sampled
-        self.generated += sampled
-        self.replayed += sampled - step.collected.first.sampled
-        self.selected += int((step.selection.weights != 0).sum())
+        self.generated += step.collected.sampled
+        self.replayed += step.collected.replayed
+        self.selected += int((step.batch.selection.weights != 0).sum())
 
     def metrics(self) -> dict[str, float]:
         """Return the counts by their documented names."""
@@ -83,6 +83,7 @@ class Recorder:
             **update_metrics(step, self.clock),
             **self.count.metrics(),
             **step.moved,
+            **({"rollout/policy_age": step.collected.age} if self.config.train.staleness else {}),
             "rollout/layers_skipped": len(step.collected.skipped),
             "train/lr": learning_rate(number, self.config.train),
         }
@@ -115,23 +116,25 @@ def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
 def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
     """Return how the model that sampled did on the prompts of the step, and what that took.
 
-    Groups that replay added count towards the cost alone.
+    Groups of further rounds, and those that replay added, count towards the cost alone.
     """
-    first, everything = collected.first, collected.all
+    first = collected.first
     scores, rewards, rollout = first.scores, first.rewards, first.rollout
+    filtered = {"rollout/kept_groups": collected.kept, "rollout/rounds": collected.rounds}
     return {
         **term_metrics(first),
+        **(filtered if collected.filtered else {}),
         "task/reward_mean": float(rewards.mean()),
         "task/reward_std": float(rewards.std()) if rewards.numel() > 1 else 0.0,
         "task/accuracy": sum(one.correct for one in scores) / len(scores),
         "task/frac_answered": sum(one.answered for one in scores) / len(scores),
-        "task/verifier_timeouts": sum(one.timed_out for one in everything.scores),
+        "task/verifier_timeouts": collected.timeouts,
         "rollout/length_mean": first.sampled / len(scores),
         "rollout/frac_truncated": 1 - float(rollout.ended.float().mean()),
         "rollout/entropy": float(rollout.entropy.sum()) / first.sampled,
         "rollout/frac_degenerate_groups": float(equal_rewards(rewards).float().mean()),
-        "rollout/tokens_per_second": everything.sampled / clock.last["rollout"],
-        "rollout/replayed_groups": len(everything.prompts) - len(first.prompts),
+        "rollout/tokens_per_second": collected.sampled / clock.last["rollout"],
+        "rollout/replayed_groups": len(collected.all.prompts) - collected.kept,
         "time/rollout": clock.last["rollout"],
         "time/reward": clock.last["reward"],
     }
@@ -149,13 +152,13 @@ def term_metrics(experience: Experience) -> dict[str, float]:
 
 def update_metrics(step: Step, clock: Clock) -> dict[str, float]:
     """Return what was learned from, and what the optimizer did with it."""
-    experience, updated = step.collected.all, step.updated
-    chosen = step.selection.weights != 0  # (B, T)
-    in_forward = (step.batch.scales != 0).any(dim=1)  # (B,)
+    experience, updated, sampled = step.collected.all, step.updated, step.collected.sampled
+    chosen = step.batch.selection.weights != 0  # (B, T)
+    in_forward = sum(int(one.rollout.lengths[(one.scales != 0).any(dim=1)].sum()) for one in step.scored)
     metrics = {
-        "advantage/abs_mean": float(step.batch.advantages.abs().sum()) / experience.sampled,
-        "tokens/frac_updated": int(chosen.sum()) / experience.sampled,
-        "tokens/frac_forward": int(experience.rollout.lengths[in_forward].sum()) / experience.sampled,
+        "advantage/abs_mean": float(step.batch.advantages.abs().sum()) / max(1, experience.sampled),
+        "tokens/frac_updated": int(chosen.sum()) / sampled,
+        "tokens/frac_forward": in_forward / sampled,
         "objective/loss": updated.loss,
         "objective/kl": updated.kl,
         "objective/frac_clipped": updated.frac_clipped,
@@ -164,6 +167,8 @@ def update_metrics(step: Step, clock: Clock) -> dict[str, float]:
         "time/train": clock.last["train"],
         **updated.mismatch.metrics(),
     }
+    if updated.entropy is not None:
+        metrics["objective/entropy"] = updated.entropy
     if bool(chosen.any()):
         rows, columns = chosen.nonzero(as_tuple=True)
         depths = (columns + experience.begun[rows]).float()  # (number of chosen tokens,)

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlsparse.batch import ScoredBatch
 from rlsparse.config.schema import TrainConfig
+from rlsparse.model.packing.layout import cut_short, last_columns
 from rlsparse.runtime.distributed import World
 from rlsparse.runtime.oom import MemoryLimits, until_it_fits
 
@@ -25,7 +26,7 @@ class Microbatch:
 
     Attributes:
         rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
-        needed: (b, T) bool: the tokens in the loss; T ends at the last of them.
+        needed: (b, T) bool: the tokens that the loss needs; T ends at the last of them.
     """
 
     rows: Tensor
@@ -47,24 +48,39 @@ def share_of(batch: ScoredBatch, world: World) -> ScoredBatch:
     return replace(batch, scales=batch.scales * own[:, None])
 
 
+class _Row(NamedTuple):
+    """Holds the number of a row of the rollout, how many of its tokens are needed, and its columns up to the last one.
+
+    ``length`` is the number of all tokens of its completion.
+    """
+
+    number: int
+    needed: int
+    width: int
+    length: int
+
+
 @dataclass(frozen=True)
 class _Segment:
     """Holds rows of one prompt, which the packed path puts into one segment.
 
     Attributes:
-        rows: row numbers into the rollout.
+        rows: rows of the rollout.
         number: number of the prompt.
         prompt: length of the prompt, tokens.
-        width: number of columns up to the last needed token.
     """
 
-    rows: list[int]
+    rows: list[_Row]
     number: int
     prompt: int
-    width: int
+
+    @property
+    def width(self) -> int:
+        """Number of columns up to the last needed token."""
+        return max(row.width for row in self.rows)
 
     def tokens(self) -> int:
-        """Return the number of tokens, with the prompt counted once."""
+        """Return the number of tokens, with the prompt counted once and rows padded to the widest."""
         return self.prompt + len(self.rows) * self.width
 
 
@@ -72,9 +88,10 @@ def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
     """Return the rows with a token in the loss as microbatches; all other rows are left out.
 
     A microbatch has at most ``train.microbatch`` rows and ``train.max_tokens_per_microbatch`` tokens, where each prompt
-    counts once and padding counts. A completion with more tokens than that is a microbatch of its own.
+    counts once and padding counts, where there is any: completions that are cut short are packed without padding. A
+    completion with more tokens than that is a microbatch of its own.
     """
-    needed = batch.scales != 0  # (B, T)
+    needed = batch.needed  # (B, T)
     pieces: list[list[_Segment]] = []
     for segment in sorted(_segments(batch, needed, config), key=lambda s: (len(s.rows), s.width, s.prompt)):
         if pieces and _fit([*pieces[-1], segment], config):
@@ -87,40 +104,68 @@ def microbatches(batch: ScoredBatch, config: TrainConfig) -> list[Microbatch]:
 def _fit(segments: list[_Segment], config: TrainConfig) -> bool:
     """Return whether segments fit in one microbatch, padded to the longest prompt, the widest row and the most rows.
 
-    A microbatch holds a prompt only once, so two segments of the same prompt do not fit.
+    A microbatch holds a prompt only once, so two segments of the same prompt do not fit. A ragged row has no padding.
     """
+    rows = [row for s in segments for row in s.rows]
+    if len({s.number for s in segments}) < len(segments) or len(rows) > config.microbatch:
+        return False
+    if _ragged(rows, config):
+        return sum(s.prompt for s in segments) + sum(row.width for row in rows) <= config.max_tokens_per_microbatch
     most, width = max(len(s.rows) for s in segments), max(s.width for s in segments)
     padded = len(segments) * (max(s.prompt for s in segments) + most * width)
-    return (
-        len({s.number for s in segments}) == len(segments)
-        and sum(len(s.rows) for s in segments) <= config.microbatch
-        and padded <= config.max_tokens_per_microbatch
-        and padded <= MOST_PADDED * sum(s.tokens() for s in segments)
+    return padded <= config.max_tokens_per_microbatch and padded <= MOST_PADDED * sum(s.tokens() for s in segments)
+
+
+def _ragged(rows: list[_Row], config: TrainConfig) -> bool:
+    """Return whether the packed path would put these rows into a ragged row, without padding."""
+    return config.packing != "off" and cut_short(
+        [row.needed for row in rows], [row.width for row in rows], [row.length for row in rows]
     )
 
 
 def _segments(batch: ScoredBatch, needed: Tensor, config: TrainConfig) -> list[_Segment]:
     """Return the rows of each prompt with a token in the loss; split them if they exceed the limits alone."""
     found = []
-    columns = torch.arange(1, needed.shape[1] + 1, device=needed.device)
-    widths = (needed * columns).amax(dim=1).tolist()  # of each row; 0 if no token is needed
+    widths = last_columns(needed)  # of each row; 0 if no token is needed
+    counts, lengths = needed.sum(dim=1).tolist(), batch.rollout.lengths.tolist()
     prompt_lengths = batch.rollout.prompt_lengths.tolist()
     group_size = batch.rollout.group_size
     for p, prompt in enumerate(prompt_lengths):
-        rows = [row for row in range(p * group_size, (p + 1) * group_size) if widths[row]]
+        group = range(p * group_size, (p + 1) * group_size)
+        rows = [_Row(row, counts[row], widths[row], lengths[row]) for row in group if widths[row]]
         while rows:
-            width = max(widths[row] for row in rows)
-            fitting = (config.max_tokens_per_microbatch - prompt) // width
-            most = max(1, min(config.microbatch, fitting))
-            size = ceil(len(rows) / ceil(len(rows) / most))  # parts of equal size
-            found.append(_Segment(rows[:size], p, prompt, max(widths[row] for row in rows[:size])))
+            size = _next_part(_Segment(rows, p, prompt), config)
+            found.append(_Segment(rows[:size], p, prompt))
             rows = rows[size:]
     return found
 
 
+def _next_part(left: _Segment, config: TrainConfig) -> int:
+    """Return how many of the rows of a prompt that are left make its next segment: equal parts within the limits.
+
+    Cut completions are of different lengths, so as many of them are taken as fit.
+    """
+    rows = left.rows
+    if _ragged(rows, config):
+        sizes = range(min(len(rows), config.microbatch), 1, -1)
+        return next((n for n in sizes if _fit([replace(left, rows=rows[:n])], config)), 1)
+    fitting = (config.max_tokens_per_microbatch - left.prompt) // left.width
+    most = max(1, min(config.microbatch, fitting))
+    return ceil(len(rows) / ceil(len(rows) / most))  # parts of equal size
+
+
 def _microbatch(segments: list[_Segment], needed: Tensor) -> Microbatch:
-    rows = torch.tensor([row for segment in segments for row in segment.rows], device=needed.device)
+    rows = torch.tensor([row.number for segment in segments for row in segment.rows], device=needed.device)
     return Microbatch(rows, needed[rows, : max(segment.width for segment in segments)])
+
+
+def _tokens(piece: Microbatch, batch: ScoredBatch, config: TrainConfig) -> int:
+    """Return the number of tokens of a microbatch, with each prompt counted once, and padding where there is any."""
+    rollout, widths = batch.rollout, last_columns(piece.needed)
+    prompts = int(rollout.prompt_lengths[(piece.rows // rollout.group_size).unique()].sum())
+    numbers = (piece.rows.tolist(), piece.needed.sum(dim=1).tolist(), widths, rollout.lengths[piece.rows].tolist())
+    rows = [_Row(*row) for row in zip(*numbers, strict=True)]
+    return prompts + (sum(widths) if _ragged(rows, config) else piece.needed.numel())
 
 
 @dataclass
@@ -157,11 +202,7 @@ class FitMicrobatches:
         rows = max((len(piece.rows) for piece in pieces), default=1)
         if rows == 1:
             return False
-        prompts = batch.rollout.prompt_lengths
-        tokens = max(
-            int(prompts[(piece.rows // batch.rollout.group_size).unique()].sum()) + piece.needed.numel()
-            for piece in pieces
-        )
+        tokens = max(_tokens(piece, batch, self.config) for piece in pieces)
         self.limits.microbatch = min(self.limits.microbatch, rows) // 2
         self.limits.tokens = max(1, min(self.limits.tokens, tokens) // 2)
         if not self._warned:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,8 +11,8 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.config.schema import Config
 from rlsparse.model.cache import ModelCache
-from rlsparse.model.packing import can_pack, packed_log_probs
-from rlsparse.model.policy import LogProbs, Policy, token_log_probs
+from rlsparse.model.packing import PACKED, can_pack
+from rlsparse.model.policy import PLAIN, Policy, ScoringPath
 from rlsparse.rollout import RolloutSampler
 from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.distributed import World
@@ -27,6 +27,7 @@ from rlsparse.training.checkpointing import Checkpointer
 from rlsparse.training.collect import Collector
 from rlsparse.training.data import TaskPrompts, encode_task
 from rlsparse.training.evaluate import Evaluator, Examiner
+from rlsparse.training.history import PolicyHistory
 from rlsparse.training.metrics import Recorder
 from rlsparse.training.microbatch import FitMicrobatches
 from rlsparse.training.state import TrainState
@@ -118,12 +119,13 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
             adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             engine = algorithm.rollout.fitting(policy)
-            log_probs_of = scoring_path(policy, config.train.packing)
+            path = scoring_path(policy, config.train.packing)
             benchmarks = [
                 benchmark_set(policy, name, judging.scorer(one), config.eval)
                 for name, one in build_benchmarks(config.eval).items()
             ]
-            state = TrainState.start(config, adapter, data.train, engine.max_rows, context.saved)
+            history = PolicyHistory.start(adapter, config.train.staleness, algorithm.kl.reference_update)
+            state = TrainState.start(config, history, data.train, engine.max_rows, context.saved)
             sampler = RolloutSampler(policy, engine, state.memory, world)
             yield Training(
                 config,
@@ -139,17 +141,23 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                     config.train.group_size,
                     state.streams,
                     clock,
-                    keep_states=log_probs_of is packed_log_probs,
+                    keep_states=path.packed,
+                    history=history,
                     world=world,
                 ),
                 update=Updater(
                     policy,
-                    log_probs_of,
+                    path,
                     state.optimizer,
                     algorithm,
                     config.train,
-                    FitMicrobatches(config.train, state.memory),
+                    # without packing, padding counts even where completions are cut short
+                    FitMicrobatches(
+                        replace(config.train, packing="auto" if path.packed else "off"),
+                        state.memory,
+                    ),
                     world,
+                    history.reference_policy if algorithm.kl.reference_update else policy.reference,
                 ),
                 evaluate=Evaluator(
                     Examiner(sampler, config.eval, config.seed, clock),
@@ -172,12 +180,12 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
         adapter.remove()
 
 
-def scoring_path(policy: Policy, packing: str) -> LogProbs:
+def scoring_path(policy: Policy, packing: str) -> ScoringPath:
     """Return the packed path where it is wanted and the model allows it; else the plain one, and log the reason."""
     if packing == "off":
-        return token_log_probs
+        return PLAIN
     obstacle = can_pack(policy)
     if obstacle is None:
-        return packed_log_probs
+        return PACKED
     log.info("train.packing: off for this model: %s", obstacle)
-    return token_log_probs
+    return PLAIN

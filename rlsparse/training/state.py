@@ -13,30 +13,12 @@ from rlsparse.config.schema import Config
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream
 from rlsparse.storage.checkpoints import Checkpoint
+from rlsparse.training.data import PromptBatches
 from rlsparse.training.evaluate import HELD_OUT
+from rlsparse.training.history import PolicyHistory
 from rlsparse.training.metrics import TokenCount
 
-STREAMS = ("rollout", "token_sampler", "layer_skip", "replay", "reward")
-
-
-class PromptBatches:
-    """Yields batches of prompts without end, from shuffled passes over all prompts.
-
-    Attributes:
-        pending: indices of the prompts that remain in the current pass.
-        generator: random stream of the shuffles.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], size: int, generator: Generator) -> None:
-        self.pending: list[int] = []
-        self.generator = generator
-        self._prompts, self._size = prompts, size
-
-    def __next__(self) -> list[Prompt]:
-        while len(self.pending) < self._size:
-            self.pending += torch.randperm(len(self._prompts), generator=self.generator).tolist()
-        chosen, self.pending = self.pending[: self._size], self.pending[self._size :]
-        return [self._prompts[i] for i in chosen]
+STREAMS = ("rollout", "token_sampler", "layer_skip", "replay", "reward", "minibatches")
 
 
 @dataclass
@@ -48,6 +30,7 @@ class TrainState:
         optimizer: the optimizer of its parameters.
         batches: batches of training prompts.
         streams: random stream of each stage, by name.
+        history: the policies of earlier steps.
         count: numbers of tokens since the start of the run.
         memory: limits that are halved when memory runs out.
         step: the last completed step.
@@ -58,6 +41,7 @@ class TrainState:
     optimizer: Optimizer
     batches: PromptBatches
     streams: dict[str, Generator]
+    history: PolicyHistory
     count: TokenCount
     memory: MemoryLimits
     step: int = 0
@@ -66,12 +50,13 @@ class TrainState:
     def complete(self, step: int) -> None:
         """Note that a training step is done."""
         self.step, self.evaluated = step, []
+        self.history.after_step(step)
 
     @classmethod
     def start(
         cls,
         config: Config,
-        adapter: TrainedAdapter,
+        history: PolicyHistory,
         prompts: Sequence[Prompt],
         rollout_rows: int,
         saved: Checkpoint | None,
@@ -80,7 +65,7 @@ class TrainState:
 
         Args:
             config: the config of the run.
-            adapter: the adapter in the model; it takes the state in the checkpoint.
+            history: of the adapter in the model; both take the state in the checkpoint.
             prompts: all training prompts.
             rollout_rows: number of completions that are sampled at a time, before memory runs out.
             saved: the checkpoint; None at the start of a run.
@@ -88,6 +73,7 @@ class TrainState:
         Raises:
             ValueError: the checkpoint belongs to another adapter.
         """
+        adapter = history.adapter
         if saved is not None:
             adapter.load_state(_under("adapter", saved.tensors))
         state = cls(
@@ -95,6 +81,7 @@ class TrainState:
             optimizer=adapter.optimizer(config.train.lr, config.train.weight_decay),
             batches=PromptBatches(prompts, config.train.prompts_per_step, stream(config.seed, "prompts")),
             streams={name: stream(config.seed, name) for name in STREAMS},
+            history=history,
             count=TokenCount(),
             memory=MemoryLimits.of(rollout_rows, config.train),
         )
@@ -112,6 +99,7 @@ class TrainState:
         parts = {
             "adapter": self.adapter.state(),
             "optimizer": moments,
+            "history": self.history.state(),
             "stream": {name: generator.get_state() for name, generator in self._generators().items()},
         }
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -127,6 +115,7 @@ class TrainState:
         self.evaluated = list(saved.state.get("evaluated", [HELD_OUT]))  # earlier versions saved after the evaluation
         for name, state in _under("stream", saved.tensors).items():
             self._generators()[name].set_state(state)
+        self.history.load_state(_under("history", saved.tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimizer", saved.tensors).items():
             index, _, key = name.partition(".")

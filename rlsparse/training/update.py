@@ -1,19 +1,21 @@
 """The optimizer step: microbatches of the rows with a token in the loss, forward, loss, backward, AdamW."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlsparse.algorithm import Algorithm
-from rlsparse.batch import NonFiniteError, ScoredBatch
+from rlsparse.batch import NonFiniteError, Rollout, ScoredBatch
 from rlsparse.components.component import with_shape
+from rlsparse.components.objective import ScoredTokens
 from rlsparse.components.off_policy import Mismatch
 from rlsparse.config.schema import TrainConfig
-from rlsparse.model.policy import LogProbs, Policy
+from rlsparse.model.policy import Policy, ScoringPath
 from rlsparse.runtime.distributed import World
 from rlsparse.training.microbatch import FitMicrobatches, Microbatch, share_of
 
@@ -49,11 +51,12 @@ def _share_of_peak(step: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """Means over the optimizer steps of a batch, by their documented names without prefix."""
+    """Means over the optimizer steps of a rollout batch, by their documented names without prefix."""
 
     updates: int = 0
     loss: float = 0.0
     kl: float = 0.0
+    entropy: float | None = None
     frac_clipped: float = 0.0
     grad_norm: float = 0.0
     mismatch: Mismatch = field(default_factory=Mismatch)
@@ -61,64 +64,88 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class Updater:
-    """Takes the optimizer steps on a batch.
+    """Takes the optimizer steps on a rollout batch.
 
     Attributes:
-        log_probs_of: the code path that scores tokens: ``token_log_probs`` or ``packed_log_probs``.
+        path: the code path that scores tokens.
         fit: cuts a batch into microbatches.
         world: the ranks that share the prompts of a batch; each takes the step of the whole batch.
+        reference: returns a context within which the model is the reference policy of the KL term.
     """
 
     policy: Policy
-    log_probs_of: LogProbs
+    path: ScoringPath
     optimizer: Optimizer
     algorithm: Algorithm
     config: TrainConfig
     fit: FitMicrobatches
     world: World
+    reference: Callable[[], AbstractContextManager[None]]
 
-    def __call__(self, batch: ScoredBatch) -> UpdateMetrics:
-        """Take ``train.updates_per_rollout`` optimizer steps on a batch; none if no token has an advantage.
+    def __call__(self, batches: Sequence[ScoredBatch]) -> UpdateMetrics:
+        """Take an optimizer step on each batch, in this order, and all of them ``train.updates_per_rollout`` times.
+
+        A batch in which no token has a scale gets no step.
+
+        Args:
+            batches: the minibatches of a rollout batch. Their log-probabilities under π_old are those of the policy
+                before the first step.
 
         Raises:
             NonFiniteError: before a step that would make the parameters non-finite.
         """
-        if not bool((batch.scales != 0).any()):
+        parts = [
+            _Minibatch.of(self, share_of(batch, self.world)) for batch in batches if bool((batch.scales != 0).any())
+        ]
+        if not parts:
             return UpdateMetrics()
-        passes = _Passes.of(self, share_of(batch, self.world))
+        for part in parts[1:]:  # the first one is scored in the forward pass of its gradient
+            part.score_old()
+        total, grad_norm = _Sums(), 0.0
+        n = self.config.updates_per_rollout * len(parts)
+        for _ in range(self.config.updates_per_rollout):
+            for part in parts:
+                done, norm = self._step(part)
+                total += done
+                grad_norm += norm
+        mismatch = sum(self.world.gathered([part.mismatch for part in parts]), Mismatch())
+        return UpdateMetrics(
+            updates=n,
+            loss=total.loss / n,
+            kl=total.kl / n,
+            entropy=total.entropy / n if self.algorithm.entropy.coefficient else None,
+            frac_clipped=total.clipped / max(1, total.tokens),
+            grad_norm=grad_norm / n,
+            mismatch=mismatch,
+        )
+
+    def _step(self, part: "_Minibatch") -> "tuple[_Sums, float]":
+        """Take an optimizer step on a minibatch; return its sums over all ranks and the norm of its gradient."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         penalised = [p for group in self.optimizer.param_groups if group.get("l2", True) for p in group["params"]]
-        total = _Sums()
-        grad_norm = 0.0
-        for _ in range(self.config.updates_per_rollout):
-            done = self.fit(passes.batch, passes.gradient)
-            self.world.add_gradients(parameters)
-            total += done.over(self.world)
-            total.loss += _add_l2(penalised, self.algorithm.objective.l2)
-            norm = _clip_gradient(parameters, self.config.max_grad_norm)
-            grad_norm += norm
-            if not (math.isfinite(total.loss) and math.isfinite(norm)):
-                raise NonFiniteError(f"the loss is {total.loss}, its gradient norm {norm}")
-            self.optimizer.step()
-        n = self.config.updates_per_rollout
-        mismatch = sum(self.world.gathered([passes.mismatch]), Mismatch())
-        clipped = total.clipped / max(1, total.tokens)
-        return UpdateMetrics(n, total.loss / n, total.kl / n, clipped, grad_norm / n, mismatch)
+        done = self.fit(part.batch, part.gradient)
+        self.world.add_gradients(parameters)
+        done = done.over(self.world)
+        done.loss += _add_l2(penalised, self.algorithm.objective.l2)
+        norm = _clip_gradient(parameters, self.config.max_grad_norm)
+        if not (math.isfinite(done.loss) and math.isfinite(norm)):
+            raise NonFiniteError(f"the loss is {done.loss}, its gradient norm {norm}")
+        self.optimizer.step()
+        return done, norm
 
 
 @dataclass
 class _Sums:
-    """Sums over the microbatches of a pass."""
+    """Sums over the microbatches of a step."""
 
     loss: float = 0.0
     kl: float = 0.0
+    entropy: float = 0.0
     clipped: float = 0.0
     tokens: int = 0
 
     def __add__(self, other: "_Sums") -> "_Sums":
-        return _Sums(
-            self.loss + other.loss, self.kl + other.kl, self.clipped + other.clipped, self.tokens + other.tokens
-        )
+        return _Sums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def over(self, world: World) -> "_Sums":
         """Return the sums over all ranks."""
@@ -126,13 +153,13 @@ class _Sums:
 
 
 @dataclass
-class _Passes:
-    """Several passes over one batch.
+class _Minibatch:
+    """Several passes over one minibatch.
 
     Attributes:
-        reference: (B, T) log-probabilities under the base model; None without a KL term.
+        reference: (B, T) log-probabilities under the reference policy; None without a KL term.
         completion_ratios: (B, 1) π_old/μ of whole completions; None where no weight depends on them.
-        old: (B, T) log π_old, from the first pass, on the same code path as π; None before it.
+        old: (B, T) log π_old, on the same code path as π; None before it is known.
         scales: (B, T) corrected for the model that sampled the tokens; such a weight may underflow to 0.
     """
 
@@ -145,50 +172,79 @@ class _Passes:
     mismatch: Mismatch = field(default_factory=Mismatch)
 
     @classmethod
-    def of(cls, updater: Updater, batch: ScoredBatch) -> "_Passes":
-        passes = cls(updater, batch)
+    def of(cls, updater: Updater, batch: ScoredBatch) -> "_Minibatch":
+        part = cls(updater, batch)
         if updater.algorithm.kl.beta > 0:
-            passes.reference = updater.fit(batch, passes._reference_log_probs)
+            part.reference = updater.fit(batch, part._reference_log_probs)
         if not batch.on_policy and updater.algorithm.off_policy.needs_whole_rows:
-            passes.completion_ratios = updater.fit(batch, passes._completion_ratios)
-        return passes
+            part.completion_ratios = updater.fit(batch, part._completion_ratios)
+        return part
+
+    def score_old(self) -> None:
+        """Compute log π_old now, where the loss or a weight depends on it; else the first gradient does."""
+        if self.updater.algorithm.token_objective.uses_old_policy or not self.batch.on_policy:
+            self.old, self.scales = self.updater.fit(self.batch, self._old)
 
     def gradient(self, pieces: list[Microbatch], _: int) -> _Sums:
         """Compute the gradient of the loss from zero and store it in the parameters."""
         self.updater.optimizer.zero_grad()
-        first = self.old is None
-        old = torch.zeros_like(self.batch.scales) if self.old is None else self.old  # (B, T)
-        scales = torch.zeros_like(self.batch.scales) if self.scales is None else self.scales  # (B, T)
-        if first:
-            self.mismatch = Mismatch()  # an attempt that ran out of memory has left a part of it
+        objective, path = self.updater.algorithm.token_objective, self.updater.path
+        known = self.old is not None
+        old, scales = self._unknown() if self.old is None or self.scales is None else (self.old, self.scales)  # (B, T)
         done = _Sums()
         for piece in pieces:
             rows, width = piece.rows, piece.needed.shape[1]
-            log_probs = self._log_probs(rows, piece.needed)  # (b, T)
-            if first:
+            entropy = None
+            if objective.entropy:
+                log_probs, entropy = path.log_probs_and_entropy(*self._what(rows, piece.needed))  # (b, T), (b, T)
+            else:
+                log_probs = path.log_probs(*self._what(rows, piece.needed))  # (b, T)
+            if not known:
                 old[rows, :width] = log_probs.detach()
                 scales[rows, :width] = self._corrected(piece, log_probs.detach())
-            part = self.updater.algorithm.token_objective(
-                log_probs,
-                old[rows, :width],
-                None if self.reference is None else self.reference[rows, :width],
-                self.batch.advantages[rows, :width],
-                scales[rows, :width],
+            tokens = ScoredTokens(
+                log_probs=log_probs,
+                old_log_probs=old[rows, :width],
+                advantages=self.batch.advantages[rows, :width],
+                scales=scales[rows, :width],
+                reference=None if self.reference is None else self.reference[rows, :width],
+                entropy=entropy,
+                mask=piece.needed if self.batch.whole_rows else None,
             )
+            part = objective(tokens)
             part.loss.backward()
-            done += _Sums(float(part.loss.detach()), part.kl, part.clipped, part.tokens)
+            done += _Sums(float(part.loss.detach()), part.kl, part.entropy, part.clipped, part.tokens)
         self.old, self.scales = old, scales
         return done
 
-    def _log_probs(self, rows: Tensor, needed: Tensor) -> Tensor:
-        """Return the log-probabilities of the policy, (b, T)."""
+    def _unknown(self) -> tuple[Tensor, Tensor]:
+        """Return room for log π_old and the scales, (B, T) each, which the microbatches fill."""
+        self.mismatch = Mismatch()  # an attempt that ran out of memory has left a part of it
+        return torch.zeros_like(self.batch.scales), torch.zeros_like(self.batch.scales)
+
+    def _what(self, rows: Tensor, needed: Tensor) -> tuple[Policy, Rollout, Tensor, Tensor, float]:
+        """Return the arguments of the code path that scores tokens."""
         temperature = self.updater.algorithm.rollout.temperature
-        return self.updater.log_probs_of(self.updater.policy, self.batch.rollout, rows, needed, temperature)
+        return self.updater.policy, self.batch.rollout, rows, needed, temperature
+
+    def _log_probs(self, rows: Tensor, needed: Tensor) -> Tensor:
+        """Return the log-probabilities of the model, (b, T)."""
+        return self.updater.path.log_probs(*self._what(rows, needed))
+
+    def _old(self, pieces: list[Microbatch], _: int) -> tuple[Tensor, Tensor]:
+        """Return log π_old and the corrected scales, (B, T) each."""
+        old, scales = self._unknown()
+        with torch.no_grad():
+            for piece in pieces:
+                rows, width = piece.rows, piece.needed.shape[1]
+                old[rows, :width] = self._log_probs(rows, piece.needed)
+                scales[rows, :width] = self._corrected(piece, old[rows, :width])
+        return old, scales
 
     def _reference_log_probs(self, pieces: list[Microbatch], _: int) -> Tensor:
-        """Return the log-probabilities under the base model, (B, T)."""
+        """Return the log-probabilities under the reference policy, (B, T)."""
         found = torch.zeros_like(self.batch.scales)
-        with torch.no_grad(), self.updater.policy.reference():
+        with torch.no_grad(), self.updater.reference():
             for piece in pieces:
                 found[piece.rows, : piece.needed.shape[1]] = self._log_probs(piece.rows, piece.needed)
         return found
@@ -215,10 +271,11 @@ class _Passes:
         Args:
             old: (b, T) log π_old.
         """
-        chosen, width = piece.needed, piece.needed.shape[1]  # (b, T)
+        width = piece.needed.shape[1]
         scales = self.batch.scales[piece.rows, :width]  # (b, T)
         if self.batch.on_policy:
             return scales
+        chosen = scales != 0  # (b, T)
         correction = self.updater.algorithm.off_policy
         behaviour = self.batch.rollout.log_probs[piece.rows, :width]  # (b, T)
         if self.completion_ratios is None:
@@ -227,7 +284,7 @@ class _Passes:
             ratio = self.completion_ratios[piece.rows].expand_as(old)
         weights = torch.where(chosen, correction(ratio), 0.0)  # (b, T)
         with_shape("off_policy", correction, weights, tuple(chosen.shape))  # they may overflow, as ratios do
-        self.mismatch.add((old - behaviour)[chosen], ratio[chosen], weights[chosen], correction.ceiling)
+        self.mismatch.add((old - behaviour)[chosen], weights[chosen], correction.cut(ratio[chosen]))
         return torch.where(chosen, scales * weights, 0.0)
 
 

@@ -16,7 +16,7 @@ from rlsparse.batch import Problem, Prompt, ScoredBatch
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.config.schema import Config
 from rlsparse.model.packing import packed_log_probs
-from rlsparse.model.policy import LogProbs, Policy, token_log_probs
+from rlsparse.model.policy import LogProbs, Policy, ScoringPath, token_log_probs
 from rlsparse.rollout import Request, RolloutEngine, RolloutSampler
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits, out_of_memory
@@ -75,7 +75,10 @@ def updated(
 ):
     """Do the update of a batch with plain gradient descent and return its metrics; Adam would enlarge rounding errors."""
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
-    return Updater(policy, scoring, optimizer, Algorithm.build(config), config.train, fit, ALONE)(batch)
+    path = ScoringPath(scoring, None, packed=False)  # no entropy bonus here
+    return Updater(policy, path, optimizer, Algorithm.build(config), config.train, fit, ALONE, policy.reference)(
+        [batch]
+    )
 
 
 def limits_of(config: Config) -> MemoryLimits:

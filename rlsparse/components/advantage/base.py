@@ -1,5 +1,6 @@
 """The base classes of advantages."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +21,22 @@ class Advantage(Component, ABC):
         per_transition: it credits the distinct transitions of a prefix tree, each once, and nothing else; the token
             sampler must then pick these.
         per_term: it needs each term of a reward that is a sum; see ``TermAdvantage``.
+        scale_of: the advantage that it is a multiple of, by a factor that depends on the group size alone; advantages
+            with the same value here differ in the scale of the gradient only. None where there is no other.
+        smallest_reward: the smallest reward that it is defined for.
     """
 
-    min_group_size: ClassVar[int] = 1
     per_transition: ClassVar[bool] = False
     per_term: ClassVar[bool] = False
+    smallest_reward: ClassVar[float] = -math.inf
+
+    @property
+    def min_group_size(self) -> int:
+        return 1
+
+    @property
+    def scale_of(self) -> str | None:
+        return None
 
     @abstractmethod
     def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
@@ -44,7 +56,9 @@ class GroupBaseline(Advantage):
     differ from them by a rounding error, which a division by a small standard deviation would enlarge.
     """
 
-    min_group_size: ClassVar[int] = 2
+    @property
+    def min_group_size(self) -> int:
+        return 2
 
     @abstractmethod
     def per_completion(self, rewards: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Advantages that compare a completion with its group."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -25,13 +25,17 @@ class GroupZscore(GroupBaseline):
 class GroupMean(GroupBaseline):
     """R − mean. Dr. GRPO, Liu et al. 2025 (2503.20783)."""
 
+    scale_of: ClassVar[str | None] = "group_mean"
+
     def per_completion(self, rewards: Tensor) -> Tensor:
         return rewards - rewards.mean(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut(GroupBaseline):
-    """R − mean of the other G−1 rewards. RLOO, Ahmadian et al. 2024 (2402.14740)."""
+    """R − mean of the other G−1 rewards, which is G/(G−1) times R − mean. RLOO, Ahmadian et al. 2024 (2402.14740)."""
+
+    scale_of: ClassVar[str | None] = "group_mean"
 
     def per_completion(self, rewards: Tensor) -> Tensor:
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)  # (P, G)

@@ -54,6 +54,18 @@ class TokenMean(Aggregation):
 
 
 @dataclass(frozen=True)
+class SequenceSum(Aggregation):
+    """Sum over the selected tokens of a completion, then mean over completions: LUSPO, Liu et al. 2026 (2602.05261).
+
+    LUSPO multiplies the term of a whole completion, as GSPO has it, by the length of the completion. That is the sum
+    over its tokens where each has the same term. verl calls it ``seq-mean-token-sum``.
+    """
+
+    def __call__(self, selection: Selection, origins: Tensor, max_new_tokens: int) -> Tensor:
+        return selection.weights / len(selection.counts)
+
+
+@dataclass(frozen=True)
 class PromptMean(Aggregation):
     """Mean over the selected tokens of a prompt, then over prompts (ours): 1/|U| of T-SPMO is that of one prompt.
 

@@ -1,5 +1,6 @@
 """Surrogates: what a selected token contributes to the objective that is maximised. Config group ``clipping``."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -8,6 +9,29 @@ import torch
 from torch import Tensor
 
 from rlsparse.components.component import Component, Range
+
+
+def finite_exp(log_ratio: Tensor) -> Tensor:
+    """Return exp(log_ratio), at most the square root of the largest number of its type.
+
+    Its gradient is the returned value, also at that limit. Without the limit, a ratio that overflows has the gradient
+    0 · ∞ = NaN where a clip or an advantage of 0 takes it out of the loss.
+    """
+    limit = 0.5 * math.log(torch.finfo(log_ratio.dtype).max)
+    excess = (log_ratio.detach() - limit).clamp(min=0)  # its shape
+    return torch.exp(log_ratio - excess)
+
+
+def clipped_terms(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """Return min(ratio · A, clip(ratio, low, high) · A), (b, T)."""
+    return torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def outside_bounds(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """Return where ``clipped_terms`` has no gradient because of a bound, (b, T) bool."""
+    too_high = (ratio > high) & (advantages > 0)  # (b, T)
+    too_low = (ratio < low) & (advantages < 0)  # (b, T)
+    return too_high | too_low
 
 
 @dataclass(frozen=True)
@@ -19,7 +43,7 @@ class Surrogate(Component, ABC):
     Traits:
         same_gradient_at_ratio_1: its gradient at π = π_old is A·∇log π. All surrogates of this trait are the same
             method where each rollout batch gets a single optimizer step.
-        bounds_ratio: it is defined by bounds on π/π_old.
+        bounds_ratio: it limits how far π may move from π_old, such as by bounds on π/π_old.
         uses_old_policy: it looks at π_old.
         needs_whole_rows: a term depends on all tokens of its completion; see ``RowSurrogate``.
     """
@@ -80,7 +104,10 @@ class RowSurrogate(Surrogate):
 
 @dataclass(frozen=True)
 class ClippedRatio(Surrogate):
-    """min(ρA, clip(ρ, 1−ε_low, 1+ε_high)·A), ρ = π/π_old. The clipping of PPO as in GRPO, Shao et al. 2024, eq. 3."""
+    """min(ρA, clip(ρ, 1−ε_low, 1+ε_high)·A), ρ = π/π_old. The clipping of PPO as in GRPO, Shao et al. 2024, eq. 3.
+
+    With ε_high = 0.28 above ε_low = 0.2 it is clip-higher of DAPO, Yu et al. 2025 (2503.14476), eq. 10.
+    """
 
     same_gradient_at_ratio_1: ClassVar[bool] = True
     bounds_ratio: ClassVar[bool] = True
@@ -89,14 +116,12 @@ class ClippedRatio(Surrogate):
     epsilon_high: Annotated[float, Range(0)]
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        rho = torch.exp(log_probs - old_log_probs)  # (b, T)
-        return torch.minimum(rho * advantages, rho.clamp(1 - self.epsilon_low, 1 + self.epsilon_high) * advantages)
+        rho = finite_exp(log_probs - old_log_probs)  # (b, T)
+        return clipped_terms(rho, advantages, 1 - self.epsilon_low, 1 + self.epsilon_high)
 
     def clipped(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        rho = torch.exp(log_probs - old_log_probs)  # (b, T)
-        too_high = (rho > 1 + self.epsilon_high) & (advantages > 0)  # (b, T)
-        too_low = (rho < 1 - self.epsilon_low) & (advantages < 0)  # (b, T)
-        return too_high | too_low
+        rho = finite_exp(log_probs - old_log_probs)  # (b, T)
+        return outside_bounds(rho, advantages, 1 - self.epsilon_low, 1 + self.epsilon_high)
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ class Ratio(Surrogate):
     same_gradient_at_ratio_1: ClassVar[bool] = True
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-        return torch.exp(log_probs - old_log_probs) * advantages
+        return finite_exp(log_probs - old_log_probs) * advantages
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class OffPolicyWeight(Component, ABC):
     """The weight of a token by its ratio r = π_old/μ: μ sampled it, π_old is the policy before the update.
 
     A weight carries no gradient. It multiplies all that a token adds to the loss, its KL penalty too (ours): that is
-    what an expectation under π_old takes.
+    what an expectation under π_old takes. TRL 1.16 multiplies the policy's term alone. A token of weight 0 still counts
+    in the mean over tokens (``Aggregation``), as in TRL.
 
     Traits:
         corrects: whether weights differ from 1.
@@ -34,13 +35,26 @@ class OffPolicyWeight(Component, ABC):
 
     @property
     def needs_whole_rows(self) -> bool:
-        """Whether the ratio is the product over all tokens of a completion."""
+        """Whether the ratio is one of the whole completion: the product of those of its tokens, or ``geometric``."""
+        return False
+
+    @property
+    def geometric(self) -> bool:
+        """Whether the ratio of a completion is the geometric mean of those of its tokens, and not their product."""
         return False
 
     @property
     def ceiling(self) -> float:
         """Return the ratio above which a weight no longer grows, or infinity. Used in a metric only."""
         return math.inf
+
+    def cut(self, ratio: Tensor) -> Tensor:
+        """Return whether a weight is another than its ratio because of a bound, (b, T) bool. Used in a metric only.
+
+        Args:
+            ratio: (b, T), as for ``__call__``.
+        """
+        return ratio > self.ceiling
 
     def ratio(self, old: Tensor, behaviour: Tensor, mask: Tensor) -> Tensor:
         """Return π_old/μ of each token or of its whole completion, (b, T); no gradient.
@@ -52,7 +66,10 @@ class OffPolicyWeight(Component, ABC):
         """
         log_ratio = torch.where(mask, old.detach() - behaviour, 0.0)  # (b, T)
         if self.needs_whole_rows:
-            log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
+            of_row = log_ratio.sum(dim=1, keepdim=True)  # (b, 1)
+            if self.geometric:
+                of_row = of_row / mask.sum(dim=1, keepdim=True).clamp(min=1)
+            log_ratio = of_row.expand_as(log_ratio)
         return log_ratio.exp()
 
 
@@ -66,7 +83,7 @@ class Mismatch:
             KL(μ‖π_old) there. Only tokens of the loss are seen, so a selection by outcome (groups of unequal rewards,
             branch points of a tree) shows in it.
         weight, square, largest: Σ w, Σ w² and the largest w.
-        cut: tokens whose ratio is above the ceiling of the correction.
+        cut: tokens whose weight is not their ratio because of a bound of the correction.
     """
 
     tokens: int = 0
@@ -76,13 +93,13 @@ class Mismatch:
     largest: float = 0.0
     cut: int = 0
 
-    def add(self, log_ratio: Tensor, ratio: Tensor, weights: Tensor, ceiling: float) -> None:
+    def add(self, log_ratio: Tensor, weights: Tensor, cut: Tensor) -> None:
         """Add k tokens.
 
         Args:
             log_ratio: (k,) log π_old − log μ of the tokens themselves.
-            ratio: (k,) that the correction was given. weights: (k,) that it returned.
-            ceiling: of the correction.
+            weights: (k,) that the correction returned.
+            cut: (k,) bool, see ``OffPolicyWeight.cut``.
         """
         if len(log_ratio) == 0:
             return
@@ -91,7 +108,7 @@ class Mismatch:
         self.weight += float(weights.sum())
         self.square += float(weights.square().sum())
         self.largest = max(self.largest, float(weights.max()))
-        self.cut += int((ratio > ceiling).sum())
+        self.cut += int(cut.sum())
 
     def __add__(self, other: "Mismatch") -> "Mismatch":
         both = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}

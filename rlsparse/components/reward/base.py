@@ -54,6 +54,11 @@ class Reward(Component, ABC):
         """The number of terms that it is the sum of."""
         return 1
 
+    @property
+    def smallest_reward(self) -> float | None:
+        """The smallest reward that it can give; None where that is not known."""
+        return None
+
     @abstractmethod
     def __call__(self, completion: Completion) -> float:
         """Return the reward, a finite number."""

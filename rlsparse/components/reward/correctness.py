@@ -13,6 +13,10 @@ class Correctness(Reward):
     wrong: float
     format: float
 
+    @property
+    def smallest_reward(self) -> float:
+        return min(self.wrong, self.wrong + self.format, self.correct + self.format)
+
     def __call__(self, completion: Completion) -> float:
         score = completion.score
         return (self.correct if score.correct else self.wrong) + (self.format if score.answered else 0.0)

@@ -5,6 +5,7 @@ attention function of this package decides which tokens it attends to. Log-proba
 the plain path up to rounding.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from rlsparse.batch import FrozenStates, Rollout
 from rlsparse.model.attention import attend, obstacle, register, use_attention
 from rlsparse.model.frozen_layers import captured, starting_from
-from rlsparse.model.fused_head import chosen_log_probs
-from rlsparse.model.packing.layout import Layout, pack
-from rlsparse.model.policy import Policy, positions
+from rlsparse.model.fused_head import chosen_log_probs, chosen_log_probs_and_entropy
+from rlsparse.model.packing.layout import Layout, PackedRow, pack
+from rlsparse.model.packing.ragged import RaggedLayout, RaggedRow, attend_ragged, ragged_row
+from rlsparse.model.policy import Policy, ScoringPath, positions
 from rlsparse.model.self_check import TOKENS, differs_from_plain
 
 ATTENTION = "rlsparse_packed"
@@ -28,8 +30,15 @@ def can_pack(policy: Policy) -> str | None:
     """Return why the packed path cannot be used for this model; None if its modules and a small batch allow it."""
 
     def attempt() -> tuple[Rollout, Tensor]:
-        rollout = _small_rollout(policy)
-        return rollout, packed_log_probs(policy, rollout, torch.arange(4, device=policy.device), rollout.mask, 1.0)
+        rollout, rows = _small_rollout(policy), torch.arange(4, device=policy.device)
+        arguments = (rollout, rows, rollout.mask, policy.causal_lm.dtype)
+        head = policy.causal_lm.get_output_embeddings()
+        found = []
+        for packed in (pack(*arguments), ragged_row(*arguments)):
+            predictors = _predictors(policy, rollout, packed)  # (4T, H): every token is needed
+            targets = rollout.completion_ids.flatten()
+            found.append(chosen_log_probs(predictors, head, targets, 1.0).view(rollout.completion_ids.shape))
+        return rollout, torch.stack(found)
 
     reason = obstacle(policy.model)
     if reason is None:
@@ -44,9 +53,49 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
     Args:
         rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
         needed: (b, T) bool: the tokens to score, none after the end of a completion.
+        temperature: divides the logits, as it did when the completions were sampled.
     """
+    predictors, targets = _scored(policy, rollout, rows, needed)
+    chosen = chosen_log_probs(predictors, policy.causal_lm.get_output_embeddings(), targets, temperature)  # (k,)
+    return _table(chosen, needed)
+
+
+def packed_log_probs_and_entropy(
+    policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies at chosen completion tokens, each (b, T) float32, both with gradient.
+
+    The entropy is that of the distribution which the token was sampled from, softmax(logits / temperature), without
+    top-p and top-k. Both are in nats, and 0 where they are not needed.
+
+    Args:
+        rows: (b,), as for ``packed_log_probs``.
+        needed: (b, T) bool, as for ``packed_log_probs``.
+        temperature: as for ``packed_log_probs``.
+    """
+    predictors, targets = _scored(policy, rollout, rows, needed)
+    head = policy.causal_lm.get_output_embeddings()
+    log_probs, entropy = chosen_log_probs_and_entropy(predictors, head, targets, temperature)  # (k,)
+    return _table(log_probs, needed), _table(entropy, needed)
+
+
+PACKED = ScoringPath(packed_log_probs, packed_log_probs_and_entropy, packed=True)
+
+
+def _scored(policy: Policy, rollout: Rollout, rows: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states that predict the k needed tokens, (k, H), and these tokens, (k,)."""
+    predictors = _predictors(policy, rollout, pack(rollout, rows, needed, policy.causal_lm.dtype))
+    return predictors, rollout.completion_ids[rows, : needed.shape[1]][needed]
+
+
+def _table(values: Tensor, needed: Tensor) -> Tensor:
+    """Return the values of the needed tokens at their places, (b, T), and 0 at the others."""
+    return values.new_zeros(needed.shape).masked_scatter(needed, values)
+
+
+def _predictors(policy: Policy, rollout: Rollout, packed: PackedRow | RaggedRow) -> Tensor:
+    """Return the hidden states that predict the needed tokens of a packed row, (k, H), in the dtype of the head."""
     dtype = policy.causal_lm.dtype
-    packed = pack(rollout, rows, needed, dtype)
     decoder = policy.causal_lm.get_decoder()
     with ExitStack() as changed:
         changed.enter_context(use_attention(policy.model, ATTENTION))
@@ -64,12 +113,8 @@ def packed_log_probs(policy: Policy, rollout: Rollout, rows: Tensor, needed: Ten
             use_cache=False,
             layout=packed.layout,
         ).last_hidden_state[0]  # (L, H)
-    targets = rollout.completion_ids[rows, : needed.shape[1]][needed]  # (k,)
-    head = policy.causal_lm.get_output_embeddings()
     # under autocast on CUDA, the output of a LayerNorm is float32
-    predictors = states.index_select(0, packed.predictors).to(head.weight.dtype)  # (k, H)
-    chosen = chosen_log_probs(predictors, head, targets, temperature)  # (k,)
-    return torch.zeros(needed.shape, device=rows.device).masked_scatter(needed, chosen)
+    return states.index_select(0, packed.predictors).to(policy.causal_lm.get_output_embeddings().weight.dtype)
 
 
 def packed_attention(
@@ -81,26 +126,28 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    layout: Layout,
+    layout: Layout | RaggedLayout,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention within each segment, (1, L, heads, d). The backward pass recomputes intermediate results.
+    """Return the attention within each sequence, (1, L, heads, d). The backward pass recomputes intermediate results.
 
     Args:
-        query: (1, heads, L, d) of a row of p segments, L = p·(S + g·T).
+        query: (1, heads, L, d) of a row of L tokens.
         key: (1, kv heads, L, d).
         value: (1, kv heads, L, d).
         layout: which keys each token attends to.
     """
     query = query * scaling
+    attention: Callable[..., Tensor] = attend_ragged if isinstance(layout, RaggedLayout) else _attend_segments
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        out = checkpoint(_attend_segments, query, key, value, layout, use_reentrant=False, preserve_rng_state=False)
+        out = checkpoint(attention, query, key, value, layout, use_reentrant=False, preserve_rng_state=False)
     else:
-        out = _attend_segments(query, key, value, layout)
+        out = attention(query, key, value, layout)
     return out, None
 
 
 def _attend_segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """Return the attention within each of the p segments of a row of L = p·(S + g·T) tokens, (1, L, heads, d)."""
     p, _, _, S, _ = layout.prompt_bias.shape
     T, g = layout.completion_bias.shape[4], layout.blocks
     kv, d = key.shape[1], key.shape[3]

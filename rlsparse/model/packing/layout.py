@@ -2,9 +2,11 @@
 
 A row is a sequence of segments [prompt | completion tokens], one for each prompt. A completion token attends to the
 prompt and to the earlier tokens of its own completion. There are two ways to fill a segment: the completions of the
-group side by side, or the tree of their distinct prefixes.
+group side by side, or the tree of their distinct prefixes. A third layout, the ragged row, has no segments; it serves
+completions that are cut at very different lengths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,19 @@ from torch import Tensor
 
 from rlsparse.batch import Rollout
 from rlsparse.model.attention import bias, causal_visible
+from rlsparse.model.packing.ragged import RaggedRow, ragged_row
 from rlsparse.model.policy import positions
+
+# The ragged row serves completions that are cut, and only where the cuts leave out much. Elsewhere the layout, and with
+# it each bit of the results, stays what it was before there was a ragged row:
+# - In every row, all tokens up to the last needed one are needed. Other selections (drawn at random, by entropy, from
+#   a prefix tree) leave gaps. In a few narrow rows they can have none by chance, so the widest row has a least width.
+# - The needed tokens are at most three quarters of those that the completions have up to the width of the widest row.
+#   It is 1 for whole completions and for the first k tokens, so these stay side by side, whatever their lengths.
+#   Padding is not counted among these tokens, so they are also at most three quarters of the padded tokens.
+# - Above three quarters little is saved: attention copies its inputs into padded blocks again, layer by layer.
+MOST_OF_COMPLETIONS = 0.75
+LEAST_WIDTH = 16  # columns
 
 
 @dataclass(frozen=True)
@@ -67,14 +81,34 @@ class PackedRow:
         return torch.cat([of_prompts[self.prompts, -S:], completion], dim=1).flatten(0, 1)[None]
 
 
-def pack(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> PackedRow:
-    """Pack rows of a rollout: side by side, or as a tree where that takes less than half as many tokens.
+def cut_short(needed: Sequence[int], widths: Sequence[int], lengths: Sequence[int]) -> bool:
+    """Return whether completions are cut so much earlier than their ends that they are packed as a ragged row.
+
+    Args:
+        needed: (b,) number of needed tokens of each row.
+        widths: (b,) number of columns of each row up to its last needed token.
+        lengths: (b,) tokens of each completion.
+    """
+    widest = max(widths)
+    tokens = sum(min(length, widest) for length in lengths)
+    return (
+        widest >= LEAST_WIDTH
+        and all(one == width for one, width in zip(needed, widths, strict=True))
+        and sum(widths) <= MOST_OF_COMPLETIONS * tokens
+    )
+
+
+def pack(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtype) -> PackedRow | RaggedRow:
+    """Pack rows of a rollout: ragged where ``cut_short`` says so; else side by side or, at half the tokens, as a tree.
 
     Args:
         rows: (b,) row numbers into the rollout; the rows of a prompt are consecutive.
         needed: (b, T) bool: the tokens to score, none after the end of a completion.
         dtype: dtype of the attention scores.
     """
+    counts, widths = needed.sum(dim=1).tolist(), last_columns(needed)
+    if cut_short(counts, widths, rollout.lengths[rows].tolist()):
+        return ragged_row(rollout, rows, needed, dtype)
     groups = _by_group(rollout, rows, needed, dtype)
     if 2 * int(needed.sum()) > needed.numel():  # most tokens are needed: too few of them are shared for a tree to pay
         return groups
@@ -176,6 +210,13 @@ def _in_prompt(rollout: Rollout, prompts: Tensor) -> Tensor:
     """Return which columns hold prompt tokens, (p, S) bool, with padding on the left."""
     lengths = rollout.prompt_lengths[prompts]  # (p,)
     return torch.arange(int(lengths.max()), 0, -1, device=lengths.device) <= lengths[:, None]
+
+
+def last_columns(needed: Tensor) -> list[int]:
+    """Return the number of columns of each row up to its last needed token; 0 if there is none."""
+    columns = torch.arange(1, needed.shape[1] + 1, device=needed.device)
+    last: list[int] = (needed * columns).amax(dim=1).tolist()
+    return last
 
 
 def _last_needed(needed: Tensor) -> list[int]:
