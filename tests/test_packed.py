@@ -1,6 +1,7 @@
 """The packed path against the plain one: same log-probs, same gradients, for every family it accepts."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -177,8 +178,9 @@ def assert_paths_equal(policy, adapter, rollout, rows, needed):
             assert torch.equal(log_probs, path.log_probs(policy, rollout, rows, needed, 0.7))
         results.append((log_probs.detach(), entropy.detach(), gradient(adapter)))
     plain, packed = results
-    assert (plain[0][needed] < 0).all() and (plain[1][needed] > 0).all()
-    assert not plain[0][~needed].any() and not plain[1][~needed].any()
+    assert (plain[0][needed] < 0).all()
+    assert (plain[1][needed] > 0).all()
+    assert not torch.stack(plain[:2])[:, ~needed].any()
     torch.testing.assert_close(packed[:2], plain[:2], atol=1e-5, rtol=1e-5)
     assert_same(packed[2], plain[2])
 
@@ -379,15 +381,15 @@ def test_microbatch_of_cut_completions_counts_no_padding():
     table = torch.zeros(12, 30)
     table[:4] = first_tokens(30, 2, 4, 4)
     table[4:8, :24] = first_tokens(2, 24, 1, 1)  # 2 + 28 = 30 tokens without padding
-    train = composed("train.max_tokens_per_microbatch=75").train
+    train = dataclasses.replace(composed().train, max_tokens_per_microbatch=75)
     batch = scored(table, rollout)
     # sorted by width, 30 + 45 tokens are just the limit
     assert [p.rows.tolist() for p in microbatches(batch, train)] == [[4, 5, 6, 7, 0, 1, 2, 3]]
-    less = microbatches(batch, composed("train.max_tokens_per_microbatch=44").train)
-    assert [p.rows.tolist() for p in less] == [[3], [4, 5, 6, 7], [0, 1, 2]]
+    less = microbatches(batch, dataclasses.replace(train, max_tokens_per_microbatch=44))
+    assert [p.rows.tolist() for p in less] == [[3], [0, 1, 2], [4, 5, 6, 7]]
     # with padding a part of two rows has 5 + 2 · 30 tokens, or 2 + 2 · 24
-    off = microbatches(batch, composed("train.max_tokens_per_microbatch=75", "train.packing=off").train)
-    assert [p.rows.tolist() for p in off] == [[6, 7], [4, 5], [2, 3], [0, 1]]
+    off = microbatches(batch, dataclasses.replace(train, packing="off"))
+    assert [p.rows.tolist() for p in off] == [[6, 7], [2, 3], [4, 5], [0, 1]]
 
 
 @pytest.mark.parametrize("sampler", ["full", "first", "random", "high_entropy", "stochastic"])
@@ -398,30 +400,28 @@ def test_microbatches_and_layout_of_other_token_samplers_are_those_with_padding(
     rollout.entropy.copy_(torch.rand(rollout.entropy.shape, generator=generator))
     chosen = built(f"token_sampler={sampler}").token_sampler(torch.ones(32, max(lengths)), rollout, generator)
     batch = scored(chosen.weights * rollout.mask, rollout)
-    pieces = microbatches(batch, composed("train.max_tokens_per_microbatch=200").train)
-    padded = microbatches(batch, composed("train.max_tokens_per_microbatch=200", "train.packing=off").train)
+    train = dataclasses.replace(composed().train, max_tokens_per_microbatch=200)
+    pieces, padded = microbatches(batch, train), microbatches(batch, dataclasses.replace(train, packing="off"))
     assert len(pieces) > 1
     for one, other in zip(pieces, padded, strict=True):
         assert torch.equal(one.rows, other.rows)
         assert isinstance(pack(rollout, one.rows, one.needed, torch.float32), PackedRow)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_microbatches_of_cut_completions_stay_within_their_bounds_and_hold_every_row(seed):
-    generator = torch.Generator().manual_seed(seed)
-    rollout = long_rollout()
-    needed = torch.arange(30) < (torch.rand(12, 1, generator=generator) * rollout.lengths[:, None]).ceil()
-    ragged_rows = 0
+def test_microbatches_of_cut_completions_stay_within_their_bounds_and_hold_every_row():
+    generator, rollout, default = torch.Generator().manual_seed(0), long_rollout(), composed().train
+    rows_of: dict[type, int] = {PackedRow: 0, RaggedRow: 0}
     for rows, tokens in ((64, 8192), (3, 8192), (64, 120), (64, 60), (2, 40), (1, 1)):
-        train = composed(f"train.microbatch={rows}", f"train.max_tokens_per_microbatch={tokens}").train
+        train = dataclasses.replace(default, microbatch=rows, max_tokens_per_microbatch=tokens)
+        needed = torch.arange(30) < (torch.rand(12, 1, generator=generator) * rollout.lengths[:, None]).ceil()
         pieces = microbatches(scored(needed.float(), rollout), train)
         assert sorted(r for p in pieces for r in p.rows.tolist()) == list(range(12))
         for piece in pieces:
             packed = pack(rollout, piece.rows, piece.needed, torch.float32)
-            ragged_rows += isinstance(packed, RaggedRow)
+            rows_of[type(packed)] += 1
             assert len(piece.rows) <= rows
             assert packed.tokens() <= tokens or len(piece.rows) == 1
-    assert ragged_rows > 5
+    assert min(rows_of.values()) > 2  # both layouts occur
 
 
 def test_microbatches_stay_within_their_bounds_and_hold_every_row():

@@ -208,8 +208,8 @@ def test_largest_with_a_budget_for_each_row_takes_as_many_of_each():
 @pytest.mark.parametrize(
     ("option", "given", "message"),
     [
-        ("random", {"share": 0.5}, "share=0.5: token_sampler.budget=8, and exactly one .* token_sampler.budget=null"),
-        ("first", {"budget": None}, "share=null: token_sampler.budget=null, and exactly one of the two"),
+        ("random", {"share": 0.5}, "share=0.5: token_sampler.budget=8, but exactly one .* token_sampler.budget=null"),
+        ("first", {"budget": None}, "share=null: token_sampler.budget=null, but exactly one of both"),
         ("stochastic", {"share": 0.5}, "share=0.5: token_sampler.budget=16, .* token_sampler.budget=null"),
         ("high_entropy", {"share": 0.5}, "share=0.5: token_sampler.budget=8, .* token_sampler.budget=null"),
         (
@@ -307,7 +307,7 @@ def test_high_entropy_of_the_batch_equals_the_mask_of_trl():
         lengths = torch.randint(1, width + 1, (n,), generator=generator)
         entropy = torch.rand(n, width, generator=generator)
         entropy = (entropy * 10).round() if case % 3 == 0 else entropy  # with ties, and with entropies of 0
-        rollout = Rollout(**{**vars(rows(n, width)), "lengths": lengths, "entropy": entropy})
+        rollout = replace(rows(n, width), lengths=lengths, entropy=entropy)
         for share in (0.05, 0.1, 0.2, 0.5, 0.7, 0.9):  # TRL makes no mask at 1
             expected = theirs(trainer, entropy, rollout.mask.long(), 1 - share)
             ours = select(high_entropy(share=share, scope="batch"), rollout)
@@ -446,7 +446,7 @@ def test_prefix_without_reweighting_has_weights_of_1_and_counts_what_it_keeps():
 def test_prefix_of_rows_of_all_lengths_is_uniform_from_the_smallest_to_the_length():
     n = 3000
     lengths = torch.arange(1, 6).repeat(n)
-    rollout = Rollout(**{**vars(rows(5 * n, 5)), "lengths": lengths})
+    rollout = replace(rows(5 * n, 5), lengths=lengths)
     kept = (select(PrefixCut(min_tokens=2, reweight=True), rollout).weights != 0).sum(dim=1)
     for length in range(1, 6):
         found = kept[lengths == length].bincount(minlength=6) / n
@@ -573,8 +573,7 @@ def test_every_option_is_among_those_tested_below():
 def test_sampler_of_no_rows_selects_nothing(sampler, width):
     one = rows(1, 3)
     values = {name: value if value is None else value[:0] for name, value in vars(one).items()}
-    cut = {name: values[name][:, :width] for name in ("completion_ids", "log_probs", "entropy")}
-    empty = Rollout(**{**values, **cut})
+    empty = Rollout(**values | {name: values[name][:, :width] for name in ("completion_ids", "log_probs", "entropy")})
     selection = select(sampler, empty)
     assert selection.weights.shape == (0, width)
     assert selection.counts.shape == (0,)
@@ -605,15 +604,16 @@ def test_sampler_of_rows_of_different_lengths_stays_inside_them(sampler):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("sampler", EVERY, ids=str)
-def test_sampler_on_a_gpu_selects_what_it_selects_on_the_cpu(sampler):
+def test_sampler_on_a_gpu_selects_what_it_selects_on_the_cpu():
     rollout = replace(of_lengths(7, 1, 3), log_probs=-torch.rand(3, 7), entropy=torch.rand(3, 7))
     moved = Rollout(**{name: value if value is None else value.cuda() for name, value in vars(rollout).items()})
     advantages = torch.randn(3, 7)
-    here, there = select(sampler, rollout, advantages=advantages), select(sampler, moved, advantages=advantages.cuda())
-    assert there.weights.is_cuda
-    assert torch.allclose(there.weights.cpu(), here.weights)
-    assert torch.equal(there.counts.cpu(), here.counts)
+    for sampler in EVERY:
+        here = select(sampler, rollout, advantages=advantages)
+        there = select(sampler, moved, advantages=advantages.cuda())
+        assert there.weights.is_cuda, sampler
+        assert torch.allclose(there.weights.cpu(), here.weights), sampler
+        assert torch.equal(there.counts.cpu(), here.counts), sampler
 
 
 def test_trait_per_transition_holds_for_the_sampler_that_reads_only_credited_tokens():

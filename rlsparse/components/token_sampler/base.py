@@ -21,8 +21,8 @@ class TokenSampler(Component, ABC):
 
     Traits:
         per_transition: it picks the distinct transitions that an advantage of the same trait credits.
-        cuts_completions: it leaves out the tokens behind a cut so that they need no forward pass, and cannot be combined
-            with a surrogate that needs whole completions.
+        cuts_completions: it leaves out the tokens behind a cut so that they need no forward pass. It cannot be
+            combined with a surrogate that needs whole completions.
     """
 
     per_transition: ClassVar[bool] = False
@@ -55,7 +55,7 @@ class SizedSampler(TokenSampler, ABC):
     def problems(self) -> Iterator[str]:
         if (self.budget is None) == (self.share is None):
             yield (
-                f"share={shown(self.share)}: token_sampler.budget={shown(self.budget)}, and exactly one of the two must "
+                f"share={shown(self.share)}: token_sampler.budget={shown(self.budget)}, but exactly one of both must "
                 "be a number; for a share of each completion give token_sampler.share=0.5 token_sampler.budget=null, "
                 "for a number of tokens token_sampler.budget=8 token_sampler.share=null"
             )

@@ -21,8 +21,8 @@ class Random(SizedSampler):
 
     With ``reweight`` each has the weight length/k, which is 1/p of its inclusion probability p = min(1, k/length), and
     means are over the whole completion. The sparse gradient is then an unbiased estimate of the full one
-    (Horvitz-Thompson). NAT (2603.06619) draws each token independently instead. Without ``reweight`` means are over
-    the chosen tokens, which is unbiased too for ``objective=sequence_mean`` alone.
+    (Horvitz-Thompson), as that of uniform random sampling in NAT (2603.06619). Without ``reweight`` means are over the
+    chosen tokens. That is unbiased for ``objective=sequence_mean``, and biased for means over several completions.
 
     Attributes:
         reweight: whether weights are 1/p instead of 1.

@@ -34,9 +34,9 @@ class LowProbabilityFirst(TokenSampler):
     """Every token, in two optimizer steps: first the tokens of a probability below η, then the others.
 
     Low-probability token isolation (Lopti), Yang et al. 2025 (2505.12929). Both steps have the divisors of the whole
-    batch, as in the code of its authors; the ratios of the second step are to the policy of the rollout. The two
-    gradients together are the full one if the policy did not move between them; the second is taken where the first
-    step has led. A batch with tokens of one kind only takes one step.
+    batch, as in the code of its authors, so that no token is dropped. The second gradient is computed after the first
+    step has moved the policy, with ratios to the policy of the rollout; the two together are therefore no unbiased
+    estimate of the full gradient. A batch with tokens of one kind only takes one step.
 
     Attributes:
         threshold: η.
