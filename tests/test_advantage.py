@@ -27,7 +27,7 @@ from rlsparse.components.negative_feedback import SignWeights
 from rlsparse.components.objective.aggregation import SequenceMean
 from rlsparse.components.reward.correctness import Correctness
 from rlsparse.config.schema import ConfigError
-from rlsparse.execution.preflight import idle_scale
+from rlsparse.execution.point_warnings import idle_scale
 from tests.conftest import built, composed, make_rollout
 
 A, B, C, D, E = 5, 6, 7, 8, 9

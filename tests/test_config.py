@@ -33,7 +33,7 @@ from rlsparse.config.paths import expand_all
 from rlsparse.config.ranges import keys_of
 from rlsparse.config.schema import COMPONENT_GROUPS, Config, ConfigError, WarmStartConfig
 from rlsparse.config.words import read_words
-from rlsparse.execution.preflight import idle_clipping
+from rlsparse.execution.point_warnings import idle_clipping
 from rlsparse.sweep.plan import sweep_jobs
 from rlsparse.warm_start.run import Parts
 from tests.conftest import composed, composed_warm_start

@@ -12,7 +12,8 @@ import torch
 
 from rlsparse.batch import NonFiniteError, Problem, ScoredBatch
 from rlsparse.config.schema import ConfigError
-from rlsparse.execution.preflight import idle_off_policy, preflight
+from rlsparse.execution.point_warnings import idle_off_policy
+from rlsparse.execution.preflight import preflight
 from rlsparse.model.policy import encode_prompt, token_log_probs
 from rlsparse.model.source import EMBEDDED
 from rlsparse.results.collect import collect

@@ -1,8 +1,7 @@
 """What can be found wrong before any weights are loaded: keys, components, folders, data, adapter targets."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +11,7 @@ from rlsparse.components.task import Rows, Task, data_warnings, load_task
 from rlsparse.config.checks import check_writable, problems
 from rlsparse.config.run_id import Identity, Inputs, files_digest, identify
 from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConfig, WandbConfig
+from rlsparse.execution.point_warnings import point_warnings
 from rlsparse.model.loading import outline
 from rlsparse.model.policy import Policy
 from rlsparse.model.source import model_source
@@ -54,13 +54,7 @@ def preflight(configs: Sequence[Config], points: Sequence[str] = (), here: bool 
     if found:
         raise ConfigError("\n".join(message + point for message, point in found.items()))
     warnings = dict.fromkeys(check.warnings)
-    about = [
-        *idle_clipping(check.done),
-        *idle_scale(check.done),
-        *idle_off_policy(check.done),
-        *uncorrected_staleness(check.done),
-    ]
-    return Checked(check.identities, [*warnings, *about])
+    return Checked(check.identities, [*warnings, *point_warnings(check.done)])
 
 
 class _Check:
@@ -174,79 +168,6 @@ def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any =
     if tasks := build_benchmarks(config.eval):
         components["benchmarks"] = describe_benchmarks(tasks, digest)
     return identify(config, Inputs(components, model_source(config.model).digest(digest), device))
-
-
-def idle_clipping(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
-    """Return the warning that an ablation of clipping would measure noise, where it would.
-
-    With one optimizer step per rollout batch the ratio is 1, so that surrogates of that trait have the same gradient.
-    """
-    surrogates: dict[str, set[str]] = {}
-    for config, algorithm in points:
-        one_update = config.train.updates_per_rollout * config.train.minibatches == 1
-        if one_update and algorithm.clipping.same_gradient_at_ratio_1:
-            rest = {key: value for key, value in asdict(config).items() if key not in ("clipping", "algorithm")}
-            surrogates.setdefault(json.dumps(rest, sort_keys=True), set()).add(algorithm.clipping.label)
-    swept = set().union(*(names for names in surrogates.values() if len(names) > 1))
-    if not swept:
-        return []
-    return [
-        f"clipping is swept ({', '.join(sorted(swept))}) with train.updates_per_rollout=1 and train.minibatches="
-        "1: the ratio is 1, so these have the same gradient and differ only by rounding; add train.minibatches=4 or "
-        "train.updates_per_rollout=4 to compare them"
-    ]
-
-
-def idle_scale(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
-    """Return the warning that an ablation of advantages would measure a constant factor, where it would.
-
-    AdamW divides the gradient by its own size, so a factor of the whole gradient changes almost nothing. Where the loss
-    has another term (KL, entropy, squared weights), the factor changes the balance of the two, and there is no warning.
-    """
-    families: dict[tuple[str, str], set[str]] = {}
-    for config, algorithm in points:
-        family = algorithm.advantage.scale_of
-        others = algorithm.kl.beta != 0 or algorithm.entropy.coefficient != 0 or algorithm.objective.l2 != 0
-        if family is not None and not others:
-            rest = {key: value for key, value in asdict(config).items() if key not in ("advantage", "algorithm")}
-            found = families.setdefault((family, json.dumps(rest, sort_keys=True)), set())
-            found.add(algorithm.advantage.label)
-    swept: dict[str, set[str]] = {}
-    for (family, _), names in families.items():
-        if len(names) > 1:
-            swept.setdefault(family, set()).update(names)
-    return [
-        f"advantage is swept ({', '.join(sorted(names))}): they differ by a constant factor alone, which AdamW removes "
-        "almost entirely, so that the sweep measures noise; keep one of them"
-        for names in swept.values()
-    ]
-
-
-def idle_off_policy(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
-    """Return the warning that a correction has nothing to correct, where the policy itself samples."""
-    idle = {
-        algorithm.off_policy.label
-        for config, algorithm in points
-        if algorithm.off_policy.corrects and not algorithm.layer_skip.active and config.train.staleness == 0
-    }
-    if not idle:
-        return []
-    return [
-        f"off_policy={','.join(sorted(idle))} corrects nothing where layer_skip=off and train.staleness=0: the policy "
-        "itself samples, so such a run equals that of off_policy=none; add layer_skip=r10 or train.staleness=1, for "
-        "example, or leave off_policy out"
-    ]
-
-
-def uncorrected_staleness(points: Sequence[tuple[Config, Algorithm]]) -> list[str]:
-    """Return the warning that completions of an earlier policy count as those of the current one."""
-    stale = {config.train.staleness for config, algorithm in points if not algorithm.off_policy.corrects} - {0}
-    if not stale:
-        return []
-    return [
-        f"train.staleness={','.join(map(str, sorted(stale)))} with off_policy=none: completions of an earlier policy "
-        "count as samples of the current one; add off_policy=truncated to correct for it"
-    ]
 
 
 def refuse_scratch(model: ModelConfig) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsparse.components.component import with_shape
 from rlsparse.components.objective.kl import KLPenalty
-from rlsparse.components.objective.surrogate import RowSurrogate, Surrogate
+from rlsparse.components.objective.surrogate import RowSurrogate, Surrogate, finite_exp
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TokenObjective:
             assert reference is not None
             divergence = with_shape("kl", self.kl, self.kl(log_probs, reference), tuple(scales.shape))
             if self.kl.times_ratio:
-                divergence = divergence * torch.exp(log_probs - old_log_probs)
+                divergence = divergence * finite_exp(log_probs - old_log_probs)
             per_token = per_token + self.kl.beta * divergence
             kl_sum = float((divergence * scales).sum().detach())
         if tokens.entropy is not None:

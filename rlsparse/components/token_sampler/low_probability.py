@@ -1,7 +1,7 @@
 """Token samplers that keep unlikely tokens from dominating the update: Yang et al. 2025 (2505.12929)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -42,6 +42,8 @@ class LowProbabilityFirst(TokenSampler):
         threshold: η.
         alpha: of advantage reweighting on top (the paper's combination of both), see ``LowProbability``; 0: none.
     """
+
+    makes_passes: ClassVar[bool] = True
 
     threshold: Annotated[float, Range(0, 1, above=True)]
     alpha: Annotated[float, Range(0, 1)]
