@@ -1,4 +1,4 @@
-"""Compare the time of an update with cut completions (NAT's prefix cut) with that of full GRPO, in turns in one process.
+"""Compare the time of an update with cut completions (the prefix cut of NAT) with that of full GRPO, in turns.
 
 python experiments/benchmarks/prefix_cut.py --model DIR   # DIR: the folder of SmolLM2-135M
 """

@@ -105,8 +105,7 @@ class Updater:
         n = self.config.updates_per_rollout * len(parts)
         for _ in range(self.config.updates_per_rollout):
             for part in parts:
-                done, norm = self._step(part)
-                total += done
+                total, norm = self._step(part, total)
                 grad_norm += norm
         mismatch = sum(self.world.gathered([part.mismatch for part in parts]), Mismatch())
         return UpdateMetrics(
@@ -119,19 +118,19 @@ class Updater:
             mismatch=mismatch,
         )
 
-    def _step(self, part: "_Minibatch") -> "tuple[_Sums, float]":
-        """Take an optimizer step on a minibatch; return its sums over all ranks and the norm of its gradient."""
+    def _step(self, part: "_Minibatch", total: "_Sums") -> "tuple[_Sums, float]":
+        """Take an optimizer step on a minibatch; return the sums with those of the step, and its gradient norm."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         penalised = [p for group in self.optimizer.param_groups if group.get("l2", True) for p in group["params"]]
         done = self.fit(part.batch, part.gradient)
         self.world.add_gradients(parameters)
-        done = done.over(self.world)
-        done.loss += _add_l2(penalised, self.algorithm.objective.l2)
+        total = total + done.over(self.world)
+        total.loss += _add_l2(penalised, self.algorithm.objective.l2)
         norm = _clip_gradient(parameters, self.config.max_grad_norm)
-        if not (math.isfinite(done.loss) and math.isfinite(norm)):
-            raise NonFiniteError(f"the loss is {done.loss}, its gradient norm {norm}")
+        if not (math.isfinite(total.loss) and math.isfinite(norm)):
+            raise NonFiniteError(f"the loss is {total.loss}, its gradient norm {norm}")
         self.optimizer.step()
-        return done, norm
+        return total, norm
 
 
 @dataclass
