@@ -148,7 +148,8 @@ class Algorithm:
         if train.group_size < self.advantage.min_group_size:
             yield (
                 f"train.group_size={train.group_size}: advantage={self.advantage.label} compares completions of one "
-                f"prompt; take a group of at least {self.advantage.min_group_size}, or advantage=raw_reward"
+                f"prompt; take a group of at least {self.advantage.min_group_size}, or another option of advantage, such "
+                "as raw_reward"
             )
         if self.advantage.per_term and self.reward.term_count < 2:
             yield (
@@ -199,7 +200,7 @@ class Algorithm:
             )
         if train.mask_truncated and self.token_sampler.per_transition:
             yield (
-                f"train.mask_truncated=true: token_sampler={self.token_sampler.label} counts a transition once for all "
+                f"train.mask_truncated=true: token_sampler ({self.token_sampler.label}) counts a transition once for all "
                 "completions that share it, so one of them cannot leave; take train.mask_truncated=false"
             )
 
@@ -213,25 +214,21 @@ class Algorithm:
                 f"{self.token_sampler.label} leaves out the tokens behind its cut to save their forward pass; take "
                 "another token_sampler, or clipping=on"
             )
-        if self.token_sampler.per_transition:
+        if self.token_sampler.per_transition and not self.clipping.bounds_ratio:  # else the rule on transitions says it
             yield (
-                f"clipping ({self.clipping.label}): weighs whole completions, and token_sampler="
-                f"{self.token_sampler.label} single transitions, which several completions share; take clipping=prob"
+                f"clipping ({self.clipping.label}): weighs whole completions, and token_sampler ("
+                f"{self.token_sampler.label}) single transitions, which several completions share; take clipping=prob"
             )
 
     def _history_problems(self, train: TrainConfig) -> Iterator[str]:
         """Yield what is wrong with keeping adapters of earlier steps."""
         if not self.adapter.moves_ranks:
             return
-        for key, wanted in (
-            (f"train.staleness={train.staleness}", train.staleness > 0),
-            ("kl.reference", self.kl.reference_update is not None),
-        ):
-            if wanted:
-                yield (
-                    f"{key}: keeps adapters of earlier steps, and the ranks of adapter={self.adapter.label} move; take "
-                    "adapter=lora, or train.staleness=0 and kl.reference=base"
-                )
+        moved = f"keeps adapters of earlier steps, and the ranks of adapter={self.adapter.label} move; take adapter=lora, or"
+        if train.staleness > 0:
+            yield f"train.staleness={train.staleness}: {moved} train.staleness=0"
+        if self.kl.reference_update is not None:
+            yield f"kl.reference={getattr(self.kl, 'reference', 'moving')}: {moved} kl.reference=base"
 
     def _off_policy_problems(self, train: TrainConfig) -> Iterator[str]:
         if not self.off_policy.corrects:

@@ -23,6 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "task": ("setting", "task"),
     "prompts_per_step": ("setting", "prompts_per_step"),
     "group_size": ("setting", "group_size"),
+    "minibatches": ("setting", "minibatches"),
     "updates_per_rollout": ("setting", "updates_per_rollout"),
     "lr": ("setting", "lr"),
     "base_greedy": ("base", "accuracy_greedy"),

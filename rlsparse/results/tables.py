@@ -133,17 +133,27 @@ def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame, baseline: str | None 
 
 def setting_notes(runs: pd.DataFrame) -> list[str]:
     """Return a note on the setting of the runs: task, model and sizes; no note if the task is not known."""
+    minibatches = "minibatches" in runs and bool((runs["minibatches"] > 1).any())
     about = {
         "task": "{}",
         "model": "{}",
         "steps": "{} steps",
         "prompts_per_step": "{} prompts a step",
         "group_size": "{} completions a prompt",
-        "updates_per_rollout": "{} optimizer steps a rollout",
+        "minibatches": "{} minibatches a rollout",
+        "updates_per_rollout": "{} passes over it" if minibatches else "{} optimizer steps a rollout",
     }
     if "task" not in runs or runs["task"].isna().all():
         return []
-    return ["Setting: " + ", ".join(form.format(values(runs[key])) for key, form in about.items() if key in runs) + "."]
+    return [
+        "Setting: "
+        + ", ".join(
+            form.format(values(runs[key]))
+            for key, form in about.items()
+            if key in runs and (minibatches or key != "minibatches")
+        )
+        + "."
+    ]
 
 
 def version_notes(runs: pd.DataFrame) -> list[str]:

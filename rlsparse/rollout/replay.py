@@ -40,7 +40,7 @@ class Replay(Component):
             correct: (P, G) bool.
         """
         lengths = rollout.lengths.view(correct.shape).tolist()
-        ids = rollout.completion_ids.view(*correct.shape, -1).tolist()
+        ids = rollout.completion_ids.view(*correct.shape, rollout.completion_ids.shape[1]).tolist()
         found, origins = [], []
         for p, prompt in enumerate(prompts):
             for kind, count in ((True, self.successes), (False, self.failures)):

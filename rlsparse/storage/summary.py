@@ -57,6 +57,7 @@ def setting(config: Config, task: str) -> Summary:
         "steps": train.steps,
         "prompts_per_step": train.prompts_per_step,
         "group_size": train.group_size,
+        "minibatches": train.minibatches,
         "updates_per_rollout": train.updates_per_rollout,
         "lr": train.lr,
     }

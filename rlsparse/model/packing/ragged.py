@@ -15,7 +15,9 @@ from torch import Tensor
 from rlsparse.batch import Rollout
 from rlsparse.model.attention import attend, bias
 
-# blocks of similar width are attended to together; more classes have less padding, but smaller matrix products
+# Blocks of similar width are attended to together; more classes have less padding, but smaller matrix products. With
+# four classes, attention to 8 uniformly cut completions takes 0.7 (of 120 tokens) or 0.25 (of 480) of the time with one
+# class, measured on a CPU for the heads of SmolLM2-135M.
 CLASSES = 4
 
 
