@@ -148,8 +148,8 @@ class Algorithm:
         if train.group_size < self.advantage.min_group_size:
             yield (
                 f"train.group_size={train.group_size}: advantage={self.advantage.label} compares completions of one "
-                f"prompt; take a group of at least {self.advantage.min_group_size}, or another option of advantage, such "
-                "as raw_reward"
+                f"prompt; take a group of at least {self.advantage.min_group_size}, or another option of advantage, "
+                "such as raw_reward"
             )
         if self.advantage.per_term and self.reward.term_count < 2:
             yield (
@@ -200,8 +200,8 @@ class Algorithm:
             )
         if train.mask_truncated and self.token_sampler.per_transition:
             yield (
-                f"train.mask_truncated=true: token_sampler ({self.token_sampler.label}) counts a transition once for all "
-                "completions that share it, so one of them cannot leave; take train.mask_truncated=false"
+                f"train.mask_truncated=true: token_sampler ({self.token_sampler.label}) counts a transition once for "
+                "all completions that share it, so one of them cannot leave; take train.mask_truncated=false"
             )
 
     def _row_problems(self) -> Iterator[str]:
@@ -224,11 +224,12 @@ class Algorithm:
         """Yield what is wrong with keeping adapters of earlier steps."""
         if not self.adapter.moves_ranks:
             return
-        moved = f"keeps adapters of earlier steps, and the ranks of adapter={self.adapter.label} move; take adapter=lora, or"
+        label = self.adapter.label
+        moved = f"keeps adapters of earlier steps, and the ranks of adapter={label} move; take adapter=lora"
         if train.staleness > 0:
-            yield f"train.staleness={train.staleness}: {moved} train.staleness=0"
+            yield f"train.staleness={train.staleness}: {moved}, or train.staleness=0"
         if self.kl.reference_update is not None:
-            yield f"kl.reference={getattr(self.kl, 'reference', 'moving')}: {moved} kl.reference=base"
+            yield f"kl.reference={getattr(self.kl, 'reference', 'moving')}: {moved}, or kl.reference=base"
 
     def _off_policy_problems(self, train: TrainConfig) -> Iterator[str]:
         if not self.off_policy.corrects:

@@ -26,7 +26,7 @@ ALL = [
     "advantage=median",
     "token_sampler=last",
     "clipping=soft",
-    "off_policy=masked",
+    "off_policy=bounded",
     "adapter=rslora",
     "task=doubling",
     "reward=brief",
@@ -89,6 +89,7 @@ def test_own_components_compose_into_an_algorithm(mine):
     algorithm = Algorithm.build(compose(ALL, [str(mine)]))
     assert [algorithm.advantage.label, algorithm.token_sampler.budget, algorithm.reward.price] == ["median", 8, 0.01]
     assert (algorithm.task.label, algorithm.adapter.scale) == ("doubling", 2.0)
+    assert (algorithm.clipping.label, algorithm.off_policy.bound) == ("soft", 2.0)
 
 
 @pytest.mark.slow

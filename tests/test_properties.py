@@ -55,7 +55,8 @@ def quickly_composed(*overrides: str) -> Config:
     for name, value in (override.split("=", 1) for override in overrides):
         group, _, key = name.partition(".")
         if not key:
-            config = replace(config, **{group: yaml_of(group, value)})
+            is_option = isinstance(getattr(config, group), dict)
+            config = replace(config, **{group: yaml_of(group, value) if is_option else yaml.safe_load(value)})
             continue
         node = getattr(config, group)
         changes = {key: yaml.safe_load(value)}
@@ -65,7 +66,7 @@ def quickly_composed(*overrides: str) -> Config:
 
 
 def test_config_that_is_composed_without_hydra_is_the_same():
-    overrides = ("clipping=gspo", "off_policy=geometric", "kl=off", "kl.beta=0.5", "train.minibatches=2")
+    overrides = ("seed=3", "clipping=gspo", "off_policy=geometric", "kl=off", "kl.beta=0.5", "train.minibatches=2")
     assert quickly_composed(*overrides) == composed(*overrides)
 
 

@@ -33,8 +33,15 @@ COMMON = (
     "eval.batch_rows=6",
 )
 SETTINGS = {
-    "grpo": ["algorithm=grpo", "advantage=raw_reward", "kl=on", "objective.l2=0.01"],
-    "sgrpo": ["algorithm=sgrpo", "advantage=raw_reward", "token_sampler.reweight=true"],
+    "grpo": ["algorithm=grpo", "advantage=raw_reward", "kl=on", "objective.l2=0.01", "train.minibatches=2"],
+    # the further rounds of refill sample fewer prompts, down to one for two ranks
+    "sgrpo": [
+        "algorithm=sgrpo",
+        "advantage=raw_reward",
+        "token_sampler.reweight=true",
+        "entropy=on",
+        "batch_filter=refill",
+    ],
     "replay": ["algorithm=tspmo", "replay.successes=1", "replay.failures=1"],
     "l1ra": [
         "advantage=raw_reward",
@@ -50,6 +57,10 @@ SETTINGS = {
         "rollout=plain",
         "advantage=raw_reward",
         "train.packing=off",
+        "clipping=gspo",
+        "train.staleness=1",
+        "train.steps=2",
+        "off_policy=truncated",
     ],
 }
 

@@ -13,7 +13,16 @@ import torch
 from tests.faults.killing import SETTING, STEPS, only_run, outcome, until_steps, until_then
 
 SETTINGS = {
-    "GRPO": ["algorithm=grpo", "kl=on"],
+    "GRPO": [
+        "algorithm=grpo",
+        "kl=on",
+        "kl.reference=ema",
+        "kl.reference_every=2",
+        "batch_filter=refill",
+        "train.staleness=1",
+        "off_policy=truncated",
+        "entropy=on",
+    ],
     # the evaluations on a benchmark, and rewards that are drawn at random
     "S-GRPO": [
         "algorithm=sgrpo",
@@ -26,7 +35,13 @@ SETTINGS = {
     # gates close and ranks move at 25, 50 and 75 % of the steps
     "L1RA": ["adapter=l1ra_short", "lora_rank=4", "adapter.update_every=0.25", "adapter.gate_lr=0.2"],
     "layer skipping": ["layer_skip=r25", "off_policy=truncated", "token_sampler=stochastic"],
-    "several updates": ["train.updates_per_rollout=3", "train.schedule=cosine", "train.warmup_steps=3"],
+    "several updates": [
+        "train.updates_per_rollout=3",
+        "train.minibatches=2",
+        "token_sampler=prefix_cut",
+        "train.schedule=cosine",
+        "train.warmup_steps=3",
+    ],
 }
 
 
@@ -127,6 +142,7 @@ def test_checkpoint_holds_only_tensors_and_json(fork_server, tmp_path):
     assert {name.split(".")[0] for name in tensors} == {"adapter", "optimizer", "stream"}
     streams = {name for name in tensors if name.startswith("stream.")}
     assert streams == {
-        f"stream.{name}" for name in ("rollout", "token_sampler", "layer_skip", "replay", "reward", "prompts")
+        f"stream.{name}"
+        for name in ("rollout", "token_sampler", "layer_skip", "replay", "reward", "minibatches", "prompts")
     }
     assert all(tensors[name].dtype == torch.uint8 for name in streams)
