@@ -277,3 +277,12 @@ def test_own_field_without_a_line_in_the_yaml_is_given_with_a_plus(mine):
     with pytest.raises(ConfigError, match=r"reward.price: has no value; give \+reward.price="):
         Algorithm.build(compose(["reward=brief"], [str(mine)]))
     assert Algorithm.build(compose(["reward=brief", "+reward.price=0.5"], [str(mine)])).reward.price == 0.5
+
+
+def test_option_with_the_name_of_one_of_the_package_is_refused(mine):
+    """Hydra would take the option of the package without a word."""
+    (mine / "off_policy" / "truncated.yaml").write_text("{_target_: parts.Masked, bound: 2.0}")
+    with pytest.raises(ConfigError, match=r"^off_policy=truncated: rlsparse has .* rename that file$") as error:
+        compose(["layer_skip=r10", "off_policy=truncated"], [str(mine)])
+    assert str(mine / "off_policy" / "truncated.yaml") in str(error.value)
+    compose(["layer_skip=r10", "off_policy=retrace"], [str(mine)])  # another option of the package

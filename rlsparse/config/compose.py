@@ -171,7 +171,22 @@ def check_group_options(arguments: Sequence[str]) -> None:
     refuse_repeated_terms(words)
     refuse_repeated_axes(words, "on the command line")
     refuse_covered_axes(words)
+    _refuse_hidden_files(words, folders)
     _refuse_unreadable_files(words, folders)
+
+
+def _refuse_hidden_files(words: Iterable[str], folders: Sequence[str]) -> None:
+    """Refuse a chosen option that both a folder of a user and the package have: Hydra would take the package's."""
+    for word in words:
+        group, _, names = word.lstrip("+").partition("=")
+        group = group.partition("@")[0]
+        for name in names.split(","):
+            hidden = [file for folder in folders if (file := Path(folder, group, f"{name}.yaml")).is_file()]
+            if hidden and Path(config_dir(), group, f"{name}.yaml").is_file():
+                raise ConfigError(
+                    f"{group}={name}: rlsparse has an option of this name, which Hydra would take instead of "
+                    f"{hidden[0]}; rename that file"
+                )
 
 
 def _refuse_unreadable_files(words: Iterable[str], folders: Sequence[str]) -> None:
