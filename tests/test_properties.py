@@ -131,10 +131,10 @@ ratio_only  full         reward   on  token_mean    sequence_mask passes      3 
 self_ratio  random       k3_ratio off token_mean    importance    minibatches 1  packed 2 same
 off         prefix_cut   k3       on  prompt_mean   retrace       minibatches 64 plain  2 same
 prob        full         k3       off constant      importance    passes      3  plain  2 other
-on          full         k3_ratio on  sequence_sum  geometric     passes      1  packed 1 other
+on          full         k3_ratio on  sequence_sum  geometric     passes      3  packed 1 other
 clip_higher high_entropy k3       on  sequence_mean masked        passes      64 packed 2 same
 gspo        low_first    k3       on  sequence_mean truncated     minibatches 3  packed 2 other
-on          low_first    reward   off token_mean    policy        passes      1  packed 2 other
+on          low_first    reward   off token_mean    policy        passes      3  packed 2 other
 prob        prefix_tree  off      off prompt_mean   policy        minibatches 3  packed 2 other
 prob        prefix_tree  k3_ratio on  prompt_mean   none          passes      1  packed 2 same
 """

@@ -46,6 +46,7 @@ from tests.test_objective import assert_same, gradient
 from tests.test_properties import Sampled, T, quickly_composed, two_ranks
 from tests.test_properties import token_batch as random_batch
 
+FIRST = ("token_sampler=first", "token_sampler.budget=4")
 TSPMO = ("advantage=prefix_tree", "token_sampler=prefix_tree", "clipping=prob", "objective=prompt_mean")
 
 
@@ -203,16 +204,18 @@ def two(sampled: Sampled, *overrides: str, **more) -> tuple[Steps, Steps, Scored
     return one, other, one.scored(one.a), one.scored(one.b)
 
 
-@pytest.mark.parametrize("clipping", ["on", "gspo", "dual_clip"])
+@pytest.mark.parametrize("clipping", ["on", "gspo", "gmpo", "dual_clip"])
 def test_second_minibatch_is_compared_with_the_policy_before_the_first_step(sampled, clipping):
-    one, other, a, b = two(sampled, f"clipping={clipping}", lr=0.3)
+    one, other, a, b = two(sampled, f"clipping={clipping}", *FIRST, lr=0.3)
     with torch.no_grad():
         old = other.log_probs(b)
     metrics = one.update([a, b])
     other.update([a])
     new = other.log_probs(b)
     assert float((new.detach() - old)[b.scales != 0].abs().max()) > 0.2  # some ratios are outside of the bounds
-    tokens = ScoredTokens(new, old, b.advantages, b.scales, mask=b.rollout.mask if clipping == "gspo" else None)
+    # gspo and gmpo look at all tokens of a completion, also at those that the sampler leaves out
+    mask = b.rollout.mask if one.algorithm.clipping.needs_whole_rows else None
+    tokens = ScoredTokens(new, old, b.advantages, b.scales, mask=mask)
     part = other.algorithm.token_objective(tokens)
     assert part.clipped > 0
     assert_same(gradient(one.adapter), other.gradient_of(part.loss))
@@ -222,12 +225,13 @@ def test_second_minibatch_is_compared_with_the_policy_before_the_first_step(samp
 
 @pytest.mark.parametrize("correction", ["truncated", "sequence_mask", "geometric", "retrace"])
 def test_weights_of_the_second_minibatch_are_those_of_the_policy_before_the_first_step(sampled, correction):
-    """The surrogate does not look at the old policy, so that only the weights do."""
-    setting = ("clipping=off", f"off_policy={correction}")
+    """The surrogate does not look at the old policy, only the weights do: those of completions at all of their tokens."""
+    setting = ("clipping=off", f"off_policy={correction}", *FIRST)
     one, other, a, b = two(sampled, *setting, behaviour=correction, lr=0.3)
     chosen, off_policy = b.scales != 0, one.algorithm.off_policy
     with torch.no_grad():
         old = other.log_probs(b)
+    assert int(chosen.sum()) < int(b.rollout.mask.sum())
     mask = b.rollout.mask if off_policy.needs_whole_rows else chosen
     weights = off_policy(off_policy.ratio(old, b.rollout.log_probs, mask))
     metrics = one.update([a, b])

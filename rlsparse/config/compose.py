@@ -1,5 +1,6 @@
 """From yaml files to a typed config: schemas, config folders, and the strict conversion of what Hydra composes."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -181,8 +182,9 @@ def _refuse_hidden_files(words: Iterable[str], folders: Sequence[str]) -> None:
         group, _, names = word.lstrip("+").partition("=")
         group = group.partition("@")[0]
         for name in names.split(","):
-            hidden = [file for folder in folders if (file := Path(folder, group, f"{name}.yaml")).is_file()]
-            if hidden and Path(config_dir(), group, f"{name}.yaml").is_file():
+            option = f"{group}/{name}.yaml"  # joined as text: the value of a key may be an absolute path
+            hidden = [f"{folder}/{option}" for folder in folders if os.path.isfile(f"{folder}/{option}")]
+            if hidden and os.path.isfile(f"{config_dir()}/{option}"):
                 raise ConfigError(
                     f"{group}={name}: rlsparse has an option of this name, which Hydra would take instead of "
                     f"{hidden[0]}; rename that file"

@@ -27,12 +27,13 @@ def idle_clipping(points: Points) -> list[str]:
 
     With one optimizer step per rollout batch the ratio is 1, so that surrogates of that trait have the same gradient.
     """
-    surrogates: dict[str, set[Surrogate]] = {}
+    surrogates: dict[str, dict[str, Surrogate]] = {}  # different ones, by what is equal in the rest of the config
     for config, algorithm in points:
         steps = config.train.updates_per_rollout * config.train.minibatches
         if steps == 1 and not algorithm.token_sampler.makes_passes and algorithm.clipping.same_gradient_at_ratio_1:
-            surrogates.setdefault(_rest(config, "clipping"), set()).add(algorithm.clipping)
-    swept = {one.label for same in surrogates.values() if len(same) > 1 for one in same}
+            # told apart by their text: a surrogate with a list among its keys has no hash
+            surrogates.setdefault(_rest(config, "clipping"), {})[repr(algorithm.clipping)] = algorithm.clipping
+    swept = {one.label for same in surrogates.values() if len(same) > 1 for one in same.values()}
     if not swept:
         return []
     return [

@@ -97,8 +97,9 @@ class Updater:
         parts = [
             _Minibatch.of(self, share_of(batch, self.world)) for batch in batches if bool((batch.scales != 0).any())
         ]
+        bonus = self.algorithm.entropy.coefficient != 0
         if not parts:
-            return UpdateMetrics()
+            return UpdateMetrics(entropy=0.0 if bonus else None)
         for part in parts[1:]:  # the first one is scored in the forward pass of its gradient
             part.score_old()
         total, grad_norm = _Sums(), 0.0
@@ -112,7 +113,7 @@ class Updater:
             updates=n,
             loss=total.loss / n,
             kl=total.kl / n,
-            entropy=total.entropy / n if self.algorithm.entropy.coefficient else None,
+            entropy=total.entropy / n if bonus else None,
             frac_clipped=total.clipped / max(1, total.tokens),
             grad_norm=grad_norm / n,
             mismatch=mismatch,
