@@ -16,6 +16,7 @@ from rlsparse.components.component import ComponentError
 from rlsparse.components.reward import Completion, Score
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
+from rlsparse.execution.point_warnings import idle_clipping
 from rlsparse.execution.preflight import identity_of
 from rlsparse.training.rewards import checked_reward
 from tests.conftest import ROOT, make_rollout
@@ -286,3 +287,26 @@ def test_option_with_the_name_of_one_of_the_package_is_refused(mine):
         compose(["layer_skip=r10", "off_policy=truncated"], [str(mine)])
     assert str(mine / "off_policy" / "truncated.yaml") in str(error.value)
     compose(["layer_skip=r10", "off_policy=retrace"], [str(mine)])  # another option of the package
+
+
+def test_long_value_or_path_beside_a_yaml_file_is_no_option_of_the_package(mine, tmp_path):
+    (tmp_path / "runs.yaml").write_text("")
+    assert compose([f"runs_dir={tmp_path}/runs"], [str(mine)]).runs_dir == f"{tmp_path}/runs"
+    with pytest.raises(ConfigError, match=r"^reward=aaaa"):  # longer than the name of a file can be
+        compose(["reward=" + "a" * 300], [str(mine)])
+
+
+def test_own_surrogate_with_a_list_among_its_keys_is_told_apart_from_others_in_the_warning(mine):
+    (mine / "bounded.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from rlsparse.components.objective.surrogate import Ratio\n"
+        "@dataclass(frozen=True)\n"
+        "class Listed(Ratio):\n"
+        "    bounds: list[float]\n"
+    )
+    (mine / "clipping" / "listed.yaml").write_text("{_target_: bounded.Listed, bounds: [0.5, 2.0]}")
+    configs = [compose(["clipping=listed", *more], [str(mine)]) for more in ([], ["clipping.bounds=[0.1]"], ["seed=1"])]
+    first, other, seed = ((config, Algorithm.build(config)) for config in configs)
+    (line,) = idle_clipping([first, other])
+    assert line.startswith("clipping is swept (listed) ")
+    assert idle_clipping([first, seed]) == []

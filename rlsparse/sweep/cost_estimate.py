@@ -94,7 +94,8 @@ def finished_run(config: Mapping[str, Any], summary: Mapping[str, Any]) -> Finis
 def completion_tokens(config: Mapping[str, Any], after: int = 0) -> float:
     """Return the maximum number of completion tokens that a run samples after a step, evaluations included.
 
-    Replay counts as if every prompt had as many right and wrong completions as it needs.
+    Replay counts as if every prompt had as many right and wrong completions as it needs. The further rounds of a batch
+    filter do not count, since their number depends on the answers.
     """
     train, evaluation = config["train"], config["eval"]
     replay = config.get("replay") or config["token_sampler"]["replay"]  # in configs of earlier versions

@@ -66,9 +66,10 @@ class HighEntropy(SizedSampler):
     least the (1 - share)-quantile of all entropies of the batch, with linear interpolation. Equal entropies at that
     bound are all taken. A mean is over all tokens of the completion: the divisor counts the tokens that are left out,
     as in the paper and in TRL 1.16. The mask equals that of TRL's ``top_entropy_quantile`` on the same entropies.
-    Two things differ from TRL. TRL takes the entropy of the policy at each update and the quantile over the microbatch
-    of all ranks; here it is the entropy at sampling, over the whole rollout batch. TRL keeps the KL term on all tokens;
-    here it is on the chosen tokens, as with every token sampler.
+    Three things differ from TRL. TRL takes the entropy of the policy at each update and the quantile over the
+    microbatch of all ranks; here it is the entropy at sampling, over the whole rollout batch. TRL keeps the KL term on
+    all tokens; here it is on the chosen tokens, as with every token sampler. With ``train.mask_truncated`` the tokens
+    of truncated completions count in the quantile here, and not in TRL.
 
     Attributes:
         scope: ``completion`` or ``batch``. A batch has no budget, since its number of completions may vary.
