@@ -14,7 +14,7 @@ from rlsparse.components.batch_filter import BatchFilter
 from rlsparse.components.component import Component, Digest, build, checked, describe, use_import_path
 from rlsparse.components.entropy import EntropyBonus
 from rlsparse.components.negative_feedback import NegativeFeedback
-from rlsparse.components.objective import Aggregation, KLPenalty, Surrogate, TokenObjective
+from rlsparse.components.objective import Aggregation, KLPenalty, RowSurrogate, Surrogate, TokenObjective
 from rlsparse.components.off_policy import OffPolicyWeight
 from rlsparse.components.reward import Reward
 from rlsparse.components.task import Task
@@ -157,18 +157,30 @@ class Algorithm:
                 "has one; take reward=terms with several terms, or advantage=group_zscore"
             )
         yield from self._batch_problems(train)
-        smallest = self.reward.smallest_reward
-        if smallest is not None and smallest < self.advantage.smallest_reward:
-            yield (
-                f"advantage={self.advantage.label}: is defined for rewards of at least "
-                f"{self.advantage.smallest_reward:g}, and reward={self.reward.label} can give {smallest:g}; raise the "
-                "values of the reward, or take advantage=group_mean"
-            )
+        yield from self._reward_problems()
         yield from self._transition_problems()
         yield from self._row_problems()
         yield from self._history_problems(train)
         yield from self._off_policy_problems(train)
         yield from self._replay_problems(train)
+
+    def _reward_problems(self) -> Iterator[str]:
+        """Yield what is wrong with the sign of the rewards, where the reward says how small they can be."""
+        smallest = self.reward.smallest_reward
+        if smallest is None:
+            return
+        if smallest < self.advantage.smallest_reward:
+            yield (
+                f"advantage={self.advantage.label}: is defined for rewards of at least "
+                f"{self.advantage.smallest_reward:g}, and reward={self.reward.label} can give {smallest:g}; raise the "
+                "values of the reward, or take advantage=group_mean"
+            )
+        if self.advantage.is_reward and smallest >= 0 and not bool(self.negative_feedback(torch.ones(1, 1)).any()):
+            yield (
+                f"negative_feedback ({self.negative_feedback.label}): keeps advantages below 0 alone, and with "
+                f"advantage={self.advantage.label} and rewards of at least {smallest:g} there are none; take "
+                "reward=signed"
+            )
 
     def _transition_problems(self) -> Iterator[str]:
         if self.advantage.per_transition and self.clipping.bounds_ratio:
@@ -208,6 +220,11 @@ class Algorithm:
         """Yield what is wrong with a surrogate that needs all tokens of a completion."""
         if not self.clipping.needs_whole_rows:
             return
+        if not isinstance(self.clipping, RowSurrogate):
+            yield (
+                f"clipping ({self.clipping.label}): needs_whole_rows is true, but the class gets no whole rows; derive "
+                "it from rlsparse.components.objective.RowSurrogate"
+            )
         if self.token_sampler.cuts_completions:
             yield (
                 f"clipping ({self.clipping.label}): needs the ratio of the whole completion, and token_sampler="

@@ -16,6 +16,7 @@ from rlsparse.components.objective.kl import ReferenceUpdate
 from rlsparse.components.reward import Score
 from rlsparse.config.schema import Config, ConfigError
 from rlsparse.execution.point_warnings import (
+    endless_staleness,
     idle_clipping,
     idle_off_policy,
     idle_reference,
@@ -713,6 +714,10 @@ def test_moving_reference_is_the_first_policy_until_it_moves(models):
             r"batch_filter=drop: a group of one completion .*; raise train\.group_size=1, or take batch_filter=dilute",
         ),
         (
+            "negative_feedback=only advantage=raw_reward",
+            r"negative_feedback \(sign_weights\): .* rewards of at least 0 there are none; take reward=signed",
+        ),
+        (
             "tspmo train.mask_truncated=true",
             r"train\.mask_truncated=true: token_sampler \(branch_points\) .*; take train\.mask_truncated=false",
         ),
@@ -805,6 +810,8 @@ def test_staleness_without_a_correction_gets_a_warning():
 
 def test_reference_that_would_not_move_before_the_end_gets_a_warning():
     moving = ("kl=on", "kl.reference=sync", "train.steps=5")
+    (line,) = endless_staleness(points(("train.staleness=4", "train.steps=4"), ("train.staleness=3", "train.steps=4")))
+    assert line.startswith("train.staleness=4 with train.steps=4: ")
     (line,) = idle_reference(points((*moving, "kl.reference_every=5")))
     assert line.startswith("kl.reference_every=5: ")
     assert line.endswith("train.steps=5; lower it, or take kl.reference=base")

@@ -18,6 +18,7 @@ def point_warnings(points: Points) -> list[str]:
         *idle_scale(points),
         *idle_off_policy(points),
         *uncorrected_staleness(points),
+        *endless_staleness(points),
         *idle_reference(points),
     ]
 
@@ -90,6 +91,16 @@ def uncorrected_staleness(points: Points) -> list[str]:
     return [
         f"train.staleness={','.join(map(str, sorted(stale)))} with off_policy=none: completions of an earlier policy "
         "count as samples of the current one; add off_policy=truncated to correct for it"
+    ]
+
+
+def endless_staleness(points: Points) -> list[str]:
+    """Return the warning that the policy before the first step samples in every step."""
+    late = {(c.train.staleness, c.train.steps) for c, _ in points if c.train.staleness >= c.train.steps}
+    return [
+        f"train.staleness={staleness} with train.steps={steps}: the untrained policy samples in every step, since none "
+        "is older; lower it, or take more steps"
+        for staleness, steps in sorted(late)
     ]
 
 

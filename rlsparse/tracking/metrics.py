@@ -37,7 +37,11 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
         "mean |A| over completion tokens (in standard deviations if A is divided by one)",
     ),
     "tokens/frac_updated": ("share", "sampled completion tokens that the token sampler selected"),
-    "tokens/frac_forward": ("share", "sampled completion tokens in the rows of the forward and backward pass"),
+    "tokens/frac_forward": (
+        "share",
+        "sampled completion tokens up to the last one of their completion that the loss needs, which are those of the "
+        "forward and backward pass; token_sampler=low_probability_first counts a token in each of its two steps",
+    ),
     "tokens/depth_mean": ("tokens", "tokens of its completion before a selected token; absent if none is selected"),
     "tokens/depth_p90": ("tokens", "the same, 90th percentile of the selected tokens of the step"),
     "tokens/generated": ("tokens", "completion tokens sampled for training since the start of the run"),

@@ -8,6 +8,7 @@ from rlsparse.batch import ScoredBatch, TokenBatch
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.components.advantage import equal_rewards
 from rlsparse.config.schema import Config
+from rlsparse.model.packing.layout import last_columns
 from rlsparse.tracking.metrics import TERM_PREFIX
 from rlsparse.tracking.profiling import Clock
 from rlsparse.tracking.tracker import Tracker
@@ -154,7 +155,7 @@ def update_metrics(step: Step, clock: Clock) -> dict[str, float]:
     """Return what was learned from, and what the optimizer did with it."""
     experience, updated, sampled = step.collected.all, step.updated, step.collected.sampled
     chosen = step.batch.selection.weights != 0  # (B, T)
-    in_forward = sum(int(one.rollout.lengths[(one.scales != 0).any(dim=1)].sum()) for one in step.scored)
+    in_forward = sum(sum(last_columns(one.needed)) for one in step.scored)
     metrics = {
         "advantage/abs_mean": float(step.batch.advantages.abs().sum()) / max(1, experience.sampled),
         "tokens/frac_updated": int(chosen.sum()) / sampled,

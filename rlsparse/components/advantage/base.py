@@ -24,11 +24,13 @@ class Advantage(Component, ABC):
         scale_of: the advantage that it is a multiple of, by a factor that depends on the group size alone; advantages
             with the same value here differ in the scale of the gradient only. None where there is no other.
         smallest_reward: the smallest reward that it is defined for.
+        is_reward: the advantage of a token is the reward of its completion, with its sign.
     """
 
     per_transition: ClassVar[bool] = False
     per_term: ClassVar[bool] = False
     smallest_reward: ClassVar[float] = -math.inf
+    is_reward: ClassVar[bool] = False
 
     @property
     def min_group_size(self) -> int:

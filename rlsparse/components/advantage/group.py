@@ -46,5 +46,7 @@ class LeaveOneOut(GroupBaseline):
 class RawReward(Advantage):
     """R itself: REINFORCE without a baseline. Carrino et al. 2026 (2603.18756), ablation "no group advantage"."""
 
+    is_reward: ClassVar[bool] = True
+
     def __call__(self, rewards: Tensor, rollout: Rollout) -> Tensor:
         return rewards.reshape(-1, 1) * rollout.mask  # (B, T)

@@ -145,11 +145,11 @@ def _by_prefix(rollout: Rollout, rows: Tensor, needed: Tensor, dtype: torch.dtyp
     prompts = (rows // rollout.group_size).unique_consecutive()  # (p,)
     trees = {prompt: _Tree() for prompt in prompts.tolist()}
     segment_of = {prompt: i for i, prompt in enumerate(trees)}
-    completions, last = rollout.completion_ids[rows].tolist(), _last_needed(needed)
+    completions, widths = rollout.completion_ids[rows].tolist(), last_columns(needed)
     predictors: list[tuple[int, int]] = []  # segment and node that predict each needed token; -1: the last prompt token
     for i, (row, wanted) in enumerate(zip(rows.tolist(), needed.tolist(), strict=True)):
         prompt = row // rollout.group_size
-        path = [-1, *trees[prompt].insert(row, completions[i][: last[i]])]
+        path = [-1, *trees[prompt].insert(row, completions[i][: widths[i] - 1])]
         predictors += [(segment_of[prompt], path[t]) for t, want in enumerate(wanted) if want]
     n = max(1, *(len(tree.rows) for tree in trees.values()))
     in_prompt = _in_prompt(rollout, prompts)
@@ -215,13 +215,6 @@ def _in_prompt(rollout: Rollout, prompts: Tensor) -> Tensor:
 def last_columns(needed: Tensor) -> list[int]:
     """Return the number of columns of each row up to its last needed token; 0 if there is none."""
     columns = torch.arange(1, needed.shape[1] + 1, device=needed.device)
-    last: list[int] = (needed * columns).amax(dim=1).tolist()
-    return last
-
-
-def _last_needed(needed: Tensor) -> list[int]:
-    """Return the column of the last needed token of each row; all tokens before it must go through the model."""
-    columns = torch.arange(needed.shape[1], device=needed.device)
     last: list[int] = (needed * columns).amax(dim=1).tolist()
     return last
 
