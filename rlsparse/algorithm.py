@@ -172,8 +172,8 @@ class Algorithm:
         if smallest < self.advantage.smallest_reward:
             yield (
                 f"advantage={self.advantage.label}: is defined for rewards of at least "
-                f"{self.advantage.smallest_reward:g}, and reward={self.reward.label} can give {smallest:g}; raise the "
-                "values of the reward, or take advantage=group_mean"
+                f"{self.advantage.smallest_reward:g}, and reward ({self.reward.label}) can give {smallest:g}; raise "
+                "the values of the reward, or take advantage=group_mean"
             )
         if self.advantage.is_reward and smallest >= 0 and not bool(self.negative_feedback(torch.ones(1, 1)).any()):
             yield (
@@ -200,11 +200,6 @@ class Algorithm:
             )
 
     def _batch_problems(self, train: TrainConfig) -> Iterator[str]:
-        if train.minibatches > train.prompts_per_step:
-            yield (
-                f"train.minibatches={train.minibatches}: a step has train.prompts_per_step={train.prompts_per_step} "
-                "prompts, whose groups stay whole; give at most that many"
-            )
         if self.batch_filter.active and train.group_size == 1:
             yield (
                 f"batch_filter={self.batch_filter.label}: a group of one completion is all right or all wrong, so none "

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlsparse.config.compose import check_group_options, config_dir, register_schemas, run_config
 from rlsparse.config.hydra_errors import one_line_errors
 from rlsparse.config.schema import Config, ConfigError
-from rlsparse.config.words import read_words
+from rlsparse.config.words import keys_of_swept_groups, read_words
 from rlsparse.execution.run_once import RECORDED, Job, Process, run
 from rlsparse.model.cache import model_cache
 from rlsparse.runtime.distributed import RankLost, World, join_world
@@ -79,8 +79,9 @@ def main() -> None:
                 sys.exit(1)
 
     try:
-        sys.argv[1:] = read_words(replace_flag(sys.argv[1:]))
-        check_group_options(sys.argv[1:])
+        words = read_words(replace_flag(sys.argv[1:]))
+        check_group_options(words)
+        sys.argv[1:] = keys_of_swept_groups(words)
         with closing(shared_viewer()), one_line_errors():
             job()
     except ConfigError as error:

@@ -148,7 +148,7 @@ def test_max_rl_with_a_reward_that_can_be_below_zero_is_refused(reward, lowest):
     reward = Correctness(correct=correct, wrong=wrong, format=form)
     lines = list(replace(algorithm, advantage=MaxRl(), reward=reward).problems(config.train))
     assert len(lines) == (lowest is not None)
-    assert all(f"at least 0, and reward=correctness can give {lowest}; raise" in line for line in lines)
+    assert all(f"at least 0, and reward (correctness) can give {lowest}; raise" in line for line in lines)
 
 
 @pytest.mark.parametrize(

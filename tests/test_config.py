@@ -32,7 +32,7 @@ from rlsparse.config.hydra_errors import explained, one_line_errors
 from rlsparse.config.paths import expand_all
 from rlsparse.config.ranges import keys_of
 from rlsparse.config.schema import COMPONENT_GROUPS, Config, ConfigError, WarmStartConfig
-from rlsparse.config.words import read_words
+from rlsparse.config.words import keys_of_swept_groups, read_words
 from rlsparse.execution.point_warnings import idle_clipping
 from rlsparse.sweep.plan import sweep_jobs
 from rlsparse.warm_start.run import Parts
@@ -610,6 +610,16 @@ def test_runs_folder_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"runs_dir=.*file/runs: cannot be written"):
         check_writable("runs_dir", str(tmp_path / "file" / "runs"))
     check_writable("runs_dir", str(tmp_path / "new" / "runs"))
+
+
+def test_keys_of_a_swept_group_are_set_in_each_point():
+    """Hydra would set them in the default option, which may not have them."""
+    words = ["-m", "token_sampler=random,first", "token_sampler.share=0.5", "token_sampler.budget=null", "seed=0,1"]
+    axes = "hydra.sweeper.params={token_sampler.share:'0.5',token_sampler.budget:'null'}"
+    assert keys_of_swept_groups(words) == ["-m", "token_sampler=random,first", "seed=0,1", axes]
+    # an axis stays one, a group with one option keeps its keys, and without -m nothing is swept
+    for same in (["-m", "kl=on,off", "kl.beta=0.1,0.2"], ["-m", "kl=on", "kl.beta=0.1", "seed=0,1"], words[1:]):
+        assert keys_of_swept_groups(same) == same
 
 
 def configs(*overrides_lists):

@@ -18,6 +18,7 @@ from rlsparse.config.schema import Config, ConfigError
 from rlsparse.execution.point_warnings import (
     endless_staleness,
     idle_clipping,
+    idle_kl,
     idle_off_policy,
     idle_reference,
     point_warnings,
@@ -706,10 +707,6 @@ def test_moving_reference_is_the_first_policy_until_it_moves(models):
     ("overrides", "line"),
     [
         (
-            "train.minibatches=9",
-            r"train\.minibatches=9: a step has train\.prompts_per_step=8 prompts, .*; give at most that many",
-        ),
-        (
             "advantage=raw_reward train.group_size=1 batch_filter=drop",
             r"batch_filter=drop: a group of one completion .*; raise train\.group_size=1, or take batch_filter=dilute",
         ),
@@ -776,6 +773,10 @@ def test_combination_that_cannot_be_is_refused_in_one_line_with_key_value_and_re
     [
         ("train.minibatches=0", r"train\.minibatches=0: must be"),
         ("train.staleness=-1", r"train\.staleness=-1: must be"),
+        (
+            "train.minibatches=9",
+            r"train\.minibatches=9: a step has train\.prompts_per_step=8 prompts, .*; give at most that many",
+        ),
     ],
 )
 def test_train_key_out_of_range_is_refused_in_one_line(override, line):
@@ -810,6 +811,8 @@ def test_staleness_without_a_correction_gets_a_warning():
 
 def test_reference_that_would_not_move_before_the_end_gets_a_warning():
     moving = ("kl=on", "kl.reference=sync", "train.steps=5")
+    (line,) = idle_kl(points(("kl.estimator=k1",), ("kl=on", "kl.estimator=k2")))
+    assert line == "kl.estimator=k1: no effect with kl.beta=0, where there is no KL term; add kl=on"
     (line,) = endless_staleness(points(("train.staleness=4", "train.steps=4"), ("train.staleness=3", "train.steps=4")))
     assert line.startswith("train.staleness=4 with train.steps=4: ")
     (line,) = idle_reference(points((*moving, "kl.reference_every=5")))

@@ -112,6 +112,11 @@ def _run_problems(config: Config) -> Iterator[str]:
         yield f"experiment.name={name}: it names a folder; use letters, digits, '_', '-' and '.'"
     elif len(os.fsencode(name)) > LONGEST_NAME:
         yield f"experiment.name={name}: it names a folder; use at most {LONGEST_NAME} letters"
+    if config.train.minibatches > config.train.prompts_per_step:
+        yield (
+            f"train.minibatches={config.train.minibatches}: a step has train.prompts_per_step="
+            f"{config.train.prompts_per_step} prompts, whose groups stay whole; give at most that many"
+        )
     rows = config.train.prompts_per_step * config.train.group_size
     if rows > MOST_ROWS:
         yield (

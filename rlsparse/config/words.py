@@ -39,6 +39,30 @@ def read_words(arguments: Sequence[str]) -> list[str]:
     return [_word(word, previous in FOLDER_FLAGS) for previous, word in zip(before, ordered, strict=False)]
 
 
+def keys_of_swept_groups(words: Sequence[str]) -> list[str]:
+    """Return a command line in which the keys of a config group that is swept are set in each point of the sweep.
+
+    ``-m token_sampler=random,first token_sampler.share=0.5``: Hydra would set the key before it chooses an option, in
+    the default option of the group, which may not have it.
+
+    Args:
+        words: of the command line, as ``read_words`` returns them.
+    """
+    if not {"-m", "--multirun"} & set(words):
+        return list(words)
+    groups = {key for key, _, value in (word.partition("=") for word in words) if key.isidentifier() and "," in value}
+    moved = [word for word in words if word.partition(".")[0] in groups and _is_single_value(word)]
+    if not moved:
+        return list(words)
+    axes = ",".join(f"{key}:{_quote(value)}" for key, _, value in (word.partition("=") for word in moved))
+    return [*(word for word in words if word not in moved), f"hydra.sweeper.params={{{axes}}}"]
+
+
+def _is_single_value(word: str) -> bool:
+    override = parsed(word)
+    return override is not None and not override.is_sweep_override() and re.match(r"[\w.]+=", word) is not None
+
+
 def _flags_first(arguments: Sequence[str]) -> list[str]:
     """Return a command line with its flags before its overrides, since argparse reads overrides in one place only."""
     flags: list[str] = []

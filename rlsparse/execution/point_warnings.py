@@ -20,6 +20,7 @@ def point_warnings(points: Points) -> list[str]:
         *uncorrected_staleness(points),
         *endless_staleness(points),
         *idle_reference(points),
+        *idle_kl(points),
     ]
 
 
@@ -102,6 +103,14 @@ def endless_staleness(points: Points) -> list[str]:
         "is older; lower it, or take more steps"
         for staleness, steps in sorted(late)
     ]
+
+
+def idle_kl(points: Points) -> list[str]:
+    """Return the warning that keys of the KL penalty have no effect where its weight is 0."""
+    idle = {key for _, algorithm in points for key in algorithm.kl.idle_keys}
+    if not idle:
+        return []
+    return [f"kl.{', kl.'.join(sorted(idle))}: no effect with kl.beta=0, where there is no KL term; add kl=on"]
 
 
 def idle_reference(points: Points) -> list[str]:

@@ -21,7 +21,9 @@ from rlsparse.results.names import sorted_methods
 from rlsparse.results.statistics import LEVEL, MEANING, Estimate, estimate, paired, permutation_test
 from rlsparse.results.table import Table
 
-BUDGETS = {"tokens_updated": "tokens updated", "seconds": "seconds of steps"}  # columns of the curves
+# columns of the curves
+BUDGETS = {"tokens_generated": "tokens sampled", "tokens_updated": "tokens updated", "seconds": "seconds of steps"}
+MANY = 1.25  # times the tokens of the method that samples the fewest: above it, tokens sampled are a cost of their own
 BEFORE_FIRST = " †"  # marks a value before the first evaluation after step 0
 DEFINITIONS = (
     "final: sampled accuracy of the last evaluation. IQM: interquartile mean of the final values. area under curve: "
@@ -141,7 +143,7 @@ def setting_notes(runs: pd.DataFrame) -> list[str]:
         "prompts_per_step": "{} prompts a step",
         "group_size": "{} completions a prompt",
         "minibatches": "{} minibatches a rollout",
-        "updates_per_rollout": "{} passes over it" if minibatches else "{} optimizer steps a rollout",
+        "updates_per_rollout": "{} passes a rollout" if minibatches else "{} optimizer steps a rollout",
     }
     if "task" not in runs or runs["task"].isna().all():
         return []
@@ -211,15 +213,17 @@ def _equal_cost_notes(budgets: dict[str, float]) -> list[str]:
 def _budgets(curves: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
     """Return for each cost the smallest mean total of a method, without methods of which a run collapsed.
 
-    Empty if there are fewer than two methods.
+    Empty if there are fewer than two methods. Tokens sampled count only where methods differ much in them, as with
+    refill and replay; elsewhere the table of outcomes compares at equal tokens already.
     """
     if curves.empty or curves["method"].nunique() < 2:
         return {}
     kept = curves[~curves["method"].isin(collapsed_methods(runs))]
-    totals = (
-        (curves if kept.empty else kept).groupby(["method", "seed"])[list(BUDGETS)].max().groupby("method").mean().min()
-    )
-    return {cost: float(totals[cost]) for cost in BUDGETS if totals[cost] > 0}
+    used = curves if kept.empty else kept
+    of_methods = used.groupby(["method", "seed"])[list(BUDGETS)].max().groupby("method").mean()
+    totals, sampled = of_methods.min(), of_methods["tokens_generated"]
+    costs = [cost for cost in BUDGETS if cost != "tokens_generated" or sampled.max() > MANY * sampled.min()]
+    return {cost: float(totals[cost]) for cost in costs if totals[cost] > 0}
 
 
 def _best(runs: pd.DataFrame, methods: Sequence[str], measures: Sequence[Measure]) -> set[tuple[int, str]]:

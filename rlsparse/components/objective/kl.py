@@ -62,6 +62,11 @@ class KLPenalty(Component, ABC):
         """Return how the reference follows the policy; None where it is the base model for the whole run."""
         return None
 
+    @property
+    def idle_keys(self) -> list[str]:
+        """Return the keys that were given another value than usual and have no effect, ``key=value`` each."""
+        return []
+
 
 @dataclass(frozen=True)
 class SampledKL(KLPenalty):
@@ -136,6 +141,12 @@ class SampledKL(KLPenalty):
         if self.beta == 0 or self.reference == "base":
             return None
         return ReferenceUpdate(self.reference_every, self.reference_share if self.reference == "ema" else 1.0)
+
+    @property
+    def idle_keys(self) -> list[str]:
+        if self.beta > 0:
+            return []
+        return [f"{key}={getattr(self, key)}" for key, usual in self.neutral.items() if getattr(self, key) != usual]
 
     def problems(self) -> Iterator[str]:
         """Yield the problem of an estimator in a place where its gradient is none; where β = 0 there is no term."""
