@@ -42,6 +42,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Objective": (
         "objective/loss",
         "objective/kl",
+        "objective/entropy",
         "objective/frac_clipped",
         "train/grad_norm",
         "advantage/abs_mean",
@@ -49,6 +50,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Completions": (
         "rollout/entropy",
         "rollout/frac_degenerate_groups",
+        "rollout/kept_groups",
+        "rollout/rounds",
         "rollout/length_mean",
         "eval/mean_length",
         "task/frac_answered",
@@ -75,6 +78,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Off-policy": (
         "off_policy/kl",
+        "rollout/policy_age",
         "off_policy/effective_sample_size",
         "off_policy/weight_mean",
         "off_policy/weight_max",
