@@ -32,8 +32,11 @@ PROMPTS, GROUP, PROMPT, COMPLETION = 4, 8, 85, 120  # tokens of a prompt and of 
 FULL, CUT, PADDED = "full GRPO", "prefix_cut", "prefix_cut, padded to the widest completion"
 
 
-def measure(model: str, threads: int, repeats: int) -> dict[str, Any]:
-    """Return wall-clock and CPU seconds of the updates of each side, after a first round, and the share of tokens."""
+Side = tuple[Updater, list[ScoredBatch]]  # what takes the updates, and the batch that it takes them on
+
+
+def sides(model: str, threads: int, overrides: dict[str, list[str]]) -> dict[str, Side]:
+    """Return a side for each list of overrides, by name; all sides share the model and the adapter."""
     torch.set_num_threads(threads)
     reuse_freed_memory()
     common = ["algorithm=grpo", "model=smollm2", f"model.path={model}", "device=cpu"]
@@ -44,15 +47,20 @@ def measure(model: str, threads: int, repeats: int) -> dict[str, Any]:
     if obstacle is not None:
         raise SystemExit(f"the packed path cannot be used: {obstacle}")
 
-    def side(overrides: list[str]) -> tuple[Updater, list[ScoredBatch]]:
-        config = compose([*common, *overrides])
+    def side(own: list[str]) -> Side:
+        config = compose([*common, *own])
         algorithm = Algorithm.build(config)
         fit = FitMicrobatches(config.train, MemoryLimits.of(PROMPTS * GROUP, config.train))
         updater = Updater(policy, PACKED, optimizer, algorithm, config.train, fit, ALONE, policy.reference)
         return updater, scored(policy, algorithm)
 
-    full, everything = side([])
-    cut, first_tokens = side(["token_sampler=prefix_cut"])
+    return {name: side(own) for name, own in overrides.items()}
+
+
+def measure(model: str, threads: int, repeats: int) -> dict[str, Any]:
+    """Return wall-clock and CPU seconds of the updates of each side, after a first round, and the share of tokens."""
+    both = sides(model, threads, {FULL: [], CUT: ["token_sampler=prefix_cut"]})
+    (full, everything), (cut, first_tokens) = both[FULL], both[CUT]
     updates = {
         FULL: lambda: full(everything),
         CUT: lambda: cut(first_tokens),

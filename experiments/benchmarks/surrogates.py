@@ -10,18 +10,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
-from prefix_cut import COMPLETION, GROUP, PROMPT, PROMPTS, scored
-
-from rlsparse.algorithm import Algorithm
-from rlsparse.config.compose import compose
-from rlsparse.model.loading import load_policy
-from rlsparse.model.packing import PACKED, can_pack
-from rlsparse.runtime.distributed import ALONE
-from rlsparse.runtime.oom import MemoryLimits
-from rlsparse.tracking.profiling import reuse_freed_memory
-from rlsparse.training.microbatch import FitMicrobatches
-from rlsparse.training.update import Updater
+from prefix_cut import COMPLETION, GROUP, PROMPT, PROMPTS, sides
 
 BASELINE = "on"
 NAMES = (BASELINE, "clip_higher", "dual_clip", "cispo", "gspo", "gmpo", "sapo", "dppo", "self_ratio", "off")
@@ -30,22 +19,7 @@ WORK = f"{PROMPTS} prompts of {PROMPT} tokens, {GROUP} completions of {COMPLETIO
 
 def measure(model: str, threads: int, repeats: int) -> dict[str, Any]:
     """Return the seconds of the updates with each surrogate, after a first round."""
-    torch.set_num_threads(threads)
-    reuse_freed_memory()
-    common = ["model=smollm2", f"model.path={model}", "device=cpu"]
-    config = compose(common)
-    policy = load_policy(config.model, torch.device("cpu"), config.dtype)
-    optimizer = Algorithm.build(config).adapter.attach(policy, config.lora_rank, 0).optimizer(0.0, weight_decay=0.0)
-    obstacle = can_pack(policy)
-    if obstacle is not None:
-        raise SystemExit(f"the packed path cannot be used: {obstacle}")
-    updaters = {}
-    for name in NAMES:
-        config = compose([*common, f"clipping={name}"])
-        fit = FitMicrobatches(config.train, MemoryLimits.of(PROMPTS * GROUP, config.train))
-        algorithm = Algorithm.build(config)
-        updater = Updater(policy, PACKED, optimizer, algorithm, config.train, fit, ALONE, policy.reference)
-        updaters[name] = updater, scored(policy, algorithm)
+    updaters = sides(model, threads, {name: [f"clipping={name}"] for name in NAMES})
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     for round_ in range(repeats + 1):
         for name, (updater, batches) in updaters.items():
