@@ -203,7 +203,7 @@ class Algorithm:
         if self.batch_filter.active and train.group_size == 1:
             yield (
                 f"batch_filter={self.batch_filter.label}: a group of one completion is all right or all wrong, so none "
-                "would be kept; raise train.group_size, or take batch_filter=dilute"
+                "would be kept; raise train.group_size=1, or take batch_filter=dilute"
             )
         if train.mask_truncated and self.token_sampler.per_transition:
             yield (
