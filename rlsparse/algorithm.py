@@ -140,10 +140,10 @@ class Algorithm:
 
     def problems(self, train: TrainConfig) -> Iterator[str]:
         """Yield the problems of combinations of components. The rules use traits, never names."""
-        if self.adapter.trains_all_weights:
+        if self.adapter.only_warm_starts:
             yield (
-                f"adapter={self.adapter.label}: trains all weights, which only a warm start does; take adapter=lora or "
-                "adapter=l1ra"
+                f"adapter={self.adapter.label}: is for warm starts; take adapter=full to train all weights, or "
+                "adapter=lora"
             )
         if train.group_size < self.advantage.min_group_size:
             yield (

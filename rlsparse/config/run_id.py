@@ -15,7 +15,8 @@ from rlsparse.config.schema import Config, EvaluateConfig, WarmStartConfig
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
 LABELS = {WarmStartConfig: "supervised", EvaluateConfig: "evaluate"}  # in the place of an algorithm
-# values of keys of ``train`` that a later version added, at which they change nothing: such keys change no id
+# values of keys that a later version added, at which they change nothing: such keys change no id
+NEUTRAL_IN_MODEL: Mapping[str, Any] = {"template_arguments": {}, "quantization": "off"}
 NEUTRAL_IN_TRAINING = {"minibatches": 1, "mask_truncated": False, "staleness": 0}
 Digest = Callable[[tuple[Path, ...]], str]  # the hash of the contents of some files
 
@@ -68,10 +69,12 @@ def identify(config: Config | WarmStartConfig | EvaluateConfig, inputs: Inputs) 
     """Return the identity of a run, a warm start or an evaluation."""
     unused = (*NO_EFFECT, *inputs.unused)
     relevant: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in unused}
-    # model.lr only feeds train.lr, which is in the hash itself
-    model = {key: value for key, value in relevant["model"].items() if key != "lr"}
-    if not model["template_arguments"]:  # so that ids from before this key stay
-        del model["template_arguments"]
+    # model.lr and model.lr_full only feed train.lr, which is in the hash itself
+    model = {key: value for key, value in relevant["model"].items() if key not in ("lr", "lr_full")}
+    # so that ids from before these keys stay
+    model = {
+        key: value for key, value in model.items() if key not in NEUTRAL_IN_MODEL or value != NEUTRAL_IN_MODEL[key]
+    }
     if inputs.model is not None:
         model |= {"name": None, "path": inputs.model, "revision": None}
     rollout = getattr(config, "rollout", None)

@@ -26,6 +26,8 @@ class ModelConfig:
     chat_template: bool
     template_arguments: dict[str, Any]  # of apply_chat_template; prompts.check_arguments looks at them
     lr: Annotated[float, Range(0)]
+    lr_full: Annotated[float, Range(0)]
+    quantization: Annotated[str, OneOf("off", "nf4", "int8")]
 
 
 @dataclass

@@ -167,7 +167,8 @@ def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any =
     components = algorithm.identity(digest)
     if tasks := build_benchmarks(config.eval):
         components["benchmarks"] = describe_benchmarks(tasks, digest)
-    return identify(config, Inputs(components, model_source(config.model).digest(digest), device))
+    unused = () if algorithm.adapter.uses_lora_rank else ("lora_rank",)
+    return identify(config, Inputs(components, model_source(config.model).digest(digest), device, unused))
 
 
 def refuse_scratch(model: ModelConfig) -> None:

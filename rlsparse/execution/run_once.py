@@ -293,10 +293,11 @@ class _Attempt:
         self._note_skipped(training_run)
         self._note_endings(training_run.policy)
         adapter, algorithm = training_run.adapter, training_run.algorithm
+        trained = self.folder.model if algorithm.adapter.exports_model else self.folder.adapter
         try:
             train(training_run)
         except NonFiniteError:
-            adapter.export(self.folder.adapter)
+            adapter.export(trained)
             raise
         finally:
             self.summary |= results(tracker.history)
@@ -305,8 +306,8 @@ class _Attempt:
             )
             self.summary["time"] = {"total": clock.elapsed(), **clock.total}
             self.summary["peak_memory_bytes"] = peak_memory(device)
-        adapter.export(self.folder.adapter)
-        for file in self.folder.adapter.iterdir():
+        adapter.export(trained)
+        for file in trained.iterdir():
             sync(file)
 
     def _note_skipped(self, training_run: "Training") -> None:

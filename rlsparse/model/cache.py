@@ -26,10 +26,13 @@ class ModelCache:
         self._policy: Policy | None = None
 
     @contextmanager
-    def lend(self, config: ModelConfig, device: "torch.device", dtype: str) -> Iterator["Policy"]:
+    def lend(self, config: ModelConfig, device: "torch.device", dtype: str, keep: bool = True) -> Iterator["Policy"]:
         """Within the context, lend the policy to a run; load it first if it is not in the cache.
 
         The policy is not kept if the run fails.
+
+        Args:
+            keep: whether the run leaves the weights as they were; if not, the policy is not kept.
 
         Raises:
             ConfigError: see ``load_policy``.
@@ -44,7 +47,8 @@ class ModelCache:
             gc.collect()  # the model of a failed run may be part of a reference cycle
             policy = load_policy(config, device, dtype)
         yield replace(policy)
-        self._key, self._policy = key, policy
+        if keep:
+            self._key, self._policy = key, policy
 
 
 @cache

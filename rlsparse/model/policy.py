@@ -36,6 +36,7 @@ class Policy:
         key: where the model is from, ``model.path=DIR`` or ``model.name=NAME``, for messages.
         revision: of the model on the hub; None for the default one and for a folder.
         first_adapted: number of the first decoder layer that training changes.
+        reference: context manager within which the adapter is off, so that the model is the base model.
         merged: context manager within which the adapter is added to the weights; afterwards the weights are the same
             as before, bit for bit.
     """
@@ -55,6 +56,7 @@ class Policy:
     key: str = "model"
     revision: str | None = None
     first_adapted: int = 0
+    reference: Callable[[], AbstractContextManager[None]] = nullcontext
     merged: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
@@ -66,10 +68,6 @@ class Policy:
     def depth(self) -> int:
         """Number of decoder layers."""
         return int(self.causal_lm.config.get_text_config().num_hidden_layers)
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Return a context manager within which the adapter is off, so that the model is the base model."""
-        return self.model.disable_adapter()
 
 
 def encode_prompt(policy: Policy, problem: Problem, text: str) -> Prompt:

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The trained model in the format of transformers, where there is no adapter."""
+        return self.path / "model"
+
+    @property
     def attempts(self) -> Path:
         """Files of earlier attempts that could not be resumed."""
         return self.path / "attempts"

@@ -24,7 +24,7 @@ Summary = dict[str, Any]
 class TrainedAdapter(Protocol):
     """The part of an adapter that a summary needs; see ``components.adapter.base``."""
 
-    budget: int
+    budget: int | None
 
     def parameters(self) -> list[Any]: ...
     def ranks(self) -> dict[str, int]: ...

@@ -1,11 +1,11 @@
 """Adapters of earlier steps: for rollouts of a stale policy, and for a reference policy that moves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlsparse.components.adapter import TrainedAdapter
 from rlsparse.components.objective.kl import ReferenceUpdate
@@ -86,15 +86,15 @@ class PolicyHistory:
 
     @contextmanager
     def _in_model(self, snapshot: Snapshot) -> Iterator[None]:
-        parameters, current = self.adapter.parameters(), self._snapshot()
-        _copy(snapshot, parameters)
+        current = self._snapshot()
+        self._set(snapshot)
         try:
             yield
         finally:
-            _copy(current, parameters)
+            self._set(current)
 
-
-def _copy(values: Snapshot, parameters: Sequence[nn.Parameter]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
+    @torch.no_grad()
+    def _set(self, values: Snapshot) -> None:
+        for parameter, value in zip(self.adapter.parameters(), values, strict=True):
             parameter.copy_(value)
+        self.adapter.parameters_set()

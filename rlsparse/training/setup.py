@@ -107,7 +107,8 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
         torch.cuda.set_device(context.device)  # the default device for allocations in libraries
     reuse_freed_memory()
     task, clock, world = algorithm.task, context.clock, context.world
-    with context.models.lend(config.model, context.device, config.dtype) as policy:
+    keep = not algorithm.adapter.changes_weights
+    with context.models.lend(config.model, context.device, config.dtype, keep) as policy:
         free_memory(context.device)  # after the model is there, which an earlier run may have loaded
         with (
             cpu_threads(config.threads, policy.model.num_parameters()),
@@ -117,9 +118,12 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
             sampled = algorithm.rollout.max_new_tokens
             data = encode_task(policy, task, sampled, config.eval.max_rows, config.eval.max_new_tokens)
             adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
+            if algorithm.objective.l2 > 0 or (algorithm.kl.beta > 0 and algorithm.kl.reference_update is None):
+                adapter.keep_base()
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
-            engine = algorithm.rollout.fitting(policy)
-            path = scoring_path(policy, config.train.packing)
+            with adapter.perturbed():
+                engine = algorithm.rollout.fitting(policy)
+                path = scoring_path(policy, config.train.packing)
             benchmarks = [
                 benchmark_set(policy, name, judging.scorer(one), config.eval)
                 for name, one in build_benchmarks(config.eval).items()
@@ -158,6 +162,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                     ),
                     world,
                     history.reference_policy if algorithm.kl.reference_update else policy.reference,
+                    adapter.penalty,
                 ),
                 evaluate=Evaluator(
                     Examiner(sampler, config.eval, config.seed, clock),

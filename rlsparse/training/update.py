@@ -71,6 +71,7 @@ class Updater:
         fit: cuts a batch into microbatches.
         world: the ranks that share the prompts of a batch; each takes the step of the whole batch.
         reference: returns a context within which the model is the reference policy of the KL term.
+        penalty: adds the gradient of further penalties on the parameters; see ``TrainedAdapter.penalty``.
     """
 
     policy: Policy
@@ -81,6 +82,7 @@ class Updater:
     fit: FitMicrobatches
     world: World
     reference: Callable[[], AbstractContextManager[None]]
+    penalty: Callable[[float], float] = lambda l2: 0.0
 
     def __call__(self, batches: Sequence[ScoredBatch]) -> UpdateMetrics:
         """Take an optimizer step on each batch, in this order, and all of them ``train.updates_per_rollout`` times.
@@ -126,7 +128,8 @@ class Updater:
         done = self.fit(part.batch, part.gradient)
         self.world.add_gradients(parameters)
         total = total + done.over(self.world)
-        total.loss += _add_l2(penalised, self.algorithm.objective.l2)
+        l2 = self.algorithm.objective.l2
+        total.loss += _add_l2(penalised, l2) + self.penalty(l2)
         norm = _clip_gradient(parameters, self.config.max_grad_norm)
         if not (math.isfinite(total.loss) and math.isfinite(norm)):
             raise NonFiniteError(f"the loss is {total.loss}, its gradient norm {norm}")

@@ -1,55 +1,93 @@
 """The base class of adapters, and what the training loops ask of one that is in a model."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from rlsparse.components.component import Component
 from rlsparse.model.policy import Policy
 
 
-class TrainedAdapter(Protocol):
-    """An adapter in the model of a policy.
+class TrainedAdapter(ABC):
+    """The trained parameters in the model of a policy.
 
     Attributes:
-        budget: the ranks of all modules together, at most.
+        budget: the ranks of all modules together, at most; None where nothing has a rank.
     """
 
-    budget: int
+    budget: int | None = None
 
+    @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """Return what the optimizer trains, in a fixed order."""
 
     def optimizer(self, lr: float, weight_decay: float) -> Optimizer:
-        """Return the optimizer.
+        """Return AdamW over the parameters.
 
-        ``initial_lr`` of a parameter group is its peak rate; a group with ``l2`` false is left out of that penalty.
+        ``initial_lr`` of a parameter group is its peak rate; a group with ``l2`` false is left out of the penalty
+        Σθ², and ``penalty`` may have another one for it.
         """
+        return AdamW([{"params": self.parameters(), "initial_lr": lr}], lr=lr, weight_decay=weight_decay)
+
+    def penalty(self, l2: float) -> float:
+        """Add the gradient of penalties of its own to the gradients of the parameters; return their value.
+
+        Args:
+            l2: ``objective.l2``, for parameter groups that are left out of Σθ².
+        """
+        return 0.0
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
         """Do what the adapter does between steps, counted from 1; return its metrics by their documented names."""
+        return {}
+
+    def parameters_set(self) -> None:
+        """Carry values into the model that were written into the parameters from outside the optimizer."""
+        return
+
+    def keep_base(self) -> None:
+        """Keep what ``Policy.reference`` and ``penalty`` need; called before the first step where they are used."""
+        return
+
+    def perturbed(self) -> AbstractContextManager[None]:
+        """Return a context within which the adapter changes the model, to compare code paths before the first step.
+
+        Adapters whose paths are known to be right need none.
+        """
+        return nullcontext()
 
     def ranks(self) -> dict[str, int]:
-        """Return the rank of the adapter on each module, by module name."""
+        """Return the rank of the adapter on each module, by module name; empty where nothing has a rank."""
+        return {}
 
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return copies of all trained tensors by name, for a checkpoint."""
+        """Return copies of all tensors that training changes, by name, for a checkpoint."""
 
+    @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved state, before ``optimizer`` is called."""
+        """Take over a saved state, before ``optimizer`` is called.
 
+        Raises:
+            ValueError: it belongs to an adapter on other modules, or to another kind of adapter.
+        """
+
+    @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write the adapter in the format of peft."""
+        """Write the adapter in the format of peft; a whole model where ``Adapter.exports_model`` says so."""
 
+    @abstractmethod
     def merge(self) -> Any:
         """Merge the adapter into the weights permanently and return the model in float32, without peft."""
 
+    @abstractmethod
     def remove(self) -> None:
-        """Remove the adapter; the weights of the model are unchanged."""
+        """Remove the adapter. The weights of the model are unchanged, unless ``Adapter.changes_weights`` is true."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +95,34 @@ class Adapter(Component, ABC):
     """Chooses the parameters that are trained and puts them into a model.
 
     Traits:
-        trains_all_weights: there is no adapter; every weight of the model is trained (warm starts only).
+        only_warm_starts: RL cannot train it.
         moves_ranks: ranks change during training.
+        exports_model: ``export`` writes a whole model, in the format of transformers.
     """
 
-    trains_all_weights: ClassVar[bool] = False
+    only_warm_starts: ClassVar[bool] = False
     moves_ranks: ClassVar[bool] = False
+    exports_model: ClassVar[bool] = False
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether every weight of the model is trained, so that a model with random weights can be."""
+        return False
+
+    @property
+    def uses_lora_rank(self) -> bool:
+        """Whether ``lora_rank`` has an effect."""
+        return not self.trains_all_weights
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the weights of the loaded model are others afterwards, so that the next run must load it again."""
+        return False
+
+    @property
+    def base_differs(self) -> str | None:
+        """Return why the model is not the base model while the adapter is off; None where it is."""
+        return None
 
     def check(self, model: nn.Module, rank: int, steps: int) -> None:
         """Refuse what this model, or this number of training steps, does not allow.
@@ -88,9 +148,13 @@ class Adapter(Component, ABC):
 
 @dataclass(frozen=True)
 class NoAdapter(Adapter):
-    """Trains all weights of the model (warm starts only)."""
+    """Trains all weights of the model, in float32 under autocast (warm starts only)."""
 
-    trains_all_weights: ClassVar[bool] = True
+    only_warm_starts: ClassVar[bool] = True
+
+    @property
+    def trains_all_weights(self) -> bool:
+        return True
 
     @property
     def label(self) -> str:

@@ -1,7 +1,5 @@
 """LoRA, implemented with peft."""
 
-import re
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,45 +8,28 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from rlsparse.components.adapter.base import Adapter
+from rlsparse.components.adapter.base import TrainedAdapter
+from rlsparse.components.adapter.targets import Targeted
 from rlsparse.components.component import Range
-from rlsparse.config.schema import ConfigError
 from rlsparse.model.adapters import merged
 from rlsparse.model.policy import Policy
 
-LAYER = re.compile(r"\.layers\.(\d+)\.")
-
 
 @dataclass(frozen=True)
-class Lora(Adapter):
+class Lora(Targeted):
     """LoRA, Hu et al. 2021 (2106.09685): ΔW = scale·B·A, B (out, r) zero and A (r, in) random at the start.
 
     Attributes:
         scale: α/r. It does not depend on the rank, so that a sweep over the rank changes the rank alone.
-        target_modules: ``all-linear`` (all except the output head) or a list of names such as ``[q_proj, v_proj]``.
-        layers: ``all``, ``last_third``, or a list of numbers of decoder layers, from 0.
     """
 
     scale: Annotated[float, Range(0, above=True)]
-    target_modules: str | list[str]
-    layers: str | list[int]
-
-    def problems(self) -> Iterator[str]:
-        if isinstance(self.layers, str) and self.layers not in ("all", "last_third"):
-            yield f"layers={self.layers}: give all, last_third, or a list of layer numbers such as [8,9]"
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            yield f"target_modules={self.target_modules}: give all-linear, or a list of names such as [q_proj,v_proj]"
 
     def attach(self, policy: Policy, rank: int, seed: int) -> "LoraMatrices":
         return LoraMatrices(policy, self, rank, seed)
 
     def check(self, model: nn.Module, rank: int, steps: int) -> None:
-        weights: list[Any] = [model.get_submodule(name).weight for name in self.adapted_modules(model)]
-        most = max(min(weight.shape) for weight in weights)
-        if rank > most:
-            raise ConfigError(
-                f"lora_rank={rank}: the adapted modules of this model allow at most rank {most}; lower it"
-            )
+        self.check_rank(model, rank)
 
     def peft_config(self, model: nn.Module, rank: int) -> Any:
         """Return the configuration for peft; a subclass may change it."""
@@ -63,49 +44,6 @@ class Lora(Adapter):
             layers_to_transform=None if self.layers == "all" else self.target_layers(model),
         )
 
-    def target_names(self, model: nn.Module) -> list[str]:
-        """Return the last parts of the names of the modules that get an adapter, such as ``q_proj``.
-
-        Raises:
-            ConfigError: no linear module of a decoder layer has a name in ``target_modules``.
-        """
-        present = sorted({name.rsplit(".", 1)[-1] for name in _decoder_linears(model)})
-        if self.target_modules == "all-linear":
-            return present
-        wanted = list(self.target_modules)
-        missing = [name for name in wanted if name not in present]
-        if missing:
-            raise ConfigError(
-                f"adapter.target_modules={self.target_modules}: this model has no {', '.join(missing)}; "
-                f"it has {', '.join(present)}"
-            )
-        return wanted
-
-    def target_layers(self, model: nn.Module) -> list[int]:
-        """Return the numbers of the decoder layers that get adapters, in ascending order.
-
-        Raises:
-            ConfigError: the model does not have one of the layers.
-        """
-        layers = sorted({int(number) for name in _decoder_linears(model) for number in LAYER.findall(name)})
-        if self.layers == "all":
-            return layers
-        if self.layers == "last_third":
-            return layers[-max(1, len(layers) // 3) :]
-        wanted = sorted(layer for layer in self.layers if isinstance(layer, int))
-        if any(layer not in layers for layer in wanted):
-            raise ConfigError(f"adapter.layers={self.layers}: this model has layers 0 to {layers[-1]}")
-        return wanted
-
-    def adapted_modules(self, model: nn.Module) -> list[str]:
-        """Return the full names of the modules that get an adapter, in the order of the model."""
-        names, layers = self.target_names(model), self.target_layers(model)
-        return [
-            module
-            for module in _decoder_linears(model)
-            if module.rsplit(".", 1)[-1] in names and all(int(number) in layers for number in LAYER.findall(module))
-        ]
-
 
 @dataclass(frozen=True)
 class Part:
@@ -116,7 +54,7 @@ class Part:
     dim: int
 
 
-class LoraMatrices:
+class LoraMatrices(TrainedAdapter):
     """LoRA matrices in the model of a policy, in float32 for any dtype of the model.
 
     There is no dropout in training, since completions are sampled without dropout.
@@ -125,6 +63,8 @@ class LoraMatrices:
         layers: the LoRA layer of peft for each adapted module, by module name.
         budget: maximum sum of the ranks of all adapters.
     """
+
+    budget: int
 
     def __init__(self, policy: Policy, config: Lora, rank: int, seed: int) -> None:
         """Put the matrices into ``policy.model``, which becomes a peft model.
@@ -150,6 +90,7 @@ class LoraMatrices:
         self.budget = rank * len(self.layers)
         policy.first_adapted = config.target_layers(policy.model)[0]
         policy.merged = self.merged
+        policy.reference = self.model.disable_adapter
 
     def merged(self) -> AbstractContextManager[None]:
         """Return a context within which the adapter is added to the weights; see ``model.adapters.merged``."""
@@ -158,15 +99,6 @@ class LoraMatrices:
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
-
-    def optimizer(self, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Return AdamW over the matrices. ``initial_lr`` of a group is the peak of the learning rate schedule."""
-        groups = [{"params": self.parameters(), "initial_lr": lr}]
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-
-    def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Do nothing after a training step, and return no metrics."""
-        return {}
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of the adapter on each module, by module name."""
@@ -213,13 +145,3 @@ class LoraMatrices:
 def set_rank(layer: Any, rank: int) -> None:
     """Set the rank in a LoRA layer of peft to that of its matrices."""
     layer.r["default"] = layer.lora_A["default"].out_features = layer.lora_B["default"].in_features = rank
-
-
-def _decoder_linears(model: nn.Module) -> list[str]:
-    modules: Any = model.named_modules()
-    names = [name for name, module in modules if isinstance(module, nn.Linear) and LAYER.search(name)]
-    if not names:
-        raise ConfigError(
-            "model: it has no linear modules under .layers.N., which this adapter needs; take another model"
-        )
-    return names
