@@ -19,7 +19,14 @@ from rlsparse.components.off_policy import OffPolicyWeight
 from rlsparse.components.reward import Reward
 from rlsparse.components.task import Task
 from rlsparse.components.token_sampler import TokenSampler
-from rlsparse.config.schema import Config, ConfigError, EvaluateConfig, TrainConfig, WarmStartConfig
+from rlsparse.config.schema import (
+    Config,
+    ConfigError,
+    EvaluateConfig,
+    ModelConfig,
+    TrainConfig,
+    WarmStartConfig,
+)
 from rlsparse.rollout.engine import RolloutEngine
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.rollout.replay import Replay
@@ -56,7 +63,7 @@ class Algorithm:
             ConfigError: all that is wrong, with the components and between them, a line each: key, value and remedy.
         """
         algorithm = cls(**build_parts(config, get_type_hints(cls)))
-        problems = list(algorithm.problems(config.train))
+        problems = [*algorithm.problems(config.train), *algorithm.model_problems(config.model)]
         if problems:
             raise ConfigError("\n".join(problems))
         return algorithm
@@ -161,6 +168,7 @@ class Algorithm:
         yield from self._transition_problems()
         yield from self._row_problems()
         yield from self._history_problems(train)
+        yield from self._base_problems()
         yield from self._off_policy_problems(train)
         yield from self._replay_problems(train)
 
@@ -242,6 +250,25 @@ class Algorithm:
             yield f"train.staleness={train.staleness}: {moved}, or train.staleness=0"
         if self.kl.reference_update is not None:
             yield f"kl.reference={getattr(self.kl, 'reference', 'moving')}: {moved}, or kl.reference=base"
+
+    def _base_problems(self) -> Iterator[str]:
+        """Yield what is wrong with comparing the policy with the base model."""
+        reason = self.adapter.base_differs
+        if reason is not None and self.kl.beta > 0 and self.kl.reference_update is None:
+            yield (
+                f"kl.beta={self.kl.beta:g}: the reference policy is the model without its adapter, and with adapter="
+                f"{self.adapter.label} that is not the base model ({reason}); take kl=off, kl.reference=sync, or "
+                "adapter=lora"
+            )
+
+    def model_problems(self, model: ModelConfig) -> Iterator[str]:
+        """Yield the problems of training these parameters of the model as it is loaded."""
+        if model.quantization != "off" and self.adapter.changes_weights:
+            yield (
+                f"model.quantization={model.quantization}: adapter={self.adapter.label} changes the weights of the "
+                "model, and quantized weights cannot be changed in small steps; take model.quantization=off, or "
+                "adapter=lora"
+            )
 
     def _off_policy_problems(self, train: TrainConfig) -> Iterator[str]:
         if not self.off_policy.corrects:

@@ -66,6 +66,33 @@ def test_entropy_in_chunks_equals_autograd_in_value_and_gradient(chunk, bias, te
     assert torch.equal(got[0], chosen_log_probs(ours, linear, targets, temperature, chunk))
 
 
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("chunk", [50, 150, 10_000])  # logits at a time: 1, 3 and all 7 rows of 50
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradient_of_a_trained_head_equals_autograd(chunk, bias, with_entropy):
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 50, bias=bias, dtype=torch.float64)
+    targets, (of_log_probs, of_entropy) = torch.randint(0, 50, (7,)), torch.randn(2, 7, dtype=torch.float64)
+    hidden = (3 * torch.randn(7, 8, dtype=torch.float64)).requires_grad_()
+    table = (linear(hidden) / 0.7).log_softmax(dim=1)
+    loss = table.gather(1, targets[:, None]).squeeze(1) @ of_log_probs
+    if with_entropy:
+        loss = loss - (table.exp() * table).sum(dim=1) @ of_entropy
+    loss.backward()
+    expected = [hidden.grad, *(parameter.grad for parameter in linear.parameters())]
+    hidden.grad = None
+    linear.zero_grad()
+    if with_entropy:
+        log_probs, entropy = chosen_log_probs_and_entropy(hidden, linear, targets, 0.7, chunk)
+        got = log_probs @ of_log_probs + entropy @ of_entropy
+    else:
+        got = chosen_log_probs(hidden, linear, targets, 0.7, chunk) @ of_log_probs
+    got.backward()
+    torch.testing.assert_close(got, loss, atol=1e-12, rtol=1e-12)
+    grads = [hidden.grad, *(parameter.grad for parameter in linear.parameters())]
+    torch.testing.assert_close(grads, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_entropy_of_two_tokens_is_that_computed_by_hand():
     """Probabilities 0.8 and 0.2: H = -0.8 log 0.8 - 0.2 log 0.2 = 0.500402; dH/dz_v = -p_v (log p_v + H) = ∓0.221807.
 

@@ -1,6 +1,7 @@
 """L1RA: gates and rank updates, against closed forms, plain LoRA and peft alone."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from torch import nn
 
 from rlsparse.batch import Problem
 from rlsparse.components.adapter.base import NoAdapter
 from rlsparse.components.adapter.l1ra import GatedMatrices, L1ra
-from rlsparse.components.adapter.reallocation import even_ranks
+from rlsparse.components.adapter.reallocation import Room, even_ranks
+from rlsparse.components.component import describe
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import preflight
 from rlsparse.model.packing import can_pack, packed_log_probs
@@ -128,6 +133,55 @@ def test_l2_penalty_changes_the_gradient_of_the_matrices_and_not_of_the_gates(ti
     assert not torch.equal(grads[0][~is_gate], grads[1][~is_gate])
 
 
+# --- the start of A ----------------------------------------------------------------------------------------------
+
+
+def rows_of_A(adapter):
+    return [value for name, value in adapter.state().items() if name.endswith(".A")]
+
+
+def test_normal_start_of_A_has_the_standard_deviation_of_one_over_the_rank(tiny):
+    plain = logits(tiny)
+    policies = [copy.deepcopy(tiny) for _ in range(4)]
+    one, two = (l1ra(policy, "adapter.init=normal", rank=16, seed=5) for policy in policies[:2])
+    values = torch.cat([A.flatten() for A in rows_of_A(one)]) * 16  # N(0, 1) if A is N(0, 1 / 16^2)
+    assert len(values) == 16 * sum(layer.in_features for layer in one.layers.values()) == 55_296
+    # 55,296 values: standard errors of mean and standard deviation 0.004 and 0.003
+    assert abs(float(values.mean())) < 0.02
+    assert float(values.std()) == pytest.approx(1, abs=0.015)
+    assert float((values.abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.01)  # uniform: 1 / sqrt(3) = 0.577
+    assert torch.equal(logits(policies[0]), plain)  # B is 0
+    assert all(torch.equal(a, b) for a, b in zip(rows_of_A(one), rows_of_A(two), strict=True))
+    other = l1ra(policies[2], "adapter.init=normal", rank=16, seed=6)
+    assert not torch.equal(rows_of_A(one)[0], rows_of_A(other)[0])
+    # against peft's start on the same module, uniform in +-1/sqrt(in), so 1/sqrt(3 in): larger by sqrt(3 in) / r
+    peft = built("adapter=lora").adapter.attach(policies[3], 16, 5)
+    inner = next(iter(one.layers.values())).in_features
+    ratio = float(rows_of_A(one)[0].std() / rows_of_A(peft)[0].std())
+    assert ratio == pytest.approx((3 * inner) ** 0.5 / 16, rel=0.06)
+
+
+def test_later_rows_of_a_normal_start_have_the_rank_before_the_first_step_too(tiny):
+    """A budget of 50 gives 8 adapters rank 3 and 13 rank 2; then new rows replace all components but one of each."""
+    adapter = l1ra(tiny, "adapter.init=normal", "adapter.budget=50", "adapter.exclude_pruned=false")
+    initial = adapter.ranks()
+    adapter.optimizer(1e-2, 0.0)
+    drawn = {3: [], 2: []}
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            layer.lora_A["default"].parametrizations.weight[0].c[1:] = 0.0
+    before = rows_of_A(adapter)
+    adapter.move_ranks(torch.Generator().manual_seed(0))
+    for A, old, (name, rank) in zip(rows_of_A(adapter), before, initial.items(), strict=True):
+        assert torch.equal(A[0], old[0])  # what stays is not drawn again
+        assert len(A) == adapter.ranks()[name] > 1
+        drawn[rank] += [old.flatten(), A[1:].flatten()]
+    for rank, parts in drawn.items():
+        both = torch.cat(parts)
+        assert len(both) > 3_000  # a standard error of 1.3 % at most
+        assert float(both.std()) == pytest.approx(1 / rank, rel=0.05)
+
+
 # --- which adapters get the ranks ---------------------------------------------------------------------------------
 
 
@@ -135,20 +189,29 @@ RULES = L1ra(
     scale=2.0,
     target_modules="all-linear",
     layers="all",
+    init="peft",
     budget=None,
+    budget_of="ranks",
     l1=1e-3,
     gate_lr=0.02,
     update_every=0.1,
     threshold=1e-10,
+    threshold_adds_step=False,
     reassign=True,
     exclude_pruned=True,
     min_rank=1,
 )
 
 
-def moved(gates_, budget, most=(8, 8, 8, 8), **settings):
-    changes = replace(RULES, **settings).reallocate([torch.tensor(g) for g in gates_], most, budget)
+def moved(gates_, budget, most=(8, 8, 8, 8), costs=(1, 1, 1, 1), gate_lr=0.02, **settings):
+    tensors = [torch.tensor(g) for g in gates_]
+    rooms = [Room(*pair) for pair in zip(most, costs[: len(most)], strict=True)]
+    changes = replace(RULES, **settings).reallocate(tensors, rooms, budget, gate_lr)
     return [(change.kept.tolist(), change.added) for change in changes]
+
+
+def even(budget, most, costs=(1, 1, 1)):
+    return even_ranks(budget, [Room(*pair) for pair in zip(most, costs, strict=True)])
 
 
 def test_freed_ranks_go_one_each_in_turn_to_the_adapter_with_the_largest_smallest_gate_first():
@@ -170,9 +233,112 @@ def test_reallocation_keeps_the_minimum_rank_and_exceeds_no_matrix():
 
 
 def test_even_ranks_spread_the_budget_as_far_as_each_matrix_allows():
-    assert even_ranks(8, [8, 8, 8]) == [3, 3, 2]
-    assert even_ranks(20, [8, 4, 8]) == [8, 4, 8]  # the others get what the second cannot hold
-    assert even_ranks(21, [8, 4, 8]) == [8, 4, 8]
+    assert even(8, [8, 8, 8]) == [3, 3, 2]
+    assert even(20, [8, 4, 8]) == [8, 4, 8]  # the others get what the second cannot hold
+    assert even(21, [8, 4, 8]) == [8, 4, 8]
+
+
+def test_threshold_with_the_step_added_removes_gates_that_the_next_step_would_close():
+    # gate_lr x l1 = 0.02 x 5e-3 = 1e-4
+    gates_ = [[1.0, 1.01e-4], [1.0, 0.99e-4], [1.0, 1.0]]
+    authors = {"l1": 5e-3, "threshold_adds_step": True}
+    assert moved(gates_, 6, most=(8,) * 3, **authors) == [([0, 1], 0), ([0], 0), ([0, 1], 1)]
+    # half of the learning rate, half of the step: 0.5e-4
+    assert moved(gates_, 6, most=(8,) * 3, gate_lr=0.01, **authors) == [([0, 1], 0)] * 3
+    assert moved(gates_, 6, most=(8,) * 3, l1=5e-3) == [([0, 1], 0)] * 3
+    # it is added: 0.02 x 0.05 + 0.3 = 0.301
+    assert moved([[1.0, 0.3005], [1.0, 0.3015]], 4, (8, 8), l1=0.05, threshold=0.3, threshold_adds_step=True) == [
+        ([0], 0),
+        ([0, 1], 1),
+    ]
+
+
+@pytest.mark.parametrize(("step", "removed"), [(1, 1), (3, 0)])
+def test_threshold_with_the_step_added_follows_the_schedule_of_the_gates(tiny, step, removed):
+    config = composed("train.lr=1", "train.schedule=linear", "train.steps=4")
+    adapter = l1ra(tiny, "adapter.gate_lr=0.2", "adapter.l1=0.5", "adapter.threshold_adds_step=true")
+    optimizer = adapter.optimizer(config.train.lr, 0.0)
+    with torch.no_grad():
+        optimizer.param_groups[1]["params"][0][2] = 0.08
+    set_learning_rates(optimizer, step, config.train)  # 0.2 at the first step, 0.1 after half of them
+    changes = adapter.move_ranks(torch.Generator().manual_seed(0))  # thresholds 0.2 x 0.5 = 0.1 and 0.05
+    assert sum(4 - len(change.kept) for change in changes) == removed
+
+
+def test_parameters_as_budget_are_given_to_components_that_fit_the_rest():
+    gates_ = [[0.9, 0.0, 0.0], [0.3, 0.8], [0.5, 0.6], [0.4]]
+    costs = (7, 3, 5, 2)
+    # kept: 1, 2, 2, 1 components, 7 + 6 + 10 + 2 = 25; adapters 2, 3 and 1 take in turn
+    assert moved(gates_, 40, costs=costs) == [([0], 0), ([0, 1], 1), ([0, 1], 2), ([0], 1)]  # 5 + 2 + 3 + 5 = 15
+    assert moved(gates_, 39, costs=costs) == [([0], 0), ([0, 1], 1), ([0, 1], 1), ([0], 3)]  # 5 + 2 + 3, then 2 + 2
+    assert moved(gates_, 29, costs=costs) == [([0], 0), ([0, 1], 0), ([0, 1], 0), ([0], 2)]  # 5 is more than 4
+    assert moved(gates_, 26, costs=costs) == [([0], 0), ([0, 1], 0), ([0, 1], 0), ([0], 0)]  # 1 stays free
+
+
+def given_one_by_one(free, ranks, order, rooms):
+    """The same without turns that are lists: one adapter after the other, until a whole turn has given nothing."""
+    ranks, unsuccessful = list(ranks), 0
+    for i in itertools.cycle(order):
+        if ranks[i] < rooms[i].most and rooms[i].cost <= free:
+            ranks[i] += 1
+            free -= rooms[i].cost
+            unsuccessful = 0
+        else:
+            unsuccessful += 1
+        if unsuccessful == len(order):
+            return ranks
+    return ranks
+
+
+adapters = st.lists(
+    st.tuples(st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=1, max_size=5), st.integers(1, 9)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@examples(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(adapters, st.integers(5, 7), st.integers(0, 40), st.booleans(), st.integers(1, 2))
+def test_reallocation_by_parameters_equals_giving_one_by_one(some, most, more, exclude_pruned, min_rank):
+    gates_, costs = [one for one, _ in some], tuple(cost for _, cost in some)
+    rooms = [Room(most, cost) for cost in costs]
+    budget = sum(len(one) * cost for one, cost in some) + more
+    found = moved(gates_, budget, (most,) * len(some), costs, exclude_pruned=exclude_pruned, min_rank=min_rank)
+    kept, after = [kept for kept, _ in found], [len(kept) + added for kept, added in found]
+    for one, indices in zip(gates_, kept, strict=True):
+        closed = sum(c == 0 for c in one)
+        assert len(indices) == max(len(one) - closed, min(min_rank, len(one)))
+    order = [i for i, one in enumerate(gates_) if not exclude_pruned or len(kept[i]) == len(one)]
+    order.sort(key=lambda i: -min(gates_[i][j] for j in kept[i]))
+    free = budget - sum(len(indices) * cost for indices, cost in zip(kept, costs, strict=True))
+    assert after == given_one_by_one(free, [len(indices) for indices in kept], order, rooms)
+    assert sum(rank * cost for rank, cost in zip(after, costs, strict=True)) <= budget
+
+
+@examples(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 120))
+def test_even_ranks_by_parameters_are_the_most_even_of_all_that_fit(some, budget):
+    rooms = [Room(*pair) for pair in some]
+    ranks = even(budget, *zip(*some, strict=True))
+    cost = sum(rank * room.cost for rank, room in zip(ranks, rooms, strict=True))
+    assert cost <= budget
+    # the largest common rank of all assignments whose ranks differ by at most one where the matrices allow it
+    fitting = [
+        tuple(min(k, room.most) for room in rooms)
+        for k in range(5)
+        if sum(min(k, room.most) * room.cost for room in rooms) <= budget
+    ]
+    common = fitting[-1]
+    assert all(0 <= rank - low <= 1 for rank, low in zip(ranks, common, strict=True))
+    missed = [room.cost for rank, low, room in zip(ranks, common, rooms, strict=True) if rank == low < room.most]
+    assert all(one > budget - cost for one in missed)  # those who got no further one had no room for it
+
+
+def test_even_ranks_by_parameters_do_not_spend_the_rest_on_small_components():
+    # all get 2 for 2 x 40 = 80; of the rest of 25 the first takes 5, the second (30) cannot, the third takes 5
+    assert even(105, [8, 8, 8], [5, 30, 5]) == [3, 2, 3]
+    assert even(105, [8, 8, 2], [5, 30, 5]) == [3, 2, 2]
+    assert even(1000, [8, 1, 2], [5, 30, 5]) == [8, 1, 2]
 
 
 # --- what a rank update keeps ------------------------------------------------------------------------------------
@@ -312,14 +478,17 @@ def test_budget_during_training_moves_to_the_layer_that_needs_it(needy):
 # --- saving, loading, exporting ----------------------------------------------------------------------------------
 
 
-def test_state_saved_after_rank_updates_resumes_bit_for_bit(tiny, tmp_path):
+@pytest.mark.parametrize(
+    "settings", [(), ("adapter.init=normal", "adapter.budget_of=parameters", "adapter.threshold_adds_step=true")]
+)
+def test_state_saved_after_rank_updates_resumes_bit_for_bit(tiny, settings, tmp_path):
     from safetensors.torch import load_file, save_file
 
     def step(policy, adapter, optimizer, number):
         train_step(policy, optimizer)
         adapter.after_step(number, 12)
 
-    settings = ("adapter.gate_lr=0.3", "adapter.l1=0.8", "adapter.update_every=0.25")
+    settings = ("adapter.gate_lr=0.3", "adapter.l1=0.8", "adapter.update_every=0.25", *settings)
     policy = copy.deepcopy(tiny)
     adapter = l1ra(policy, *settings)
     optimizer = adapter.optimizer(1e-2, 0.01)
@@ -500,11 +669,64 @@ def test_run_with_rank_updates_repeats_bit_for_bit(tmp_path):
     assert written[0] == written[1]
 
 
+def test_run_with_a_budget_in_parameters_never_exceeds_it_and_reports_parameters(tmp_path):
+    settings = ("adapter.budget_of=parameters", "train.steps=6")
+    config = composed(*SHORT, *FIRES, *settings, f"runs_dir={tmp_path}")
+    adapter = run(config)["adapter"]
+    steps = [row for row in rows(folder_of(config)) if row["kind"] == "train"]
+    counts = [row["adapter/parameters"] for row in steps]
+    # 8 components on each of the modules of the 3 layers: in + out + 1 parameters each
+    width, narrow, wide = 128, 64, 384
+    of_a_layer = 2 * (2 * width + 1) + 2 * (width + narrow + 1) + 3 * (width + wide + 1)  # q and o, k and v, the rest
+    assert adapter["budget"] == 8 * 3 * of_a_layer == counts[0]
+    assert max(counts) <= adapter["budget"]
+    assert adapter["parameters"] == counts[-1] > 0.95 * adapter["budget"]
+    assert adapter["reassigned"] > 0
+    assert len(set(adapter["rank"].values())) > 2
+
+
+def test_new_keys_at_their_neutral_values_are_not_in_the_run_id():
+    """So the runs from before these keys count as finished."""
+    described = {
+        "class": "L1ra",
+        "scale": 2.0,
+        "target_modules": "all-linear",
+        "layers": "all",
+        "budget": None,
+        "l1": 1e-3,
+        "gate_lr": 0.02,
+        "update_every": 0.1,
+        "threshold": 1e-10,
+        "reassign": True,
+        "exclude_pruned": True,
+        "min_rank": 1,
+    }
+    assert describe(built("adapter=l1ra").adapter, str) == described
+    short = {"gate_lr": 0.1, "l1": 0.2}
+    assert describe(built("adapter=l1ra_short").adapter, str) == {**described, **short}
+    new = {"init": "normal", "threshold_adds_step": True}
+    authors = {"l1": 5e-3, "update_every": 0.05, **new}
+    assert describe(built("adapter=l1ra_authors").adapter, str) == {**described, **authors}
+    by_parameters = built("adapter=l1ra", "adapter.budget_of=parameters").adapter
+    assert describe(by_parameters, str) == {**described, "budget_of": "parameters"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter.budget=20"], r"adapter.budget=20: the model gets 21 adapters .* must be at least 21"),
-        (["adapter.budget=50", "adapter.min_rank=3"], r"adapter.budget=50: .* must be at least 63"),
+        (["adapter.budget=20"], r"adapter.budget=20: the model gets 21 adapters .* must be at least 21 ranks"),
+        (["adapter.budget=50", "adapter.min_rank=3"], r"adapter.budget=50: .* must be at least 63 ranks"),
+        # 3 layers x 2,439 parameters of a component on each module
+        (
+            ["adapter.budget=168", "adapter.budget_of=parameters"],
+            r"adapter.budget=168: the model gets 21 adapters .* must be at least 7317 parameters; raise it",
+        ),
+        (["adapter.budget_of=tokens"], r"adapter.budget_of=tokens: must be one of ranks, parameters"),
+        (["adapter.init=kaiming"], r"adapter.init=kaiming: must be one of peft, normal"),
+        (
+            ["adapter.threshold_adds_step=true", "adapter.l1=50"],
+            r"adapter.threshold_adds_step=true: threshold \+ gate_lr x l1 is 1 at the peak; it must be below 1",
+        ),
         (["lora_rank=2", "adapter.min_rank=3"], r"adapter.min_rank=3: above the initial rank lora_rank=2; lower it"),
         (["adapter.update_every=1"], r"adapter.update_every=1.0: .* after step 40 of 40, so there would be none"),
         (["train.steps=1"], r"adapter.update_every=0.1: .* after step 1 of 1, so there would be none"),
@@ -523,7 +745,7 @@ def test_budget_of_a_config_is_spread_evenly(tiny):
 
 
 def test_traits_of_adapters_say_whether_ranks_move_and_whether_all_weights_are_trained():
-    options = {name: built(f"adapter={name}").adapter for name in ("lora", "l1ra", "l1ra_short")}
+    options = {name: built(f"adapter={name}").adapter for name in ("lora", "l1ra", "l1ra_short", "l1ra_authors")}
     options["none"] = NoAdapter()
-    assert [name for name, adapter in options.items() if adapter.moves_ranks] == ["l1ra", "l1ra_short"]
+    assert [name for name, adapter in options.items() if adapter.moves_ranks] == ["l1ra", "l1ra_short", "l1ra_authors"]
     assert [name for name, adapter in options.items() if adapter.trains_all_weights] == ["none"]

@@ -15,13 +15,15 @@ def chosen_log_probs(
 ) -> Tensor:
     """Return log softmax(head(hidden) / temperature) at the targets, (n,) float32, nats; float64 for float64.
 
-    Only ``hidden`` gets a gradient, since the head is frozen.
+    ``hidden`` gets a gradient, and so do weight and bias of a head that is trained.
 
     Args:
         hidden: (n, H), the hidden states that predict the targets.
         targets: (n,) token ids.
         chunk: maximum number of logits that are computed at a time.
     """
+    if _is_trained(head):
+        return chosen_log_probs_and_entropy(hidden, head, targets, temperature, chunk)[0]
     log_probs: Tensor = _ChosenLogProbs.apply(hidden, _Logits(head.weight, head.bias, temperature, chunk), targets)
     return log_probs
 
@@ -32,7 +34,7 @@ def chosen_log_probs_and_entropy(
     """Return log softmax(head(hidden) / temperature) at the targets and the entropy −Σ_v p_v log p_v, each (n,), nats.
 
     The log-probabilities are those of ``chosen_log_probs`` to the bit. Both outputs have a gradient with respect to
-    ``hidden``.
+    ``hidden``, and to weight and bias of a head that is trained.
 
     Args:
         hidden: (n, H), the hidden states that predict the targets.
@@ -40,6 +42,9 @@ def chosen_log_probs_and_entropy(
         chunk: maximum number of logits that are computed at a time; twice as many numbers are held.
     """
     logits = _Logits(head.weight, head.bias, temperature, chunk)
+    if _is_trained(head):
+        log_probs, entropy = _TrainedHead.apply(hidden, head.weight, head.bias, logits, targets)
+        return log_probs, entropy
     log_probs, entropy = _ChosenLogProbsAndEntropy.apply(hidden, logits, targets)
     return log_probs, entropy
 
@@ -61,7 +66,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Logits:
-    """Computes the logits of a frozen head in chunks.
+    """Computes the logits of a head in chunks, without a graph.
 
     Attributes:
         weight: (V, H).
@@ -83,7 +88,7 @@ class _Logits:
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
             output, logits = outputs[: rows.stop - start], numbers[: rows.stop - start]
-            torch.mm(hidden[rows], self.weight.t(), out=output)
+            torch.mm(hidden[rows], self.weight.detach().t(), out=output)
             logits.copy_(output)
             if self.bias is not None:
                 logits += self.bias
@@ -95,7 +100,7 @@ class _Logits:
 
     def slope(self, coefficients: Tensor, chunk: _Chunk) -> Tensor:
         """Return −Σ_v c_v W_v / τ, (c, H), for coefficients c of (c, V): the gradient in the hidden states."""
-        return chunk.output.copy_(coefficients) @ self.weight / -self.temperature
+        return chunk.output.copy_(coefficients) @ self.weight.detach() / -self.temperature
 
 
 def _precise(hidden: Tensor) -> torch.dtype:
@@ -165,6 +170,49 @@ class _ChosenLogProbsAndEntropy(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors
         of_log_probs, of_entropy = (g[:, None] * slope for g, slope in zip(gradients, slopes, strict=True))  # (n, H)
         return (of_log_probs + of_entropy).to(slopes.dtype), None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    """Computes the logits again in the backward pass, since the gradient of the head is a sum over the rows.
+
+    With dL/dz_v = g (1[v = t] − p_v) − g' p_v (z_v − m) =: −c_v, where g and g' are the gradients in log p_t and in the
+    entropy, dL/dW_v = −Σ c_v h / τ over the rows, dL/db_v = −Σ c_v / τ, and dL/dh = −Σ_v c_v W_v / τ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: _Logits, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden, targets)
+        ctx.logits = logits
+        chosen, entropy = _ChosenLogProbsAndEntropy.apply(hidden.detach(), logits, targets)  # (n,)
+        return chosen, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, targets = ctx.saved_tensors
+        logits: _Logits = ctx.logits
+        of_hidden = torch.empty_like(hidden)  # (n, H)
+        of_weight = torch.zeros(logits.weight.shape, dtype=_precise(hidden), device=hidden.device)  # (V, H)
+        of_bias = of_weight.new_zeros(len(of_weight))  # (V,)
+        for chunk in logits.of(hidden):
+            target = targets[chunk.rows, None]  # (c, 1)
+            of_log_prob, of_entropy = (g[chunk.rows, None] for g in gradients)  # (c, 1)
+            probabilities = chunk.logits.softmax(dim=1)  # (c, V)
+            centred = chunk.logits.clamp_(min=torch.finfo(chunk.logits.dtype).min)  # (c, V): z_v − m, in place
+            centred.sub_((probabilities * centred).sum(dim=1, keepdim=True))
+            coefficients = centred.mul_(of_entropy).add_(of_log_prob).mul_(probabilities)  # (c, V)
+            coefficients.scatter_add_(1, target, -of_log_prob)
+            of_hidden[chunk.rows] = logits.slope(coefficients, chunk)
+            of_weight.sub_(chunk.output.t() @ hidden[chunk.rows], alpha=1 / logits.temperature)
+            of_bias.sub_(coefficients.sum(dim=0), alpha=1 / logits.temperature)
+        needs = ctx.needs_input_grad
+        bias = of_bias.to(logits.weight.dtype) if logits.bias is not None and needs[2] else None
+        return of_hidden, of_weight.to(logits.weight.dtype) if needs[1] else None, bias, None, None
+
+
+def _is_trained(head: nn.Linear) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (head.weight, head.bias))
 
 
 def _less_target(unnormalised: Tensor, target: Tensor, total: Tensor) -> Tensor:
