@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from rlsparse.results.answers import collect_answers
 from rlsparse.results.benchmarks import collect_benchmarks
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import ClaimError, read_claims
@@ -104,7 +105,10 @@ def _write_all(options: argparse.Namespace) -> None:
         found = collect(experiment)
         if options.out:
             check_overwrite(folder, found)
-        more = Measured(collect_ranks(experiment, found.runs), collect_benchmarks(experiment, found.runs))
+        runs = found.runs
+        more = Measured(
+            collect_ranks(experiment, runs), collect_benchmarks(experiment, runs), collect_answers(experiment, runs)
+        )
         write_results(folder, found, more, _first_config(experiment, found.runs))
         folders.append(folder)
     if options.studies and not options.experiment:

@@ -1,13 +1,14 @@
 """A study on disk: its collected results, and the tables and figures that are made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from rlsparse.results.answers import ANSWERS, QUESTIONS, Answers
 from rlsparse.results.benchmarks import benchmark_table
 from rlsparse.results.claims import ClaimOutcome, claims_table, judge
 from rlsparse.results.claims_file import FILE as CLAIMS
@@ -43,6 +44,7 @@ class Study:
         ranks: ranks of the runs whose adapter can change them; None without such runs.
         claims: the published claims and the baseline; None without a claims file.
         config: the config of one of the runs as YAML, without keys that cannot change a result; empty if unknown.
+        answers: of the runs to each question; may be empty.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Study:
     ranks: Ranks | None
     claims: Claims | None
     config: str = ""
+    answers: Answers = field(default_factory=lambda: Answers(pd.DataFrame(), pd.DataFrame()))
 
     @property
     def baseline(self) -> str | None:
@@ -77,6 +80,7 @@ class Measured:
 
     ranks: Ranks
     benchmarks: pd.DataFrame
+    answers: Answers
 
 
 class ResultsError(ValueError):
@@ -111,12 +115,13 @@ def write_results(folder: Path, found: Collected, more: Measured, config: Mappin
     """Write the collected results; tables and figures are made from these files alone.
 
     Args:
-        more: ranks and benchmarks of the runs.
+        more: ranks, benchmarks and answers of the runs.
         config: the config of one of the runs; None if none can be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = {RESULTS: found.runs, TRIALS: found.trials, CURVES: found.curves}
     frames |= {RANKS_FINAL: more.ranks.final, RANKS_HISTORY: more.ranks.history, BENCHMARKS: more.benchmarks}
+    frames |= {ANSWERS: more.answers.rows, QUESTIONS: more.answers.questions}
     for file, frame in frames.items():
         if frame.empty and file != RESULTS:
             (folder / file).unlink(missing_ok=True)
@@ -158,7 +163,8 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     runs = _frame(folder / RESULTS)
     if missing := [name for name in NEEDED if name not in runs]:
         raise ResultsError(f"{folder / RESULTS}: has no column {missing[0]}; its columns must be separated by commas")
-    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config)
+    answers = Answers(_frame(folder / ANSWERS), _frame(folder / QUESTIONS))
+    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers)
 
 
 def _frame(file: Path) -> pd.DataFrame:

@@ -1,0 +1,114 @@
+"""The answers of the runs of a study to each held-out question, as files that a study can keep.
+
+``answers.csv`` has a row for each run and end of the run: how many of the sampled answers to each question are right,
+and whether the greedy one is, in the order of the questions in ``questions.csv``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rlsparse.results.measures import finished
+from rlsparse.storage.jsonl import read_rows
+from rlsparse.storage.run_folder import RunFolder
+
+ANSWERS, QUESTIONS = "answers.csv", "questions.csv"
+HELD_OUT = "held_out"  # the name of these questions in answers.jsonl
+BASE, FINAL = "base", "final"
+# columns of results.csv that are means over questions -> end of the run, and kind of the answer
+MEASURES = {
+    "base_sampled": (BASE, "right"),
+    "base_greedy": (BASE, "greedy"),
+    "final_sampled": (FINAL, "right"),
+    "final_greedy": (FINAL, "greedy"),
+}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of some runs.
+
+    Attributes:
+        rows: columns id, when, questions (the set that was asked), samples, right and greedy; the last two hold
+            numbers separated by spaces, one for each question of the set.
+        questions: columns questions and question, in the order of the numbers above.
+    """
+
+    rows: pd.DataFrame
+    questions: pd.DataFrame
+
+    @property
+    def empty(self) -> bool:
+        return self.rows.empty
+
+    def scores(self, ids: Sequence[str], measure: str) -> pd.DataFrame:
+        """Return the share of right answers of each question, one row for each question and a column for each run.
+
+        A question that a run was not asked is missing there. A run without answers has no column.
+
+        Args:
+            ids: of the runs.
+            measure: a key of ``MEASURES``.
+        """
+        when, kind = MEASURES[measure]
+        wanted = (
+            self.rows[(self.rows["when"] == when) & self.rows["id"].isin(list(ids))] if not self.empty else self.rows
+        )
+        columns = {}
+        for row in wanted.to_dict("records"):
+            asked = self.questions[self.questions["questions"] == row["questions"]]["question"]
+            numbers = np.array(str(row[kind]).split(), dtype=float)
+            columns[row["id"]] = pd.Series(numbers / (row["samples"] if kind == "right" else 1), index=list(asked))
+        return pd.DataFrame(columns)
+
+
+def collect_answers(folder: Path, runs: pd.DataFrame) -> Answers:
+    """Return the answers of the finished runs of an experiment; runs whose answers cannot be read have no row.
+
+    Args:
+        folder: the folder of the experiment.
+        runs: the tidy table of its runs, with the columns ``id`` and ``status``.
+    """
+    rows: list[dict[str, Any]] = []
+    sets: dict[str, list[str]] = {}
+    for run_id in finished(runs)["id"]:
+        try:
+            rows += _answers_of(RunFolder(folder / str(run_id)), sets)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    questions = [{"questions": key, "question": one} for key, asked in sets.items() for one in asked]
+    return Answers(pd.DataFrame(rows), pd.DataFrame(questions))
+
+
+def _answers_of(run: RunFolder, sets: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Return the rows of a run, and add the questions that it was asked to ``sets``, by their key."""
+    found = [row for row in read_rows(run.answers) if row["benchmark"] == HELD_OUT]
+    steps = sorted({row["step"] for row in found})
+    if len(steps) < 2:  # a run has at least an evaluation before and one after training
+        return []
+    rows = []
+    for when, step in ((BASE, steps[0]), (FINAL, steps[-1])):
+        asked = [row for row in found if row["step"] == step]
+        names = [str(row["question"]) for row in asked]
+        (samples,) = {int(row["samples"]) for row in asked}
+        key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:10]
+        if len(set(names)) < len(names):
+            return []
+        sets[key] = names
+        right, greedy = ([int(row[kind]) for row in asked] for kind in ("right", "greedy"))
+        rows.append(
+            {
+                "id": run.path.name,
+                "when": when,
+                "questions": key,
+                "samples": samples,
+                "right": " ".join(map(str, right)),
+                "greedy": " ".join(map(str, greedy)),
+            }
+        )
+    return rows
