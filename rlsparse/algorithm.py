@@ -168,7 +168,6 @@ class Algorithm:
         yield from self._transition_problems()
         yield from self._row_problems()
         yield from self._history_problems(train)
-        yield from self._base_problems()
         yield from self._off_policy_problems(train)
         yield from self._replay_problems(train)
 
@@ -251,23 +250,13 @@ class Algorithm:
         if self.kl.reference_update is not None:
             yield f"kl.reference={getattr(self.kl, 'reference', 'moving')}: {moved}, or kl.reference=base"
 
-    def _base_problems(self) -> Iterator[str]:
-        """Yield what is wrong with comparing the policy with the base model."""
-        reason = self.adapter.base_differs
-        if reason is not None and self.kl.beta > 0 and self.kl.reference_update is None:
-            yield (
-                f"kl.beta={self.kl.beta:g}: the reference policy is the model without its adapter, and with adapter="
-                f"{self.adapter.label} that is not the base model ({reason}); take kl=off, kl.reference=sync, or "
-                "adapter=lora"
-            )
-
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield the problems of training these parameters of the model as it is loaded."""
-        if model.quantization != "off" and self.adapter.changes_weights:
+        obstacle = self.adapter.quantization_obstacle
+        if model.quantization != "off" and obstacle is not None:
             yield (
-                f"model.quantization={model.quantization}: adapter={self.adapter.label} changes the weights of the "
-                "model, and quantized weights cannot be changed in small steps; take model.quantization=off, or "
-                "adapter=lora"
+                f"model.quantization={model.quantization}: adapter={self.adapter.label} cannot be trained on quantized "
+                f"weights: {obstacle}; take model.quantization=off, or adapter=lora"
             )
 
     def _off_policy_problems(self, train: TrainConfig) -> Iterator[str]:

@@ -11,20 +11,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.components.task import load_task
 from rlsparse.config.compose import compose, config_dir, register_schemas, run_config
 from rlsparse.config.schema import ConfigError
-from rlsparse.execution.evaluate_model import evaluate
+from rlsparse.execution import model_check
+from rlsparse.execution.evaluate_model import _differences, _run_of, evaluate
 from rlsparse.execution.evaluate_model import preflight as preflight_evaluation
 from rlsparse.execution.preflight import identity_of, preflight
 from rlsparse.execution.run_once import run
+from rlsparse.model.loading import load_policy
 from rlsparse.model.source import EMBEDDED
 from rlsparse.results.benchmarks import benchmark_table, collect_benchmarks
 from rlsparse.results.collect import collect
 from rlsparse.runtime.signals import Interrupted
 from rlsparse.storage.jsonl import read_rows
+from rlsparse.storage.run_folder import RunFolder
 from rlsparse.training.data import encode_task
 from rlsparse.training.evaluate import Examiner, Graded, Outcome, evaluation_metrics, majority_at, pass_at
 from tests.conftest import built, composed
@@ -201,6 +205,109 @@ def test_adapter_evaluated_later_gives_the_run_what_it_would_have_found(trained,
     assert [row["benchmark"] for row in last(folder)] == ["word_problems"] * 6 + ["arithmetic"] * 3
     again = json.loads((folder / "summary.json").read_text())
     assert again["evaluations"] == {"word_problems": found["id"], "arithmetic": other["id"]}
+
+
+@pytest.fixture(scope="module")
+def trained_weights(tmp_path_factory):
+    """A run of adapter=full on a bfloat16 model with two benchmarks, and one without; a folder of each."""
+    base = tmp_path_factory.mktemp("bfloat16") / "model"
+    policy = load_policy(composed().model, torch.device("cpu"), "bfloat16")
+    policy.model.save_pretrained(base)
+    policy.tokenizer.save_pretrained(base)
+    words = ("adapter=full", f"model.path={base}", "train.lr=1e-3")
+    config = composed(*SMALL, *words, f"runs_dir={tmp_path_factory.mktemp('with')}")
+    without = tmp_path_factory.mktemp("without")
+    run(config)
+    run(replace(config, runs_dir=str(without), eval=replace(config.eval, benchmarks=[], tasks={})))
+    return tuple(next(folder.glob("default/grpo*")) for folder in (Path(config.runs_dir), without))
+
+
+@pytest.fixture
+def weights_alone(trained_weights, tmp_path):
+    """A copy of the run without benchmarks."""
+    return Path(shutil.copytree(trained_weights[1], tmp_path / "runs" / "default" / trained_weights[1].name))
+
+
+def test_exported_model_evaluated_later_gives_the_run_what_it_would_have_found(
+    trained_weights, weights_alone, tmp_path
+):
+    assert not (weights_alone / "adapter").exists()
+    words = [*OF_EVALUATION, f"model.path={weights_alone / 'model'}", f"runs_dir={tmp_path}"]
+    found = evaluate(composed_evaluation(*words))
+    of_run = json.loads((trained_weights[0] / "summary.json").read_text())
+    summary = json.loads((weights_alone / "summary.json").read_text())
+    assert set(summary["benchmarks"]) == {"word_problems", "arithmetic"}
+    for name, ends in of_run["benchmarks"].items():
+        assert summary["benchmarks"][name] == {"base": None, "final": ends["final"]}
+    assert summary["evaluations"] == dict.fromkeys(["word_problems", "arithmetic"], found["id"])
+    of_last_step = [
+        [row for row in read_rows(folder / "answers.jsonl") if (row["step"], row["benchmark"]) != (2, "held_out")][-12:]
+        for folder in (trained_weights[0], weights_alone)
+    ]
+    assert of_last_step[0] == of_last_step[1]
+    # training has changed the model, so the answers are not those of its base
+    at_start = [row for row in read_rows(trained_weights[0] / "answers.jsonl") if row["step"] == 0][-12:]
+    assert [row["answers"] for row in at_start] != [row["answers"] for row in of_last_step[1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dtype=float32"], "the evaluation has dtype=float32 instead of auto"),
+        (["model.chat_template=false"], "the evaluation has model.chat_template=false instead of true"),
+    ],
+)
+def test_exported_model_evaluated_with_other_settings_is_not_added_to_its_run(words, message, weights_alone, tmp_path):
+    differences = _differences(
+        RunFolder(weights_alone), composed_evaluation(*OF_EVALUATION, f"model.path={weights_alone / 'model'}", *words)
+    )
+    assert message == f"the evaluation has {', '.join(differences)}"
+
+
+def test_run_of_an_evaluation_is_the_one_that_exported_what_is_evaluated(weights_alone, trained, tmp_path):
+    def run_of(*words):
+        found = _run_of(composed_evaluation(*OF_EVALUATION, *words))
+        return None if found is None else found.path
+
+    assert run_of() is None
+    assert run_of(f"model.path={EMBEDDED['tiny']}") is None
+    assert run_of(f"model.path={weights_alone / 'model'}") == weights_alone
+    # an adapter that was trained later on an exported model belongs to its own run
+    adapter = f"adapter_path={trained[2] / 'adapter'}"
+    assert run_of(f"model.path={weights_alone / 'model'}", adapter) == trained[2]
+    shutil.copytree(weights_alone / "model", tmp_path / "moved")
+    assert run_of(f"model.path={tmp_path / 'moved'}") is None
+    (weights_alone / "summary.json").unlink()
+    assert run_of(f"model.path={weights_alone / 'model'}") is None
+
+
+def test_exported_model_is_checked_and_trained_like_any_other(weights_alone, tmp_path):
+    words = (f"model.path={weights_alone / 'model'}", f"runs_dir={tmp_path / 'next'}", *SMALL, "train.steps=1")
+    report = str(model_check.check(composed(*words, "eval.benchmarks=[]")))
+    assert "Qwen2ForCausalLM" in report
+    assert "bfloat16" in report
+    first = json.loads((weights_alone / "summary.json").read_text())
+    summary = run(composed(*words, "eval.benchmarks=[]", "adapter=full"))
+    assert summary["status"] == "finished"
+    assert summary["base"] == {**first["final"], "step": 0}  # it starts from the trained model
+
+
+def test_folder_beside_the_exported_one_is_refused_with_its_name(weights_alone, trained, tmp_path):
+    def refusal(*words):
+        with pytest.raises(ConfigError) as caught:
+            preflight_evaluation(composed_evaluation(*OF_EVALUATION, *words))
+        return str(caught.value)
+
+    model, adapter = weights_alone / "model", trained[2] / "adapter"
+    for given in (weights_alone, weights_alone / "adapter"):
+        assert refusal(f"model.path={given}").endswith(f"did you mean {model}?")
+    for given in (trained[2], trained[2] / "model"):
+        assert refusal(f"model.path={given}").endswith(f"did you mean {adapter}?")
+    for given in (weights_alone, weights_alone / "adapter", model):
+        assert refusal(f"adapter_path={given}").endswith(
+            f"this run has trained the weights of the model, so give model.path={model} without adapter"
+        )
+    assert refusal(f"model.path={tmp_path / 'nothing'}").endswith("give a Hugging Face model folder")
 
 
 def test_results_that_a_run_has_found_itself_stay(trained, tmp_path, logged):

@@ -286,7 +286,7 @@ def test_id_of_a_run_depends_neither_on_lora_rank_nor_on_the_way_the_rate_is_giv
         (["adapter.target_modules=[qproj]"], "adapter.target_modules=.* this model has no qproj; it has down_proj"),
         (["adapter.layers=[7]"], "adapter.layers=.*this model has layers 0 to 2"),
         (["adapter.layers=first"], "adapter.layers=first: give all, last_third"),
-        (["model.quantization=nf4"], "model.quantization=nf4: adapter=full changes the weights"),
+        (["model.quantization=nf4"], "model.quantization=nf4: adapter=full cannot be trained on quantized weights"),
         (["adapter=none"], "adapter=none: is for warm starts; take adapter=full"),
     ],
 )

@@ -275,6 +275,19 @@ def test_parameters_as_budget_are_given_to_components_that_fit_the_rest():
     assert moved(gates_, 26, costs=costs) == [([0], 0), ([0, 1], 0), ([0, 1], 0), ([0], 0)]  # 1 stays free
 
 
+def test_costs_in_parameters_give_the_parameters_that_the_authors_report():
+    """Their run on Llama-3.1-8B ended with these ranks, summed over its 32 layers, and 45,155,840 parameters."""
+    hidden, narrow, wide = 4096, 1024, 14336
+    shapes = {"q": (hidden, hidden), "k": (hidden, narrow), "v": (hidden, narrow), "o": (hidden, hidden)}
+    shapes |= {"gate": (hidden, wide), "up": (hidden, wide), "down": (wide, hidden)}
+    ranks = {"q": 396, "k": 434, "v": 412, "o": 546, "gate": 711, "up": 586, "down": 499}
+    assert sum(ranks.values()) == 16 * 7 * 32
+    config = replace(RULES, budget_of="parameters")
+    rooms = {name: config.room(SimpleNamespace(in_features=a, out_features=b)) for name, (a, b) in shapes.items()}
+    assert sum(rank * rooms[name].cost for name, rank in ranks.items()) == 45_155_840
+    assert rooms["k"].most == narrow
+
+
 def given_one_by_one(free, ranks, order, rooms):
     """The same without turns that are lists: one adapter after the other, until a whole turn has given nothing."""
     ranks, unsuccessful = list(ranks), 0

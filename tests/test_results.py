@@ -8,7 +8,10 @@ import sys
 
 import pandas as pd
 import pytest
+from scipy import stats
 
+from rlsparse.results.claims import judge
+from rlsparse.results.claims_file import Claim
 from rlsparse.results.collect import collect
 from rlsparse.results.figures.ranks import rank_figure
 from rlsparse.results.figures.style import MAX_METHODS, save
@@ -361,6 +364,44 @@ def test_rank_table_equals_hand_computed_values(with_ranks):
     # q_proj: 2 and 4, mean 3; both draws are the same seed in half of the resamples; down_proj: 6 and 4
     (row,) = rank_table(ranks.final).cells.values.tolist()
     assert row == ["grpo adapter=l1ra", "3.0 [2.0, 4.0]", "5.0 [4.0, 6.0]", "16", "2"]
+
+
+ORDER = ("gate_proj", "up_proj", "o_proj", "down_proj", "q_proj", "k_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "tau"),
+    [
+        ((27.3, 22.4, 19.1, 17.5, 10.0, 9.0, 6.6), 1.0),  # the published ones of Mistral-7B
+        # those of the same authors on Llama-3.1-8B: q is below k and v, 2 of the 21 pairs, so (19 - 2) / 21
+        ((22.2, 18.3, 17.1, 15.6, 12.4, 13.6, 12.9), 17 / 21),
+        ((1, 2, 3, 4, 5, 6, 7), -1.0),
+        ((8, 8, 8, 8, 8, 8, 8), 0.0),
+        ((9, 9, 9, 9, 4, 4, 4), 12 / 21),  # 4 x 3 pairs are in order; 6 + 3 are equal and count as 0
+    ],
+)
+def test_rank_order_is_the_share_of_pairs_in_the_published_order_minus_the_reverse(ranks, tau, tmp_path):
+    # two layers around the mean; the module names say the type
+    named = {
+        f"model.layers.{n}.x.{kind}": r + d for n, d in ((0, -1), (1, 1)) for kind, r in zip(ORDER, ranks, strict=True)
+    }
+    put(tmp_path, "a", "grpo", 0, 0.5, adapter={"rank": dict(reversed(named.items())), "pruned": 1})
+    put(tmp_path, "b", "grpo", 1, 0.5, adapter={"rank": named})  # its ranks cannot move
+    put(tmp_path, "c", "grpo", 2, 0.5, adapter={"rank": {"h.0.attn.c_attn": 4, "h.0.mlp.c_fc": 5}, "pruned": 0})
+    found = collect(tmp_path).runs["rank_order"]
+    assert found.isna().tolist() == [False, True, True]
+    assert found[0] == pytest.approx(tau)
+    if len(set(ranks)) == 7:  # without ties, all of Kendall's coefficients are the same
+        assert found[0] == pytest.approx(stats.kendalltau(range(7, 0, -1), ranks).statistic)
+
+
+def test_rank_order_of_a_claim_is_judged_like_other_measures(tmp_path):
+    ranks = dict(zip(ORDER, (7, 6, 5, 4, 3, 2, 1), strict=True))
+    for seed in range(6):
+        put(tmp_path, str(seed), "grpo", seed, 0.5, adapter={"rank": ranks, "pruned": 1})
+    claim = Claim("it is the published order", "tau 1", "x", ["grpo"], "rank_order", {"above": 0.0})
+    outcome = judge(claim, collect(tmp_path).runs)
+    assert (outcome.verdict, outcome.value.mean) == ("supported", 1.0)
 
 
 def test_rank_figure_made_twice_has_the_same_bytes(with_ranks, tmp_path):

@@ -592,6 +592,9 @@ def test_check_prints_end_tokens_prompt_fast_paths_and_odd_gold_answers(folder, 
     ids = load(folder).tokenizer("3+4=", add_special_tokens=False)["input_ids"]
     assert f"ids {ids}\n" in report
     assert "rollout engine: fast; train.packing: yes" in report
+    # 632,448 weights of 4 bytes; 58,368 trained parameters of 4 float32 numbers each, of which 3 are in a checkpoint
+    assert "weights 2.41 MiB, 0.06 M trained parameters with gradients and moments 0.89 MiB" in report
+    assert "0.22 MiB exported, 1.34 MiB of checkpoints" in report
     assert "2 training and 1 held-out answers, 2 equal to themselves" in report
     assert "test row 1: 'cat'" in report
     assert "appends <|endoftext|>" in report

@@ -1,5 +1,6 @@
 """The supervised stage: it learns, writes a model that the RL stage takes, and refuses what cannot work."""
 
+import copy
 import json
 import random
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from rlsparse.batch import Problem
 from rlsparse.config.schema import ConfigError, NoiseConfig
@@ -127,12 +129,20 @@ def test_adapter_is_trained_merged_and_exported(adapter, tmp_path):
     assert found["time_step"].tolist() == [summary["time"]["train"] / 16]
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "l1ra"])
+PART = ("adapter=full", "adapter.target_modules=[q_proj,v_proj]", "adapter.layers=last_third")
+OF_PART = {f"model.layers.2.self_attn.{name}_proj.{kind}" for name in "qv" for kind in ("weight", "bias")}
+
+
+def in_bfloat16(tiny, folder):
+    tiny.model.to(torch.bfloat16).save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return f"model.path={folder}"
+
+
+@pytest.mark.parametrize("adapter", [["adapter=none"], ["adapter=lora"], ["adapter=l1ra"], PART])
 def test_bfloat16_model_is_evaluated_as_it_is_written(adapter, tmp_path, tiny):
     """A bfloat16 checkpoint: trained in more bits, cast, and the last evaluation is of the folder as it loads."""
-    tiny.model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    tiny.tokenizer.save_pretrained(tmp_path / "bf16")
-    setting = (f"model.path={tmp_path / 'bf16'}", f"out={tmp_path / 'm'}", f"adapter={adapter}", "dtype=bfloat16")
+    setting = (in_bfloat16(tiny, tmp_path / "bf16"), f"out={tmp_path / 'm'}", *adapter, "dtype=bfloat16")
     config = composed_warm_start(*SHORT, *SMALL, *setting)
     summary = warm_start(config)
     policy = load_policy(replace(config.model, path=str(tmp_path / "m")), torch.device("cpu"), "auto")
@@ -141,6 +151,63 @@ def test_bfloat16_model_is_evaluated_as_it_is_written(adapter, tmp_path, tiny):
     data = encode_task(policy, parts.task, parts.rollout.max_new_tokens, 16)
     examples = [Example(prompt.ids, prompt.problem) for prompt in data.test]
     assert held_out_loss(policy, examples, config.warm_start.batch_size, "bfloat16") == summary["final"]["loss"]
+
+
+def test_full_fine_tuning_of_all_weights_equals_a_warm_start_without_adapter(tmp_path):
+    setting = (*SHORT, *SMALL, "warm_start.max_rows=16")
+    found = {}
+    for adapter in ("none", "full"):
+        out = tmp_path / adapter
+        summary = warm_start(composed_warm_start(f"out={out}", f"adapter={adapter}", *setting))
+        found[adapter] = (summary["loss"], summary["final"], summary["adapter"]["parameters"])
+        assert not (out / "adapter").exists()
+    assert found["full"] == found["none"]
+    assert (tmp_path / "full/model.safetensors").read_bytes() == (tmp_path / "none/model.safetensors").read_bytes()
+
+
+def test_part_of_the_weights_is_trained_in_float32_and_the_others_stay_the_same_bits(tmp_path, tiny):
+    out = tmp_path / "m"
+    setting = (in_bfloat16(tiny, tmp_path / "bf16"), f"out={out}", *PART, "dtype=bfloat16", "warm_start.lr=1e-5")
+    summary = warm_start(composed_warm_start(*SHORT, *SMALL, *setting))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "bf16", out))
+    assert {one.dtype for one in after.values()} == {torch.bfloat16}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == OF_PART
+    # 16 steps of at most 1e-5: most weights are so large that not even the sum of all steps moves them in bfloat16, whose
+    # numbers are 2^-8 of their size apart
+    change = torch.cat([(after[name].float() - before[name].float()).abs().flatten() for name in OF_PART])
+    assert 0 < float((change > 0).float().mean()) < 0.5
+    assert summary["adapter"] == {"name": "full", "rank": {}, "budget": None, "parameters": change.numel()}
+    assert not (out / "adapter").exists()
+
+
+def test_training_a_part_of_the_weights_equals_training_with_the_others_frozen(tiny):
+    config = composed_warm_start("out=x", *SHORT, *SMALL, *PART)
+    examples = [Example(tuple(tiny.tokenizer("57*4=")["input_ids"]), PROBLEM)] * 16
+    frozen = copy.deepcopy(tiny)
+    for name, weight in frozen.model.named_parameters():
+        weight.requires_grad_(name in OF_PART)
+    expected = fit(frozen, examples, config, None, lambda *_: None)
+    adapter = Parts.build(config).adapter.attach(tiny, 8, 0)
+    assert fit(tiny, examples, config, adapter, lambda *_: None) == expected
+    for one, other in zip(adapter.merge().parameters(), frozen.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_penalty_of_an_adapter_is_part_of_the_gradient_that_is_clipped(tiny, monkeypatch):
+    config = composed_warm_start("out=x", *SHORT, *SMALL, "adapter=lora")
+    adapter = Parts.build(config).adapter.attach(tiny, 8, 0)
+    before, norms = adapter.state(), []
+
+    def penalty(l2):
+        assert l2 == 0  # objective.l2 belongs to RL
+        for parameter in adapter.parameters():
+            parameter.grad.zero_()
+
+    monkeypatch.setattr(adapter, "penalty", penalty)
+    examples = [Example(tuple(tiny.tokenizer("57*4=")["input_ids"]), PROBLEM)] * 16
+    fit(tiny, examples, config, adapter, lambda _, metrics: norms.append(metrics["train/grad_norm"]))
+    assert norms == [0.0] * 4
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
 
 
 def test_gradients_after_a_rank_update_are_clipped_with_those_of_new_components(tiny, monkeypatch):
@@ -215,6 +282,9 @@ def test_held_out_loss_in_unequal_batches_equals_that_of_the_model(tiny):
         ("adapter=lora adapter.layers=[9]", "this model has layers 0 to 2"),
         ("adapter=l1ra model=scratch", "adapter=l1ra: model=scratch has random weights"),
         ("adapter=l1ra adapter.l1=-1", "adapter.l1=-1.0: must be at least 0"),
+        ("adapter=full adapter.layers=[9]", "this model has layers 0 to 2"),
+        ("adapter=full adapter.layers=[0] model=scratch", "adapter=full: model=scratch has random weights"),
+        ("adapter=lora model.quantization=nf4", "model.quantization=nf4: a warm start writes a whole model"),
     ],
 )
 def test_adapter_that_cannot_work_is_refused(overrides, message, tmp_path):
@@ -274,3 +344,4 @@ def test_lora_rank_without_adapter_does_not_change_the_identity():
 
     assert identity("lora_rank=8") == identity("lora_rank=4")
     assert identity("adapter=lora", "lora_rank=8") != identity("adapter=lora", "lora_rank=4")
+    assert identity(*PART, "lora_rank=8") == identity(*PART, "lora_rank=4") != identity("adapter=full")

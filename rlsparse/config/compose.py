@@ -40,8 +40,16 @@ from rlsparse.config.words import (
     refuse_unreadable,
 )
 
+
+def times(factor: float, value: float) -> float:
+    """Return a product, as a whole number where it is one: in a yaml file, ``${times:2,${lora_rank}}``."""
+    product = factor * value
+    return int(product) if product == int(product) else product
+
+
 # for the folders that Hydra itself makes, also in the worker of a launcher, which imports this module
 OmegaConf.register_new_resolver("expand_home", expand_home, replace=True)
+OmegaConf.register_new_resolver("times", times, replace=True)
 UNKNOWN = (InterpolationKeyError, UnsupportedInterpolationType, GrammarParseError)  # perhaps no interpolation is meant
 # keys that had another name in an earlier version -> the key or group that took its place
 RENAMED = {"task.reward": "reward", "token_sampler.replay": "replay", "objective.aggregation": "objective"}

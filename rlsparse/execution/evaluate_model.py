@@ -1,8 +1,8 @@
 """Evaluate a model, or the adapter of a finished run, on benchmarks: ``python -m rlsparse.evaluate``.
 
 The files are those of a run: ``answers.jsonl``, ``metrics.jsonl``, ``summary.json``, ``config.yaml``. Where the adapter
-lies in the folder of a finished run, the files of that run get the results of benchmarks that it has not evaluated
-itself, as those of its last step.
+or the model is what a finished run has exported, the files of that run get the results of benchmarks that it has not
+evaluated itself, as those of its last step.
 """
 
 import json
@@ -260,39 +260,58 @@ def preflight(config: EvaluateConfig) -> Checked:
 
 
 def _run_of(config: EvaluateConfig) -> RunFolder | None:
-    """Return the finished run that the adapter belongs to; None if it belongs to none."""
-    if config.adapter_path is None:
+    """Return the finished run that has exported the adapter, or the model if there is no adapter; None for others."""
+    if config.adapter_path is not None:
+        run = RunFolder(Path(config.adapter_path).absolute().parent)
+    elif config.model.path is not None:
+        folder = Path(config.model.path).absolute()
+        run = RunFolder(folder.parent)
+        if folder != run.model:
+            return None
+    else:
         return None
-    run = RunFolder(Path(config.adapter_path).absolute().parent)
     summary = read_summary(run.path)
     return run if summary is not None and summary["status"] in DONE and "steps" in summary else None
 
 
 def _differences(run: RunFolder, config: EvaluateConfig) -> list[str]:
-    """Return the keys in which an evaluation differs from the run whose adapter it evaluates, a text each.
+    """Return the keys in which an evaluation differs from the run whose adapter or model it evaluates, a text each.
 
-    The model counts by its files, wherever they lie.
+    The model that an adapter is on counts by its files, wherever they lie. An exported model is stored in the dtype of
+    the run.
     """
-    from rlsparse.model.source import model_source
-
     trained = read_yaml(run.config) or {}
-    model = {**asdict(config.model), **trained.get("model", {})}
+    exported = config.adapter_path is None
+    model = {**asdict(config.model), "quantization": "off", **trained.get("model", {})}
     found = [
         f"{key}={shown(here)} instead of {shown(there)}"
         for key, here, there in (
             ("dtype", config.dtype, trained.get("dtype")),
+            ("model.quantization", config.model.quantization, model["quantization"]),
             ("model.chat_template", config.model.chat_template, model["chat_template"]),
             ("model.template_arguments", config.model.template_arguments, model["template_arguments"]),
         )
-        if here != there
+        if here != there and not (exported and (key, here) == ("dtype", "auto"))
     ]
+    if exported or _same_model(config, model):
+        return found
+    return [f"another model than {model['path'] or model['name']}", *found]
+
+
+def _same_model(config: EvaluateConfig, model: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation has the model of a run.
+
+    Args:
+        model: the keys of the model in the config of the run.
+    """
+    from rlsparse.model.source import model_source
+
     try:
         there = model_source(ModelConfig(**{one.name: model[one.name] for one in fields(ModelConfig)}))
         here = model_source(config.model)
-        same = (here.digest() or here.location) == (there.digest() or there.location)
+        return (here.digest() or here.location) == (there.digest() or there.location)
     except ConfigError:  # its folder is somewhere else now
-        same = False
-    return found if same else [f"another model than {model['path'] or model['name']}", *found]
+        return False
 
 
 def _add_to_run(run: RunFolder, evaluated: RunFolder, config: EvaluateConfig) -> None:

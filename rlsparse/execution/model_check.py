@@ -28,6 +28,7 @@ from rlsparse.components.task import Rows, Task, asked, load_task
 from rlsparse.components.task.answers import WRITTEN
 from rlsparse.config.compose import added_config_dirs, compose
 from rlsparse.config.schema import Config, ConfigError
+from rlsparse.execution.memory_estimate import MemoryEstimator, size
 from rlsparse.execution.preflight import preflight
 from rlsparse.model.endings import find_endings, token_name, unending
 from rlsparse.model.loading import UNLIMITED, load_policy
@@ -42,8 +43,6 @@ from rlsparse.storage.streams import command
 from rlsparse.training.scoring import Scorer
 
 SHOWN = 5  # rows, words or texts in a line
-OPTIMIZER_COPIES = 4  # of a trained parameter: itself, its gradient and two moments of AdamW, float32 each
-GIB = 2**30  # bytes
 
 Line = tuple[str, str]  # name and value
 
@@ -87,7 +86,7 @@ def check(config: Config) -> Report:
         lines = [*_about_model(policy, source), *_about_tokens(policy)]
         lines += _about_prompts(policy, algorithm, prompts)
         lines += [("fast paths", _fast_paths(policy, config, algorithm))]
-        lines += [("memory", _memory(policy, config, algorithm, prompts))]
+        lines += _memory(config, device, max(len(prompt.ids) for prompt in prompts))
     judged, unequal = _gold_answers(algorithm.task, rows)
     odd = [*warnings, *_odd_tokens(policy), *_odd_prompts(policy, algorithm.task, rows, prompts)]
     odd += [*_odd_rows(algorithm.task, rows), *unequal]
@@ -183,38 +182,19 @@ def _fast_paths(policy: Policy, config: Config, algorithm: Algorithm) -> str:
     return f"rollout engine: {used}; train.packing: {packed}"
 
 
-def _memory(policy: Policy, config: Config, algorithm: Algorithm, prompts: Sequence[Prompt]) -> str:
-    """Return an estimate of the memory of a run by parts."""
-    model = policy.model
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    size = next(model.parameters()).element_size()
-    adapter = algorithm.adapter.attach(policy, config.lora_rank, 0)
-    trained = sum(tensor.numel() for tensor in adapter.parameters())
-    adapted = sum(policy.causal_lm.get_submodule(name).base_layer.weight.numel() for name in adapter.ranks())
-    adapter.remove()
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    rows = min(algorithm.rollout.max_rows, config.train.prompts_per_step * config.train.group_size)
-    tokens = max(len(prompt.ids) for prompt in prompts) + algorithm.rollout.max_new_tokens
-    cache = rows * tokens * policy.depth * 2 * heads * head * size
-    logits = config.train.max_tokens_per_microbatch * policy.vocabulary * 4
-    parts = {
-        "weights": weights,
-        "a copy of the adapted weights": adapted * size if getattr(algorithm.rollout, "merge_adapter", False) else 0,
-        f"adapter and optimizer ({trained / 1e6:.2f} M parameters)": trained * 4 * OPTIMIZER_COPIES,
-        f"keys and values of {rows} completions": cache,
-        "logits": max(logits, rows * policy.vocabulary * 4),
-    }
-    free = (
-        f"; {torch.cuda.mem_get_info(policy.device)[0] / GIB:.1f} GiB are free" if policy.device.type == "cuda" else ""
-    )
-    listed = ", ".join(f"{name} {_size(count)}" for name, count in parts.items())
-    return f"about {_size(sum(parts.values()))} and activations ({listed}){free}"
+def _memory(config: Config, device: torch.device, longest: int) -> Iterator[Line]:
+    """Yield estimates of the memory and the disk space of a run.
 
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count > GIB / 10 else f"{1024 * count / GIB:.2f} MiB"
+    Args:
+        longest: tokens of the longest prompt.
+    """
+    found = MemoryEstimator()(config, device.type, longest)
+    if found is None:
+        yield "memory", "unknown: the adapter cannot be put on a model without weights"
+        return
+    free = f"; {size(torch.cuda.mem_get_info(device)[0])} are free" if device.type == "cuda" else ""
+    yield "memory", f"{found}{free}"
+    yield "disk", f"{size(found.export)} exported, {size(found.checkpoints)} of checkpoints until a run is finished"
 
 
 def _gold_answers(task: Task, rows: Rows) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from rlsparse.config.schema import Config, ConfigError, ModelConfig, TrackerConf
 from rlsparse.execution.point_warnings import point_warnings
 from rlsparse.model.loading import outline
 from rlsparse.model.policy import Policy
+from rlsparse.model.quantization import OFF, is_quantized
 from rlsparse.model.source import model_source
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.runtime.devices import device_kind, resolve_device
@@ -183,6 +184,7 @@ def refuse_scratch(model: ModelConfig) -> None:
 def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
     algorithm.adapter.check(policy.model, config.lora_rank, config.train.steps)
     _check_layer_skip(policy.model, algorithm.layer_skip)
+    algorithm.rollout.check(config.model.quantization != OFF or is_quantized(policy.model))
     for key, tokens in (("rollout", algorithm.rollout.max_new_tokens), ("eval", config.eval.max_new_tokens or 0)):
         if tokens < policy.context:
             continue

@@ -1,13 +1,22 @@
 """Adapters beside the weights of a model: merging for the time of a rollout, and adapters of finished runs."""
 
+import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from rlsparse.model.integrity import MERGE
 from rlsparse.model.loading import wrapped_with
 from rlsparse.model.policy import Policy
+from rlsparse.model.quantization import is_quantized
 from rlsparse.model.source import ModelSource, reading
+
+log = logging.getLogger(__name__)
+EXACT = 1e-3  # of float32 layers, as a share of the spread of their output; the methods of peft differ by up to 5e-5
 
 
 @contextmanager
@@ -18,16 +27,58 @@ def merged(layers: Iterable[Any]) -> Iterator[None]:
         layers: the layers of peft.
     """
     changed = list(layers)
-    kept = [layer.base_layer.weight.data for layer in changed]
+    with weights_kept([layer.get_base_layer() for layer in changed]):
+        try:
+            for layer in changed:
+                layer.merge()
+            yield
+        finally:
+            for layer in changed:
+                layer.merged_adapters.clear()
+
+
+@contextmanager
+def weights_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context, the modules have copies of their weights; afterwards they have the same tensors as before."""
+    kept = [(module, {name: (one, one.data) for name, one in _own_parameters(module).items()}) for module in modules]
     try:
-        for layer, weight in zip(changed, kept, strict=True):
-            layer.base_layer.weight.data = weight.clone()
-            layer.merge()
+        for _, parameters in kept:
+            for parameter, data in parameters.values():
+                parameter.data = data.clone()
         yield
     finally:
-        for layer, weight in zip(changed, kept, strict=True):
-            layer.base_layer.weight.data = weight
-            layer.merged_adapters.clear()
+        for module, parameters in kept:
+            for name in _own_parameters(module).keys() - parameters.keys():  # such as a bias that merging has added
+                setattr(module, name, None)
+            for name, (parameter, data) in parameters.items():
+                parameter.data = data
+                setattr(module, name, parameter)
+
+
+def _own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters(recurse=False))
+
+
+@torch.no_grad()
+def merging_obstacle(layers: Iterable[Any]) -> str | None:
+    """Return why adapters cannot be merged while completions are sampled; None if each layer computes the same merged.
+
+    One layer at a time has a copy of its weights. Call this while the adapters are not zero.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        x = torch.randn(4, weight.shape[1], generator=generator).to(weight)  # (4, in)
+        expected: Tensor = layer(x)  # (4, out)
+        try:
+            with merged([layer]):
+                got: Tensor = layer(x)  # (4, out)
+        except Exception as error:  # of peft, which has its own reasons for each method
+            return next(iter(str(error).splitlines()), type(error).__name__)
+        bound = EXACT if weight.dtype == torch.float32 else MERGE
+        if not float((got - expected).abs().max()) <= bound * float(expected.std()):  # also for NaN
+            return "the merged weights compute something else"
+    return None
 
 
 def attach_saved(policy: Policy, source: ModelSource) -> None:
@@ -44,4 +95,8 @@ def attach_saved(policy: Policy, source: ModelSource) -> None:
         set_peft_model_state_dict(model, load_peft_weights(source.location, device=str(policy.device)))
     policy.model = model.eval()
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    policy.merged = partial(merged, layers)
+    # weights that are quantized are never merged into, except in a dequantized copy of the rollout engine
+    reason = None if is_quantized(policy.causal_lm) else merging_obstacle(layers)
+    if reason is not None:
+        log.info("rollout: not merged into the weights for %s: %s", source.key, reason)
+    policy.merged = partial(merged, layers) if reason is None else nullcontext

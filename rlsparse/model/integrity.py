@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlsparse.config.schema import ConfigError
+from rlsparse.model.quantization import scales
 from rlsparse.model.source import ModelSource, reading
 
 NAMED = 3  # names of tensors in a message
@@ -143,7 +144,7 @@ def check_finite(source: ModelSource, model: nn.Module) -> None:
     """Refuse weights with NaN or infinity, which would make every later number NaN."""
     broken = [
         name
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        for name, tensor in [*model.named_parameters(), *model.named_buffers(), *scales(model)]
         if tensor.is_floating_point() and tensor.numel() and not bool(torch.stack(tensor.aminmax()).isfinite().all())
     ]
     if broken:

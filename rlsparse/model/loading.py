@@ -23,6 +23,14 @@ from rlsparse.model.integrity import (
 )
 from rlsparse.model.policy import Policy
 from rlsparse.model.prompts import check_arguments
+from rlsparse.model.quantization import (
+    OFF,
+    check_not_quantized,
+    check_quantization,
+    loading_options,
+    prepare,
+    stored_by_bitsandbytes,
+)
 from rlsparse.model.source import ModelSource, model_source, reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,14 +44,20 @@ def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy
     The adapter in the folder of a finished run is added to its base model, in the dtype of the weights.
 
     Args:
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the dtype of the stored weights.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the dtype of the stored weights; where they are
+            to be quantized, ``auto`` is bfloat16.
 
     Raises:
         ConfigError: the model cannot be loaded, its weights are not those that its config describes, or not finite.
     """
+    check_quantization(config)
     source = model_source(config)
     tokenizer = load_tokenizer(source)
-    model = _load_model(source, device, dtype).eval()
+    if config.quantization == OFF:
+        model = _load_model(source, device, dtype).eval()
+    else:
+        model = _load_quantized(source, device, dtype, config.quantization).eval()
+    prepare(source, model)
     check_finite(source, model)
     check_causal(source, model)
     policy = wrap_policy(model, tokenizer, config.chat_template, config.template_arguments)
@@ -98,11 +112,12 @@ def load_tokenizer(source: ModelSource) -> Any:
 def outline(config: ModelConfig) -> Policy:
     """Return a policy without weights (on the meta device), to check names, shapes and prompts.
 
-    The weights of a local folder are compared with the modules by name and shape, without being read.
+    The weights of a local folder are compared with the modules by name and shape, without being read, unless
+    bitsandbytes has quantized them.
 
     Raises:
-        ConfigError: config or tokenizer cannot be read, from the folder or from the hub; or the weights in the folder
-            are not those that the config describes.
+        ConfigError: config or tokenizer cannot be read, from the folder or from the hub; the weights in the folder are
+            not those that the config describes; or they cannot be quantized as the config says.
     """
     return outline_of(model_source(config), config)
 
@@ -111,11 +126,12 @@ def outline_of(source: ModelSource, config: ModelConfig) -> Policy:
     """Return a policy without weights, from another source than that of its config; see ``outline``."""
     from transformers import AutoModelForCausalLM
 
+    check_quantization(config)
     full = source.root
-    if full.folder is not None:
-        model = _whole_model(full, device_map="meta")
+    described = _config(full, config.quantization)
+    if full.folder is not None and not stored_by_bitsandbytes(described):
+        model = _whole_model(full, config.quantization, device_map="meta")
     else:
-        described = _config(full)
         with torch.device("meta"), reading(full):
             model = AutoModelForCausalLM.from_config(described)
     check_attends(full, model)
@@ -151,22 +167,33 @@ def pad_id(tokenizer: Any, end_ids: tuple[int, ...], vocabulary: int) -> int:
 
 def _load_model(source: ModelSource, device: torch.device, dtype: str) -> Any:
     if source.base is None:
-        model = _whole_model(source, dtype=DTYPES.get(dtype, "auto")).to(device)
+        model = _whole_model(source, OFF, dtype=DTYPES.get(dtype, "auto")).to(device)
     else:
         model = _with_adapter(source, _load_model(source.base, device, dtype))
     model.name_or_path = source.location  # what an exported adapter names as its base model
     return model
 
 
-def _whole_model(source: ModelSource, **options: Any) -> Any:
+def _load_quantized(source: ModelSource, device: torch.device, dtype: str, quantization: str) -> Any:
+    options = loading_options(quantization, DTYPES.get(dtype, torch.bfloat16), device)
+    model = _whole_model(source, quantization, **options)
+    model.name_or_path = source.location
+    return model
+
+
+def _whole_model(source: ModelSource, quantization: str, **options: Any) -> Any:
     """Load a full model, or with ``device_map="meta"`` only its modules.
 
+    Args:
+        quantization: ``model.quantization``; what it needs to load the model is in ``options``.
+
     Raises:
-        ConfigError: it cannot be loaded, or a tensor is missing, unexpected or of another shape.
+        ConfigError: it cannot be loaded, a tensor is missing, unexpected or of another shape, or its weights should be
+            quantized and are already.
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(source)
+    config = _config(source, quantization)
     check_stored(source, config)
     with _quiet():
         # a mismatch is reported below, with both shapes
@@ -185,11 +212,16 @@ def _whole_model(source: ModelSource, **options: Any) -> Any:
     return model
 
 
-def _config(source: ModelSource) -> Any:
-    """Return the config of a full model, without a PAD outside the embedding, which torch refuses to make."""
+def _config(source: ModelSource, quantization: str) -> Any:
+    """Return the config of a full model, without a PAD outside the embedding, which torch refuses to make.
+
+    Raises:
+        ConfigError: it cannot be read, or the weights should be quantized and are already.
+    """
     from transformers import AutoConfig
 
     config = _from_source(AutoConfig, source)
+    check_not_quantized(source, config, quantization)
     text = config.get_text_config()
     padding, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if isinstance(padding, int) and isinstance(vocabulary, int) and not 0 <= padding < vocabulary:

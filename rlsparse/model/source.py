@@ -138,9 +138,11 @@ def adapter_on(base: ModelSource, path: str) -> ModelSource:
     """
     key, folder = f"adapter={path}", Path(path)
     if not folder.is_dir():
-        raise ConfigError(f"{key}: there is no such folder; give the folder adapter/ of a finished run")
+        remedy = _exported_model(folder.parent) or "give the folder adapter/ of a finished run"
+        raise ConfigError(f"{key}: there is no such folder; {remedy}")
     if not (folder / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"{key}: holds no {ADAPTER_CONFIG}; {_hint(folder)}")
+        remedy = _exported_model(folder) or _exported_model(folder.parent) or _hint(_inside(folder))
+        raise ConfigError(f"{key}: holds no {ADAPTER_CONFIG}; {remedy}")
     _check_adapter_files(key, folder)
     return ModelSource(key, path, None, folder, base)
 
@@ -165,7 +167,7 @@ def _folder_source(key: str, folder: Path, chain: int = 0) -> ModelSource:
     if folder.is_file():
         raise ConfigError(f"{key}: is a file; give the folder that it lies in, {folder.parent}")
     if not folder.is_dir():
-        raise ConfigError(f"{key}: there is no such folder; give a Hugging Face model folder")
+        raise ConfigError(f"{key}: there is no such folder; {_hint(_exports(folder.parent))}")
     folder = folder.absolute()
     has_model = (folder / CONFIG).exists()
     of_adapter = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin") if (folder / name).exists()]
@@ -182,7 +184,7 @@ def _folder_source(key: str, folder: Path, chain: int = 0) -> ModelSource:
     elif of_adapter:
         raise ConfigError(f"{key}: {of_adapter[0]} without {ADAPTER_CONFIG}; copy the folder of the adapter again")
     else:
-        raise ConfigError(f"{key}: no {CONFIG} in it; {_hint(folder)}")
+        raise ConfigError(f"{key}: no {CONFIG} in it; {_hint(_inside(folder))}")
     for file in source.files():
         _check_file(key, file)
     return source
@@ -293,13 +295,28 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in VOCABULARIES)
 
 
-def _hint(folder: Path) -> str:
+def _exports(run: Path) -> list[Path]:
+    """Return where a run writes what it has trained."""
+    return [run / "adapter", run / "model"]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return where a folder that holds no model may hold one, the best guess first."""
+    return [*_exports(folder), *(one for one in sorted(folder.iterdir()) if one.is_dir())]
+
+
+def _hint(places: list[Path]) -> str:
     """Return what to give in the place of a folder that holds no model."""
-    inside = [folder / "adapter", *(one for one in sorted(folder.iterdir()) if one.is_dir())]
-    for one in inside:
-        if (one / CONFIG).is_file() or (one / ADAPTER_CONFIG).is_file():
-            return f"did you mean {one}?"
-    return "give a Hugging Face model folder"
+    found = next((one for one in places if (one / CONFIG).is_file() or (one / ADAPTER_CONFIG).is_file()), None)
+    return "give a Hugging Face model folder" if found is None else f"did you mean {found}?"
+
+
+def _exported_model(folder: Path) -> str | None:
+    """Return what to give where an adapter is looked for in a run that has none; None for other folders."""
+    adapter, model = _exports(folder)
+    if adapter.exists() or not (model / CONFIG).is_file():
+        return None
+    return f"this run has trained the weights of the model, so give model.path={model} without adapter"
 
 
 @contextmanager

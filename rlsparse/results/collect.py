@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -84,8 +85,10 @@ TEXTS = (
 FRACTIONS = ("base_greedy", "base_sampled", "final_greedy", "final_sampled", "curve_mean", "frac_updated")
 LARGEST = 1e18  # no measure of a run is as large; NaN and infinity are excluded, too
 RUN_ID = re.compile(r"[\w-][\w.-]{0,199}")  # as in sweep/plan.py
-DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle", "rank_shift", "collapsed")
+DERIVED = ("time_step", "tokens_per_second", "frac_replayed", "frac_idle", "rank_shift", "rank_order", "collapsed")
 MEASURED = (*(column for column in COLUMNS if column not in TEXTS), *DERIVED)  # the columns that a claim can be about
+# module types by falling mean final rank in the run of Singh et al. 2025 (2509.04884) on Mistral-7B-v0.3
+PUBLISHED_ORDER = ("gate_proj", "up_proj", "o_proj", "down_proj", "q_proj", "k_proj", "v_proj")
 QUERY_KEY_VALUE = re.compile(r"\.(q|k|v|qkv|query|key|value|query_key_value|c_attn)(_proj)?$")
 
 
@@ -260,23 +263,43 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
     row["time_step"] = _ratio(sum(stages), row["steps"]) if stages else None
     row["tokens_per_second"] = _ratio(row["tokens_generated"], row["time_rollout"])
     row["frac_replayed"] = _ratio(row["tokens_replayed"], row["tokens_generated"])
-    row["rank_shift"] = _rank_shift(summary)
+    ranks = _moved_ranks(summary)
+    row["rank_shift"], row["rank_order"] = _rank_shift(ranks), _rank_order(ranks)
     row["frac_idle"] = _ratio(row["steps_without_update"], row["steps"])
     return row
 
 
-def _rank_shift(summary: dict[str, Any]) -> float | None:
-    """Return the mean final rank of feed-forward and attention output modules minus that of queries, keys and values.
-
-    Modules are identified by their names in the models that PEFT supports. None for an adapter with fixed ranks.
-    """
+def _moved_ranks(summary: dict[str, Any]) -> dict[str, float]:
+    """Return the final rank of each module, by name; empty for an adapter with fixed ranks."""
     adapter = summary.get("adapter") or {}
     ranks = adapter.get("rank")
     if "pruned" not in adapter or not isinstance(ranks, dict) or not all(map(_is_number, ranks.values())):
-        return None
+        return {}
+    return ranks
+
+
+def _rank_shift(ranks: dict[str, float]) -> float | None:
+    """Return the mean final rank of feed-forward and attention output modules minus that of queries, keys and values.
+
+    Modules are identified by their names in the models that PEFT supports. None without both kinds of modules.
+    """
     inputs = [rank for module, rank in ranks.items() if QUERY_KEY_VALUE.search(module)]
     others = [rank for module, rank in ranks.items() if not QUERY_KEY_VALUE.search(module)]
     return sum(others) / len(others) - sum(inputs) / len(inputs) if inputs and others else None
+
+
+def _rank_order(ranks: dict[str, float]) -> float | None:
+    """Return Kendall's τ_a of the mean final rank by module type with ``PUBLISHED_ORDER``.
+
+    That is the share of the pairs of module types that are in this order, minus the share in the reverse order: 1 for
+    the published order, 0 for equal ranks. None for fewer than two of these types.
+    """
+    by_type: dict[str, list[float]] = {}
+    for module, rank in ranks.items():
+        by_type.setdefault(module.rsplit(".", 1)[-1], []).append(rank)
+    means = [sum(by_type[kind]) / len(by_type[kind]) for kind in PUBLISHED_ORDER if kind in by_type]
+    signs = [(first > second) - (first < second) for first, second in combinations(means, 2)]
+    return sum(signs) / len(signs) if signs else None
 
 
 def _ratio(part: Any, whole: Any) -> float | None:

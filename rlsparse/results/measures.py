@@ -52,6 +52,7 @@ COSTS = (
 OTHERS = (
     Measure("collapsed", "collapsed, %", 100, 0, best="min"),
     Measure("rank_shift", "rank of FFN and o over q, k, v", decimals=2),
+    Measure("rank_order", "Kendall's τ of final ranks with the published order", decimals=2),
 )
 BY_COLUMN = {measure.column: measure for measure in (*OUTCOMES, *COSTS, *OTHERS)}
 

@@ -99,6 +99,17 @@ class RolloutEngine(Component, ABC):
     def session(self, policy: Policy, request: Request) -> AbstractContextManager[Session]:
         """Open a session on the model of a policy, and leave the model as it was afterwards."""
 
+    def check(self, quantized: bool) -> None:
+        """Refuse what a model does not allow, before its weights are loaded.
+
+        Args:
+            quantized: whether its weights are quantized.
+
+        Raises:
+            ConfigError: key, value and remedy.
+        """
+        return
+
     def fitting(self, policy: Policy) -> "RolloutEngine":
         """Return this engine, or another one where it cannot serve the model of this policy."""
         return self

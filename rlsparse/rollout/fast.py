@@ -1,17 +1,20 @@
 """The fast engine: adapter merged, each prompt read once for its group, keys and values in place."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from rlsparse.batch import FrozenStates, Problem, Prompt, Rollout
+from rlsparse.config.schema import ConfigError
 from rlsparse.model.attention import obstacle, use_attention
 from rlsparse.model.frozen_layers import Capture, captured
 from rlsparse.model.policy import Policy, positions
+from rlsparse.model.quantization import dequantized, is_quantized
 from rlsparse.model.self_check import TOKENS, differs_from_plain
 from rlsparse.rollout.cache import ATTENTION, GroupCache
 from rlsparse.rollout.engine import Part, Request, RolloutEngine
@@ -27,16 +30,34 @@ class Fast(RolloutEngine):
     """Samples with an attention and a cache of our own in the modules of the model.
 
     Attributes:
-        merge_adapter: add the adapter to a copy of the weights that it changes, rounded to their dtype.
+        merge_adapter: add the adapter to a copy of the weights that it changes, rounded to their dtype. Quantized
+            weights have no such copy, except with ``dequantize``.
         prepack_weights: bfloat16 on a CPU: copy weights into the layout of the matrix library.
+        dequantize: sample from a dequantized copy of quantized weights.
     """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"dequantize": False}
 
     merge_adapter: bool
     prepack_weights: bool
+    dequantize: bool
+
+    def check(self, quantized: bool) -> None:
+        if self.dequantize and not quantized:
+            raise ConfigError(
+                "rollout.dequantize=true: the weights of this model are not quantized; take rollout.dequantize=false, "
+                "or quantize them with model.quantization=nf4"
+            )
 
     def fitting(self, policy: Policy) -> RolloutEngine:
         """Return this engine; or the plain one where the model does not allow it, and log the reason."""
         reason = self._obstacle(policy)
+        unmerged = is_quantized(policy.causal_lm) and not self.dequantize
+        if reason is None and unmerged and self.merge_adapter and policy.merged is not nullcontext:
+            log.info(
+                "rollout.merge_adapter: off for this model: merging would round the adapter with the quantized weights;"
+                " rollout.dequantize=true merges it into a dequantized copy"
+            )
         if reason is None:
             return self
         log.info("rollout: plain for this model: %s", reason)
@@ -45,7 +66,12 @@ class Fast(RolloutEngine):
     @contextmanager
     def session(self, policy: Policy, request: Request) -> Iterator["FastSession"]:
         with ExitStack() as changed:
-            if self.merge_adapter:
+            quantized = is_quantized(policy.causal_lm)
+            if quantized and self.dequantize:
+                # frozen layers stay as they are where their outputs are kept: training goes on from these
+                first = policy.first_adapted if request.keep_states else 0
+                changed.enter_context(dequantized(policy, first, self.merge_adapter))
+            elif self.merge_adapter and not quantized:
                 changed.enter_context(policy.merged())
             if self.prepack_weights:
                 changed.enter_context(prepacked(policy.causal_lm))

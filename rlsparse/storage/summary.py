@@ -26,7 +26,7 @@ class TrainedAdapter(Protocol):
 
     budget: int | None
 
-    def parameters(self) -> list[Any]: ...
+    def parameter_count(self) -> int: ...
     def ranks(self) -> dict[str, int]: ...
 
 
@@ -159,8 +159,8 @@ def about_adapter(name: str, adapter: "TrainedAdapter", history: list[dict[str, 
     Args:
         history: the rows of ``metrics.jsonl``; None for an adapter whose ranks do not move.
     """
-    parameters = sum(p.numel() for p in adapter.parameters())
-    about: Summary = {"name": name, "rank": adapter.ranks(), "budget": adapter.budget, "parameters": parameters}
+    about: Summary = {"name": name, "rank": adapter.ranks(), "budget": adapter.budget}
+    about["parameters"] = adapter.parameter_count()
     if history is not None:
         for count in ("pruned", "reassigned"):
             about[count] = sum(row.get(f"adapter/{count}", 0) for row in history)

@@ -1,4 +1,4 @@
-"""``--dry-run``: print each point of a sweep with its state, and the estimated time of the rest. Nothing is written."""
+"""``--dry-run``: print each point of a sweep with its state, and the estimated cost of the rest. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config
+from rlsparse.runtime.preload import quieten
 from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.run_folder import RunFolder
 from rlsparse.storage.summary import read_summary
@@ -97,7 +98,7 @@ def remove_new_folders(configs: Sequence[Config]) -> Iterator[None]:
 
 
 def describe(runs: Sequence[PlannedRun], parallelism: Parallelism | None = None) -> str:
-    """Return the text of a dry run: a line for each run with its state, the number of runs, and the estimated time.
+    """Return the text of a dry run: a line for each run with its state, the number of runs, and their cost.
 
     Args:
         parallelism: None for a single run.
@@ -107,10 +108,11 @@ def describe(runs: Sequence[PlannedRun], parallelism: Parallelism | None = None)
     counts = Counter(state.state for state in states)
     total = f"{_number(len(runs), 'point')}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
     lines = [*map(format_state, states), f"{total}; {len(due)} to do"]
-    return "\n".join(lines + _costs(list(due.values()), parallelism))
+    todo = list(due.values())
+    return "\n".join([*lines, *_times(todo, parallelism), *_memory(todo)])
 
 
-def _costs(due: Sequence[PlannedRun], parallelism: Parallelism | None) -> list[str]:
+def _times(due: Sequence[PlannedRun], parallelism: Parallelism | None) -> list[str]:
     """Return lines with the estimated time of the runs, and the finished runs that it is estimated from."""
     if not due:
         return []
@@ -144,7 +146,7 @@ def _time(known: Sequence[TimeEstimate], parallelism: Parallelism | None, is_par
 
 
 def _bases(known: Sequence[TimeEstimate]) -> list[str]:
-    """Return a line for each level of similarity, and one with the largest memory of a finished run."""
+    """Return a line for each level of similarity, and one with the largest peak memory of these runs."""
     lines = []
     for level, similarity in enumerate(LEVELS):
         those = [one for one in known if one.level == level]
@@ -154,7 +156,32 @@ def _bases(known: Sequence[TimeEstimate]) -> list[str]:
             runs = _number(len(basis), "finished run")
             lines.append(f"  {_number(len(those), 'point')} estimated from {runs} {similarity}{scaled}")
     memory = [run.memory for one in known for run in one.basis if run.memory is not None]
-    return [*lines, f"  memory of a run: up to {max(memory) / 2**30:.2f} GiB in those runs"] if memory else lines
+    return [*lines, f"  peak memory of those runs: up to {max(memory) / 2**30:.2f} GiB"] if memory else lines
+
+
+def _memory(due: Sequence[PlannedRun]) -> list[str]:
+    """Return lines with the memory of the run that needs most, its parts, and the disk space that the runs need."""
+    from rlsparse.execution.memory_estimate import MemoryEstimator, size  # imports torch
+
+    quieten()
+    estimator = MemoryEstimator()
+    found = [(run, estimator(run.config, run.identity.device)) for run in due]
+    known = [(run, one) for run, one in found if one is not None]
+    lines = []
+    if known:
+        run, largest = max(known, key=lambda pair: pair[1].total)
+        which = f" for {run.name}, the most of {_number(len(known), 'point')}" if len(known) > 1 else ""
+        exports, checkpoints = sum(one.export for _, one in known), max(one.checkpoints for _, one in known)
+        lines += [
+            f"memory: about {size(largest.total)} and activations{which}",
+            f"  {largest.listed()}",
+            f"disk: about {size(exports)} for what {_number(len(known), 'run')} will export, and up to "
+            f"{size(checkpoints)} for the checkpoints of a run until it ends",
+        ]
+    if unknown := len(due) - len(known):
+        which = f" for {unknown} of {len(due)} points" if known else ""
+        lines.append(f"memory unknown{which}: the adapter cannot be put on a model without weights")
+    return lines
 
 
 def finished_runs(runs_dir: Path, methods: set[str]) -> list[FinishedRun]:

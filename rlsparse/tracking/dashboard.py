@@ -61,6 +61,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Rank": (
         "adapter/rank_total",
+        "adapter/parameters",
         "adapter/gate_mean",
         "adapter/gate_min",
         "adapter/pruned",

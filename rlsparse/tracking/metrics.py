@@ -80,7 +80,14 @@ OFF_POLICY_METRICS: dict[str, tuple[str, str]] = {
 }
 RANK_PREFIX = "adapter/rank/"
 ADAPTER_METRICS: dict[str, tuple[str, str]] = {
-    "adapter/rank_total": ("rank", "sum of the ranks of all adapters after the step; at most adapter.budget"),
+    "adapter/rank_total": (
+        "rank",
+        "sum of the ranks of all adapters after the step; at most adapter.budget, where that counts ranks",
+    ),
+    "adapter/parameters": (
+        "count",
+        "trained parameters of all adapters after the step; at most adapter.budget with adapter.budget_of=parameters",
+    ),
     "adapter/gate_min": ("1", "smallest gate, before ranks move"),
     "adapter/gate_mean": ("1", "mean gate, before ranks move"),
     "adapter/pruned": ("count", "components removed by the rank update after this step; absent if there is none"),

@@ -1,7 +1,8 @@
 """Supervised fine-tuning on the written-out solutions of a task: ``python -m rlsparse.warm_start``.
 
-It makes a weak model trainable by RL (or a model from nothing, ``model=scratch``) and writes a normal model folder that
-``model.path=`` takes. With an adapter, that alone is trained, and merged at the end.
+It makes a weak model trainable by RL (or a model from nothing, ``model=scratch``) and writes a normal model folder
+that ``model.path=`` takes. With an adapter, that alone is trained, and merged at the end. ``adapter=full`` trains the
+weights of some modules or layers, or all of them, as ``adapter=none`` does.
 """
 
 import logging
@@ -81,9 +82,9 @@ class Checked:
 def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summary:
     """Train on prompt → solution; write model, tokenizer and the files of a run to ``out``.
 
-    A finished warm start is only read. Without an adapter weights and gradients are float32, with one only those of the
-    adapter; with a smaller ``dtype`` the computation runs under autocast. The loss is the mean cross-entropy over the
-    solution tokens of a batch, EOS included.
+    A finished warm start is only read. Where weights of the model are trained, it is float32, else only the adapter is;
+    with a smaller ``dtype`` the computation runs under autocast. The loss is the mean cross-entropy over the solution
+    tokens of a batch, EOS included.
 
     Args:
         overrides: what the user asked for, from which tables name the method.
@@ -236,7 +237,7 @@ class _Training:
             losses = fit(policy, rows, config, adapter, record)
         about = self._about()
         peak = peak_memory(policy.device)  # of training: the merge has the whole model in float32
-        _settle(self.start, self.folder)
+        self._settle()
         updates = count_updates(len(rows), settings)
         results = {"base": base, "final": held_out(updates), "loss": losses, "steps": updates}
         return {
@@ -245,6 +246,17 @@ class _Training:
             "completion_ends_at": ending_texts(policy),
             "peak_memory_bytes": peak,
         }
+
+    def _settle(self) -> None:
+        """Make the policy what is written, so that this is evaluated: the adapter merged in float32, then cast."""
+        policy, adapter = self.start.policy, self.start.adapter
+        if adapter is not None:
+            if not self.checked.parts.adapter.exports_model:  # the whole model is written anyway
+                adapter.export(self.folder.adapter)
+            policy.model = adapter.merge()
+            policy.first_adapted, policy.merged = 0, nullcontext
+        for parameter in policy.model.parameters():  # not the buffers: they do not have the dtype of the checkpoint
+            parameter.data = parameter.data.to(self.start.stored)
 
     def _about(self) -> Summary:
         """Return what the summary says of the parameters that were trained."""
@@ -259,17 +271,6 @@ def _was_cut_off(folder: RunFolder, config: str) -> bool:
     if folder.summary.exists() or not folder.config.is_file():
         return False
     return folder.config.read_text(encoding="utf-8") == config
-
-
-def _settle(start: _Start, folder: RunFolder) -> None:
-    """Make the policy what is written, so that it is what is evaluated: the adapter merged in float32, then cast."""
-    policy = start.policy
-    if start.adapter is not None:
-        start.adapter.export(folder.adapter)
-        policy.model = start.adapter.merge()
-        policy.first_adapted, policy.merged = 0, nullcontext
-    for parameter in policy.model.parameters():  # not the buffers: they do not have the dtype of the checkpoint
-        parameter.data = parameter.data.to(start.stored)
 
 
 def preflight(config: WarmStartConfig, device: str) -> Checked:
@@ -301,8 +302,13 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None
     if from_nothing and not parts.adapter.trains_all_weights:
         raise ConfigError(
-            f"adapter={parts.adapter.label}: model=scratch has random weights, with which an adapter cannot learn; "
-            "take adapter=none"
+            f"adapter={parts.adapter.label}: model=scratch has random weights, of which all must be trained; take "
+            "adapter=none"
+        )
+    if config.model.quantization != "off":
+        raise ConfigError(
+            f"model.quantization={config.model.quantization}: a warm start writes a whole model, which is trained in "
+            "float32 or gets an adapter merged into it; take model.quantization=off"
         )
     if not from_nothing:
         policy = outline(config.model)
@@ -314,7 +320,7 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         identities(components, files_digest),
         None if from_nothing else model_source(config.model).digest(),
         device,
-        unused=("lora_rank",) if parts.adapter.trains_all_weights else (),
+        unused=() if parts.adapter.uses_lora_rank else ("lora_rank",),
     )
     return Checked(parts, rows, identify(config, inputs))
 
@@ -334,8 +340,9 @@ def _load(config: WarmStartConfig, checked: Checked, device: "torch.device") -> 
         return _Start(wrap_policy(model, tokenizer, chat_template=False), torch.float32, None)
     policy = load_policy(config.model, device, "auto")
     stored = next(policy.model.parameters()).dtype
-    if adapter.trains_all_weights:
+    if adapter.trains_all_weights or adapter.exports_model:
         policy.model.float()
+    if adapter.trains_all_weights:
         return _Start(policy, stored, None)
     return _Start(policy, stored, adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter")))
 

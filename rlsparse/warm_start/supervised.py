@@ -38,7 +38,7 @@ def fit(
     adapter: TrainedAdapter | None,
     record: Callable[[int, dict[str, float]], None],
 ) -> list[float]:
-    """Train the adapter, or all weights of the policy if there is no adapter.
+    """Train the adapter, with penalties of its own, or all weights of the policy if there is no adapter.
 
     Args:
         policy: the model to train.
@@ -72,14 +72,16 @@ def fit(
             loss = _cross_entropy(policy, collate(policy, batch, config.noise, rng), run.dtype, "mean")
             optimizer.zero_grad()
             loss.backward()
+            if adapter is not None:
+                adapter.penalty(0.0)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
             metrics = {"supervised/loss": loss.item(), "train/grad_norm": float(norm)}
             metrics["train/lr"] = schedule.get_last_lr()[0]
             optimizer.step()
-            schedule.step()
             losses.append(loss.item())
             moved = adapter.after_step(len(losses), updates) if adapter else {}
+            schedule.step()  # after the adapter has seen the rates of this step
             record(len(losses), {**metrics, "time/train": perf_counter() - start, **moved})
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
         mean = sum(losses[-per_epoch:]) / per_epoch

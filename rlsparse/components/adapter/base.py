@@ -1,8 +1,9 @@
 """The base class of adapters, and what the training loops ask of one that is in a model."""
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,8 @@ class TrainedAdapter(ABC):
     """The trained parameters in the model of a policy.
 
     Attributes:
-        budget: the ranks of all modules together, at most; None where nothing has a rank.
+        budget: what all modules together have at most: ranks, or parameters where the adapter says so; None where
+            nothing has a rank.
     """
 
     budget: int | None = None
@@ -60,6 +62,10 @@ class TrainedAdapter(ABC):
         Adapters whose paths are known to be right need none.
         """
         return nullcontext()
+
+    def parameter_count(self) -> int:
+        """Return the number of trained parameters, without those that are out of use for good."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def ranks(self) -> dict[str, int]:
         """Return the rank of the adapter on each module, by module name; empty where nothing has a rank."""
@@ -120,8 +126,8 @@ class Adapter(Component, ABC):
         return False
 
     @property
-    def base_differs(self) -> str | None:
-        """Return why the model is not the base model while the adapter is off; None where it is."""
+    def quantization_obstacle(self) -> str | None:
+        """Return why it cannot be trained on quantized weights; None where it can."""
         return None
 
     def check(self, model: nn.Module, rank: int, steps: int) -> None:
@@ -135,6 +141,11 @@ class Adapter(Component, ABC):
         Raises:
             ConfigError: key, value and remedy.
         """
+
+    def count(self, policy: Policy, rank: int) -> int:
+        """Return the number of trained parameters on the model of a policy without weights, which stays as it was."""
+        bare = replace(policy, model=copy.deepcopy(policy.model))
+        return sum(parameter.numel() for parameter in self.attach(bare, rank, 0).parameters())
 
     @abstractmethod
     def attach(self, policy: Policy, rank: int, seed: int) -> TrainedAdapter:

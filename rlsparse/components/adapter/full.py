@@ -57,6 +57,10 @@ class Full(Targeted):
     def changes_weights(self) -> bool:
         return True
 
+    @property
+    def quantization_obstacle(self) -> str | None:
+        return "quantized weights cannot be changed in small steps"
+
     def identity(self, digest: Digest) -> dict[str, Any]:
         """Return the keys without ``lr``, which only feeds ``train.lr``."""
         return {key: value for key, value in super().identity(digest).items() if key != "lr"}

@@ -1,4 +1,4 @@
-"""The rank update of L1RA: which components are removed, and which adapters get their ranks (2509.04884)."""
+"""The rank update of L1RA: which components are removed, and which adapters get new ones (2509.04884)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,23 +33,37 @@ class Change:
     added: int
 
 
+@dataclass(frozen=True)
+class Room:
+    """What an adapter can hold.
+
+    Attributes:
+        most: its maximum rank, min(in, out) of its matrix.
+        cost: what each of its components counts in the budget: 1 rank, or in + out + 1 parameters.
+    """
+
+    most: int
+    cost: int
+
+
 def interval(update_every: float, steps: int) -> int:
     """Return the number of steps between two rank updates; ``update_every`` is a share of the training steps."""
     return max(1, round(update_every * steps))
 
 
-def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, rules: Rules) -> list[Change]:
-    """Remove components with a gate below the threshold and distribute free ranks, one to each adapter in turn.
+def reallocate(gates: Sequence[Tensor], rooms: Sequence[Room], budget: int, rules: Rules) -> list[Change]:
+    """Remove components with a gate below the threshold and distribute what is free, one to each adapter in turn.
 
-    The free ranks are the difference between the budget and the remaining ranks, including ranks that earlier updates
-    could not distribute. They go to the adapters that lost none (with ``exclude_pruned=false`` to all), in descending
-    order of their smallest gate. The sum of the ranks never exceeds the budget. An adapter that is at ``min_rank``
-    already loses none, even if its gates are 0; it is then the last in this order.
+    Free is the difference between the budget and what the remaining components cost, including what earlier updates
+    could not distribute. It goes to the adapters that lost no component (with ``exclude_pruned=false`` to all), in
+    descending order of their smallest gate; an adapter is left out once its component costs more than what is still
+    free. The cost of all components never exceeds the budget. An adapter that is at ``min_rank`` already loses none,
+    even if its gates are 0; it is then the last in this order.
 
     Args:
         gates: gates of each adapter, (r,) in [0, 1].
-        most: maximum rank of each adapter, min(in, out) of its matrix.
-        budget: maximum of Σ r.
+        rooms: maximum rank of each adapter and the cost of its components.
+        budget: maximum of Σ r·cost.
         rules: threshold, ``min_rank``, and whether ranks are reassigned.
     """
     kept = [_survivors(gate, rules) for gate in gates]
@@ -57,22 +71,40 @@ def reallocate(gates: Sequence[Tensor], most: Sequence[int], budget: int, rules:
     if rules.reassign:
         receivers = [i for i, gate in enumerate(gates) if not rules.exclude_pruned or len(kept[i]) == len(gate)]
         receivers.sort(key=lambda i: -float(gates[i][kept[i]].min()))  # stable: equal gates in the order of adapters
-        ranks = _distribute(budget - sum(ranks), ranks, receivers, most)
+        free = budget - sum(rank * room.cost for rank, room in zip(ranks, rooms, strict=True))
+        ranks = _distribute(free, ranks, receivers, rooms)
     return [Change(indices, rank - len(indices)) for indices, rank in zip(kept, ranks, strict=True)]
 
 
-def even_ranks(budget: int, most: Sequence[int]) -> list[int]:
-    """Return the initial ranks: the budget distributed evenly, up to the maximum rank of each adapter."""
-    return _distribute(budget, [0] * len(most), range(len(most)), most)
+def even_ranks(budget: int, rooms: Sequence[Room]) -> list[int]:
+    """Return the initial ranks: the budget distributed evenly, up to the maximum rank of each adapter.
+
+    Ranks below these maxima differ by one at most. What is then left is too little for one of the adapters with the
+    smaller rank; it is free in the first rank update.
+    """
+    return _distribute(budget, [0] * len(rooms), range(len(rooms)), rooms, even=True)
 
 
-def _distribute(free: int, ranks: Sequence[int], receivers: Sequence[int], most: Sequence[int]) -> list[int]:
-    """Return the ranks after free ranks are given one by one to the receivers in turn, up to their maximum ranks."""
+def _distribute(
+    free: int, ranks: Sequence[int], receivers: Sequence[int], rooms: Sequence[Room], even: bool = False
+) -> list[int]:
+    """Return the ranks after components are given to the receivers in turn, as long as they fit.
+
+    Args:
+        free: what the new components may cost together.
+        even: whether the first turn in which one did not fit is the last.
+    """
     after = list(ranks)
-    while free > 0 and (receivers := [i for i in receivers if after[i] < most[i]]):
-        for i in receivers[:free]:
-            after[i] += 1
-        free -= min(free, len(receivers))
+    while receivers := [i for i in receivers if after[i] < rooms[i].most]:
+        takers = []
+        for i in receivers:
+            if rooms[i].cost <= free:
+                free -= rooms[i].cost
+                after[i] += 1
+                takers.append(i)
+        if even and len(takers) < len(receivers):
+            break
+        receivers = takers
     return after
 
 
