@@ -189,7 +189,7 @@ def test_l2_draws_towards_the_base_and_not_to_zero(tiny):
     """d/dθ of 0.5 Σ(θ − θ₀)² is θ − θ₀: 0 before the first step, and 0.01 where every weight was moved by 0.01."""
     policy = copy.deepcopy(tiny)
     adapter = attached(policy)
-    adapter.keep_base()
+    adapter.keep_start()
     for parameter in adapter.parameters():
         parameter.grad = torch.zeros_like(parameter)
     assert adapter.penalty(0.5) == 0

@@ -302,7 +302,7 @@ def test_export_of_pissa_is_a_lora_of_twice_the_rank_with_the_scale_of_each_modu
 def test_l2_draws_towards_the_start_and_not_to_zero(tiny):
     """d/dθ of 0.5 Σ(θ − θ₀)² is θ − θ₀: 0 before the first step, and 0.25 where every scale of IA3 was moved by it."""
     adapter = attached(tiny, "ia3")
-    adapter.keep_base()
+    adapter.keep_start()
     assert adapter.penalty(0.5) == 0
     count = sum(one.numel() for one in adapter.parameters())
     with torch.no_grad():

@@ -224,6 +224,7 @@ def preflight(config: EvaluateConfig) -> Checked:
     from rlsparse.algorithm import build_parts
     from rlsparse.components.component import describe
     from rlsparse.model.loading import outline_of
+    from rlsparse.model.quantization import OFF, is_quantized
     from rlsparse.model.source import adapter_on, model_source
     from rlsparse.rollout import RolloutEngine
     from rlsparse.runtime.devices import resolve_device
@@ -255,6 +256,7 @@ def preflight(config: EvaluateConfig) -> Checked:
         "rollout": {**describe(parts["rollout"], files_digest), "max_new_tokens": None},  # benchmarks have their own
         "benchmarks": describe_benchmarks(tasks, files_digest),
     }
+    parts["rollout"].check(config.model.quantization != OFF or is_quantized(policy.model))
     inputs = Inputs(components, source.digest(), device, unused=("adapter_path",))
     return Checked(source, parts["rollout"], tasks, identify(config, inputs))
 

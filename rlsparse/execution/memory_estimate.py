@@ -17,7 +17,7 @@ from rlsparse.config.schema import Config, ConfigError, ModelConfig
 from rlsparse.model.fused_head import CHUNK
 from rlsparse.model.loading import DTYPES, outline
 from rlsparse.model.policy import Policy, encode_prompt
-from rlsparse.model.quantization import OFF
+from rlsparse.model.quantization import INT8, NF4, OFF, is_quantized
 from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.prepacked import can_prepack
 from rlsparse.storage.checkpoints import KEPT
@@ -28,7 +28,7 @@ MOMENTS = 2  # of AdamW, for each trained parameter
 GIB = 2**30  # bytes
 PROCESS = GIB  # resident memory of Python with torch, transformers and peft (measured: 0.97 GiB), part of a CPU's peak
 # bytes of a quantized weight; 64 of nf4 share a scale of 1 byte, and 256 scales one of 4 bytes
-QUANTIZED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+QUANTIZED = {NF4: 0.5 + 1 / 64 + 4 / (64 * 256), INT8: 1.0}
 LONG_QUESTIONS = 8  # rows with the longest questions, of which one is taken to have the longest prompt
 
 
@@ -203,22 +203,31 @@ class _Run:
         return int(DTYPES.get(self.config.dtype, auto).itemsize)
 
     @property
+    def _quantization(self) -> str | None:
+        """Return nf4 or int8; None where the weights are not quantized."""
+        if self.config.model.quantization != OFF:
+            return self.config.model.quantization
+        if not is_quantized(self._model):
+            return None
+        about = self._model.config.quantization_config
+        bits_8 = about.get("load_in_8bit") if isinstance(about, dict) else about.load_in_8bit
+        return INT8 if bits_8 else NF4
+
+    @property
     def _is_quantized(self) -> bool:
-        return self.config.model.quantization != OFF
+        return self._quantization is not None
 
     @property
     def _keeps_base(self) -> bool:
         """Whether there is a second copy of the weights that are trained; see ``TrainedAdapter.keep_base``."""
-        algorithm = self.algorithm
-        of_kl = algorithm.kl.beta > 0 and algorithm.kl.reference_update is None
-        return self._is_full and (of_kl or algorithm.objective.l2 > 0)
+        return self._is_full and (self.algorithm.kl.needs_base or self.algorithm.objective.l2 > 0)
 
     def _weights(self) -> int:
         count = sum(one.numel() for one in self._model.parameters())
-        if not self._is_quantized:
+        if self._quantization is None:
             return count * self._size
         quantized = self._linear_weights(head=False)
-        return round(quantized * QUANTIZED[self.config.model.quantization]) + (count - quantized) * self._size
+        return round(quantized * QUANTIZED[self._quantization]) + (count - quantized) * self._size
 
     def _trained_bytes(self) -> int:
         """Return the size of trained parameters; weights that are float32 themselves have no other values beside."""

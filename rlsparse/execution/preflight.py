@@ -182,6 +182,7 @@ def refuse_scratch(model: ModelConfig) -> None:
 
 
 def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
+    _check_weights(config, algorithm, policy)
     algorithm.adapter.check(policy.model, config.lora_rank, config.train.steps)
     _check_layer_skip(policy.model, algorithm.layer_skip)
     algorithm.rollout.check(config.model.quantization != OFF or is_quantized(policy.model))
@@ -190,6 +191,22 @@ def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
             continue
         raise ConfigError(
             f"{key}.max_new_tokens={tokens}: the model's context is {policy.context} tokens, prompt included; lower it"
+        )
+
+
+def _check_weights(config: Config, algorithm: Algorithm, policy: Policy) -> None:
+    """Refuse weights whose numbers the adapter cannot be trained with."""
+    adapter = algorithm.adapter
+    if is_quantized(policy.model) and adapter.quantization_obstacle is not None:
+        raise ConfigError(
+            f"{policy.key}: adapter={adapter.label} cannot be trained on its quantized weights: "
+            f"{adapter.quantization_obstacle}; give a model that is not quantized, or adapter=lora"
+        )
+    dtype = str(policy.model.dtype).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    if adapter.exports_model and dtype == "float16":
+        raise ConfigError(
+            f"dtype={config.dtype}: adapter={adapter.label} would compute gradients in float16, where small ones are "
+            "rounded to 0; take dtype=bfloat16 or dtype=float32"
         )
 
 

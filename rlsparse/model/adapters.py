@@ -16,7 +16,7 @@ from rlsparse.model.quantization import is_quantized
 from rlsparse.model.source import ModelSource, reading
 
 log = logging.getLogger(__name__)
-EXACT = 1e-3  # of float32 layers, as a share of the spread of their output; the methods of peft differ by up to 5e-5
+EXACT = 1e-3  # differences that are allowed in float32, as a share of the spread; those of peft are up to 5e-5
 
 
 @contextmanager

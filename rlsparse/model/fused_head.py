@@ -201,7 +201,8 @@ class _TrainedHead(torch.autograd.Function):
             probabilities = chunk.logits.softmax(dim=1)  # (c, V)
             centred = chunk.logits.clamp_(min=torch.finfo(chunk.logits.dtype).min)  # (c, V): z_v − m, in place
             centred.sub_((probabilities * centred).sum(dim=1, keepdim=True))
-            coefficients = centred.mul_(of_entropy).add_(of_log_prob).mul_(probabilities)  # (c, V)
+            # first the probability, which is 0 where the logit is −inf: ∞ · 0 would be NaN
+            coefficients = centred.mul_(probabilities).mul_(of_entropy).addcmul_(of_log_prob, probabilities)  # (c, V)
             coefficients.scatter_add_(1, target, -of_log_prob)
             of_hidden[chunk.rows] = logits.slope(coefficients, chunk)
             of_weight.sub_(chunk.output.t() @ hidden[chunk.rows], alpha=1 / logits.temperature)

@@ -177,6 +177,9 @@ def _load_model(source: ModelSource, device: torch.device, dtype: str) -> Any:
 def _load_quantized(source: ModelSource, device: torch.device, dtype: str, quantization: str) -> Any:
     options = loading_options(quantization, DTYPES.get(dtype, torch.bfloat16), device)
     model = _whole_model(source, quantization, **options)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # on a CPU a part of the mapped file, which would keep all of it in memory
+            parameter.data = parameter.data.clone()
     model.name_or_path = source.location
     return model
 

@@ -17,7 +17,7 @@ from rlsparse.config.schema import ConfigError, ModelConfig
 from rlsparse.model.policy import Policy
 from rlsparse.model.source import ModelSource, model_source
 
-OFF, NF4 = "off", "nf4"
+OFF, NF4, INT8 = "off", "nf4", "int8"
 BLOCK = 64  # values of a weight that share a scale in NF4
 # messages that say nothing to a user: the kernel serves a layout that is not used here (see ``prepare``), and LLM.int8
 # quantizes its inputs from float16 in every call
@@ -129,7 +129,7 @@ def is_quantized(model: Any) -> bool:
 
 
 def prepare(source: ModelSource, model: Any) -> None:
-    """Have the products of a loaded model with quantized weights be the same in a rollout and in an update.
+    """Make the products of a loaded model with quantized weights the same in a rollout and in an update.
 
     On processors with AVX512-BF16, bitsandbytes would bring the 4-bit weights of a model in evaluation mode into
     another layout at the first product without a gradient. Later products with them have no gradient, and no error says

@@ -161,6 +161,8 @@ def _bases(known: Sequence[TimeEstimate]) -> list[str]:
 
 def _memory(due: Sequence[PlannedRun]) -> list[str]:
     """Return lines with the memory of the run that needs most, its parts, and the disk space that the runs need."""
+    if not due:
+        return []
     from rlsparse.execution.memory_estimate import MemoryEstimator, size  # imports torch
 
     quieten()

@@ -82,16 +82,22 @@ RANK_PREFIX = "adapter/rank/"
 ADAPTER_METRICS: dict[str, tuple[str, str]] = {
     "adapter/rank_total": (
         "rank",
-        "sum of the ranks of all adapters after the step; at most adapter.budget, where that counts ranks",
+        "sum of the ranks of all adapters after the step; of AdaLoRA, triplets that are not masked",
     ),
     "adapter/parameters": (
         "count",
-        "trained parameters of all adapters after the step; at most adapter.budget with adapter.budget_of=parameters",
+        "trained parameters of all adapters after the step; of AdaLoRA, without masked triplets",
     ),
     "adapter/gate_min": ("1", "smallest gate, before ranks move"),
     "adapter/gate_mean": ("1", "mean gate, before ranks move"),
-    "adapter/pruned": ("count", "components removed by the rank update after this step; absent if there is none"),
-    "adapter/reassigned": ("count", "components added to adapters by that rank update"),
+    "adapter/pruned": (
+        "count",
+        "components removed (AdaLoRA: masked) by the rank update after this step; absent if there is none",
+    ),
+    "adapter/reassigned": (
+        "count",
+        "components added to adapters by that rank update; AdaLoRA: triplets that came back",
+    ),
     RANK_PREFIX: (
         "rank",
         "rank of the adapter on the module at the end of the name; a row at the start and for each rank update",

@@ -118,8 +118,10 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
             sampled = algorithm.rollout.max_new_tokens
             data = encode_task(policy, task, sampled, config.eval.max_rows, config.eval.max_new_tokens)
             adapter = algorithm.adapter.attach(policy, config.lora_rank, stream_seed(config.seed, "adapter"))
-            if algorithm.objective.l2 > 0 or (algorithm.kl.beta > 0 and algorithm.kl.reference_update is None):
+            if algorithm.kl.needs_base:
                 adapter.keep_base()
+            if algorithm.objective.l2 > 0:
+                adapter.keep_start()
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             with adapter.perturbed():
                 engine = algorithm.rollout.fitting(policy)

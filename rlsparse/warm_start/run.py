@@ -285,6 +285,7 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
     from rlsparse.algorithm import identities
     from rlsparse.components.task import load_task
     from rlsparse.model.loading import outline
+    from rlsparse.model.quantization import is_quantized
     from rlsparse.model.source import model_source
     from rlsparse.training.data import check_prompt
     from rlsparse.warm_start.noise import check_noise
@@ -312,6 +313,10 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         )
     if not from_nothing:
         policy = outline(config.model)
+        if is_quantized(policy.model):
+            raise ConfigError(
+                f"{policy.key}: its weights are quantized, and a warm start writes a whole model; give one that is not"
+            )
         check_prompt(policy, parts.task, rows)
         updates = count_updates(len(rows.train[: config.warm_start.max_rows]), config.warm_start)
         parts.adapter.check(policy.model, config.lora_rank, updates)  # adapter=none has nothing to check

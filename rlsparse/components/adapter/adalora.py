@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlsparse.components.adapter.peft_method import PeftMethod, PeftParameters, add_gradient
+from rlsparse.components.adapter.base import add_gradient
+from rlsparse.components.adapter.peft_method import PeftMethod, PeftParameters
 from rlsparse.components.adapter.peft_settings import refused_values
 from rlsparse.components.component import Range
 from rlsparse.config.schema import ConfigError
@@ -18,7 +19,7 @@ from rlsparse.model.policy import Policy
 
 RATIO = 1.5  # init_r / target_r of the paper
 TINY = 1e-12  # of a norm, whose gradient at 0 is taken to be 0
-MASK, MEAN, DEVIATION = "mask.", "sensitivity_mean.", "sensitivity_deviation."  # in a checkpoint
+MASK, MEAN, DEVIATION, PHASE = "mask.", "sensitivity_mean.", "sensitivity_deviation.", "phase"  # in a checkpoint
 BEFORE_THE_FIRST_STEP = {"total_step": 10**9, "tinit": 0, "tfinal": 0}  # the steps are known after the first one
 
 
@@ -45,10 +46,13 @@ class AdaLora(PeftMethod):
         return None if self.method == "ADALORA" else wrong
 
     def setting_problems(self, values: Mapping[str, Any]) -> Iterator[str]:
-        keys = {"tinit": "adapter.warmup", "tfinal": "adapter.final", "total_step": "train.steps", "r": "target_r"}
-        for key in ("rank_pattern", *keys):
+        keys = {"tinit": "adapter.warmup", "tfinal": "adapter.final", "total_step": "the number of training steps"}
+        for key in ("rank_pattern", "r", *keys):
             if key in values:
-                yield f"settings.{key}={values[key]}: give {keys.get(key, 'adapter.settings.target_r')}=... instead"
+                yield f"settings.{key}={values[key]}: give {keys.get(key, 'adapter.settings.target_r')} instead"
+        for key in ("target_r", "init_r", "deltaT"):
+            if values.get(key, 1) < 1:
+                yield f"settings.{key}={values[key]}: must be at least 1"
         for key in ("beta1", "beta2"):
             if not 0 < values.get(key, 0.85) < 1:
                 yield f"settings.{key}={values[key]}: must be in (0, 1)"
@@ -109,11 +113,12 @@ class Triplets(PeftParameters):
         super().__init__(policy, config, seed)
         self._adalora = config
         self._allocator: Any = self.model.base_model.rankallocator
-        self._learned = False  # whether the optimizer has taken a step since ``after_step`` was called
+        self._counts = True  # whether gradients of the next training step count in the importance
+        self._final = False  # whether the mask stays as it is
 
     def optimizer(self, lr: float, weight_decay: float) -> Optimizer:
         optimizer = super().optimizer(lr, weight_decay)
-        optimizer.register_step_post_hook(self._note_step)
+        optimizer.register_step_post_hook(self._after_optimizer_step)
         return optimizer
 
     @torch.no_grad()
@@ -126,34 +131,28 @@ class Triplets(PeftParameters):
         total = super().penalty(l2)
         weight = self.model.peft_config["default"].orth_reg_weight
         matrices = [(one, "lora_A" in name) for name, one in self._trained.items() if "lora_E" not in name]
+        norms = torch.zeros((), device=matrices[0][0].device)
         for matrix, is_A in matrices if weight > 0 else []:
             P = matrix if is_A else matrix.T  # (r, in) or (r, out)
             difference = P @ P.T - torch.eye(len(P), device=P.device)  # (r, r)
             norm = difference.norm()
-            total += weight / len(matrices) * float(norm)
+            norms = norms + norm
             gradient = (2 * weight / len(matrices)) / norm.clamp(min=TINY) * (difference @ P)  # as P
             add_gradient(matrix, gradient if is_A else gradient.T)
-        return total
+        return total + weight / len(matrices) * float(norms)
 
     def after_step(self, step: int, steps: int) -> dict[str, float]:
-        """Update the importance, and mask triplets where the schedule says so; return metrics by their names.
-
-        A step without an update of the parameters has no gradient and leaves the importance as it was.
-        """
+        """Mask triplets where the schedule says so; return metrics by their names."""
         begin, end = self._adalora.schedule(steps)
         peft_config = self.model.peft_config["default"]
         peft_config.total_step, peft_config.tinit, peft_config.tfinal = steps, begin, steps - end
-        learned, self._learned = self._learned, False
         metrics: dict[str, float] = {}
-        if step < end and learned:
-            self._allocator.update_ipt(self.model.get_base_model())
         budget, due = self._allocator.budget_schedule(step)
         if step <= end and (due or step == end) and self._allocator.exp_avg_ipt:
             metrics = self._mask_to(budget)
-        elif step > end:
-            self._apply_mask()
         if step == end:
             self._allocator.reset_ipt()
+        self._counts, self._final = step + 1 < end, step >= end
         metrics["adapter/rank_total"] = sum(self.ranks().values())
         return {**metrics, "adapter/parameters": self.parameter_count()}
 
@@ -167,19 +166,24 @@ class Triplets(PeftParameters):
         return {name: int(self._mask[name].sum()) if self._mask else rank for name, rank in super().ranks().items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {**super().state(), **{name: one.clone() for name, one in self._importance().items()}}
+        phase = torch.tensor([self._counts, self._final])  # (2,)
+        return {**super().state(), **{name: one.clone() for name, one in self._importance().items()}, PHASE: phase}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        own = {name: one for name, one in state.items() if not name.startswith((MASK, MEAN, DEVIATION))}
+        own = {name: one for name, one in state.items() if not name.startswith((MASK, MEAN, DEVIATION, PHASE))}
         super().load_state(own)
         device = next(iter(self._trained.values())).device
         self._mask = {name: one.to(device) for name, one in _under(MASK, state).items()}
         self._allocator.exp_avg_ipt = {name: one.to(device) for name, one in _under(MEAN, state).items()}
         self._allocator.exp_avg_unc = {name: one.to(device) for name, one in _under(DEVIATION, state).items()}
         self._allocator.ipt = dict(self._allocator.exp_avg_ipt)  # peft looks for its keys alone
+        self._counts, self._final = state[PHASE].tolist()
 
     def export(self, folder: Path) -> None:
-        """Write the adapter in the format of peft, without the masked triplets."""
+        """Write the adapter in the format of peft, without triplets that are 0.
+
+        A run that ends between two masks, since it diverged, may have brought masked triplets back: these are written.
+        """
         with self._exported_config() as config:
             if self._mask:
                 config.rank_pattern = {
@@ -188,8 +192,15 @@ class Triplets(PeftParameters):
                 }
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def _note_step(self, *_: Any) -> None:
-        self._learned = True
+    def _after_optimizer_step(self, *_: Any) -> None:
+        """Update the importance from the gradients; or, once the mask is final, mask what the optimizer has moved.
+
+        With several optimizer steps in a training step, this is done after each, as in peft.
+        """
+        if self._final:
+            self._apply_mask()
+        elif self._counts:
+            self._allocator.update_ipt(self.model.get_base_model())
 
     def _mask_to(self, budget: int) -> dict[str, float]:
         """Mask all but the most important triplets; return how many have left, and how many have come back."""

@@ -2,11 +2,13 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -53,7 +55,11 @@ class TrainedAdapter(ABC):
         return
 
     def keep_base(self) -> None:
-        """Keep what ``Policy.reference`` and ``penalty`` need; called before the first step where they are used."""
+        """Keep what ``Policy.reference`` needs; called before the first step where that is used."""
+        return
+
+    def keep_start(self) -> None:
+        """Keep what ``penalty`` needs; called before the first step where ``objective.l2`` is above 0."""
         return
 
     def perturbed(self) -> AbstractContextManager[None]:
@@ -64,7 +70,7 @@ class TrainedAdapter(ABC):
         return nullcontext()
 
     def parameter_count(self) -> int:
-        """Return the number of trained parameters, without those that are out of use for good."""
+        """Return the number of trained parameters, without those that are masked."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def ranks(self) -> dict[str, int]:
@@ -155,6 +161,36 @@ class Adapter(Component, ABC):
             rank: ``lora_rank``.
             seed: of its random start.
         """
+
+
+@torch.no_grad()
+def pull_to_start(parameters: Iterable[nn.Parameter], start: Sequence[Tensor], l2: float) -> float:
+    """Add the gradient of l2 · Σ(θ − θ₀)² to the gradients of the parameters θ, and return that term.
+
+    The form is L2-SP of Li et al. 2018 (1802.01483). Σθ² would pull parameters to 0 whose neutral value is another one.
+
+    Args:
+        start: θ₀, in the order of the parameters.
+
+    Raises:
+        RuntimeError: the start was not kept.
+    """
+    total = torch.zeros(())
+    for number, parameter in enumerate(parameters):
+        if number == len(start):
+            raise RuntimeError("the values from before training were not kept; call keep_start before the first step")
+        change = parameter - start[number]
+        total = total.to(change.device) + change.square().sum()
+        add_gradient(parameter, 2 * l2 * change)
+    return l2 * float(total)
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add a gradient to that of a parameter."""
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad.add_(gradient)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlsparse.components.adapter.base import TrainedAdapter
+from rlsparse.components.adapter.base import TrainedAdapter, add_gradient, pull_to_start
 from rlsparse.components.adapter.targets import LAYER, Targeted
 from rlsparse.components.component import Digest, Range
 from rlsparse.model.policy import Policy
@@ -28,7 +28,7 @@ class Full(Targeted):
 
     Attributes:
         target_modules: ``all`` (every weight: embeddings, norms and output head too), ``all-linear`` (linear modules of
-            the decoder layers), or a list of names of modules of the decoder layers.
+            the decoder layers), or a list of names of such modules.
         layers: as for other adapters; with numbers or ``last_third``, ``all`` means all weights of these layers.
         lr: the default of ``train.lr``.
     """
@@ -125,22 +125,12 @@ class FullWeights(TrainedAdapter):
         optimizer.register_step_post_hook(lambda *_: self.parameters_set())
         return optimizer
 
-    @torch.no_grad()
     def penalty(self, l2: float) -> float:
         """Add the gradient of l2 · Σ(θ − θ₀)² and return that term, with θ₀ the weights before training.
 
-        For an adapter, Σθ² keeps the model close to its base; of full weights it would pull the base itself to 0. The
-        form is L2-SP of Li et al. 2018 (1802.01483). ``keep_base`` must have been called.
+        For an adapter, Σθ² keeps the model close to its base; of full weights it would pull the base itself to 0.
         """
-        total = 0.0
-        if l2 == 0:
-            return total
-        for name, precise in self._precise.items():
-            change = precise - self._base[name]
-            total += l2 * float(change.square().sum())
-            if precise.grad is not None:
-                precise.grad.add_(change, alpha=2 * l2)
-        return total
+        return pull_to_start(self.parameters(), list(self._base.values()), l2) if l2 > 0 else 0.0
 
     @torch.no_grad()
     def parameters_set(self) -> None:
@@ -151,6 +141,9 @@ class FullWeights(TrainedAdapter):
     def keep_base(self) -> None:
         if not self._base:
             self._base = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    def keep_start(self) -> None:
+        self.keep_base()
 
     def state(self) -> dict[str, Tensor]:
         return {name: precise.detach().clone() for name, precise in self._precise.items()}
@@ -202,7 +195,4 @@ def _move_gradient(precise: nn.Parameter, weight: Tensor) -> None:
     """Add the gradient of a weight to that of its float32 value, so that microbatches are summed in float32."""
     gradient, weight.grad = weight.grad, None  # first: an allocation below may fail, and the step be tried again
     assert gradient is not None
-    if precise.grad is None:
-        precise.grad = gradient.float()
-    else:
-        precise.grad.add_(gradient)
+    add_gradient(precise, gradient.float())

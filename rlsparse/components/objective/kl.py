@@ -58,6 +58,11 @@ class KLPenalty(Component, ABC):
         return False
 
     @property
+    def needs_base(self) -> bool:
+        """Whether the policy is compared with the base model."""
+        return self.beta > 0 and self.reference_update is None
+
+    @property
     def reference_update(self) -> ReferenceUpdate | None:
         """Return how the reference follows the policy; None where it is the base model for the whole run."""
         return None
