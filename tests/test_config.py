@@ -45,6 +45,7 @@ OPTIONS = sorted(
 COMPONENTS = [(group, option) for group, option in OPTIONS if group in COMPONENT_GROUPS]
 BASES = get_type_hints(Algorithm)  # base class of each group
 NEEDED = {  # words that an option is used with
+    ("adapter", "peft"): ["adapter.method=LOHA"],
     ("replay", "on"): ["algorithm=tspmo"],
     ("reward", "terms"): ["+reward@reward.terms.answer=answer"],
 }

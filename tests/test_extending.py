@@ -28,7 +28,7 @@ ALL = [
     "token_sampler=last",
     "clipping=soft",
     "off_policy=bounded",
-    "adapter=rslora",
+    "adapter=gaussian",
     "task=doubling",
     "reward=brief",
 ]
@@ -98,7 +98,7 @@ def test_own_components_of_all_kinds_train_together(mine):
     run(mine, *ALL, "model=tiny_deep", "layer_skip=r15")
     (summary,) = summaries(mine).values()
     assert summary["status"] == "finished"
-    assert (summary["setting"]["task"], summary["adapter"]["name"]) == ("doubling", "rs_lora")
+    assert (summary["setting"]["task"], summary["adapter"]["name"]) == ("doubling", "gaussian_lora")
     # 8 tokens of each completion at most
     assert 0 < summary["tokens"]["frac_updated"] < 1
 

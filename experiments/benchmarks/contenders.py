@@ -98,8 +98,8 @@ class _WithoutEos(ModelCache):
     """Lends a policy without end-of-sequence tokens, so that no completion ends early."""
 
     @contextmanager
-    def lend(self, config: ModelConfig, device: torch.device, dtype: str) -> Iterator[Policy]:
-        with super().lend(config, device, dtype) as policy:
+    def lend(self, config: ModelConfig, device: torch.device, dtype: str, keep: bool = True) -> Iterator[Policy]:
+        with super().lend(config, device, dtype, keep) as policy:
             yield replace(policy, eos_ids=())
 
 

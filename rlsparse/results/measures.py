@@ -51,6 +51,7 @@ COSTS = (
 )
 OTHERS = (
     Measure("collapsed", "collapsed, %", 100, 0, best="min"),
+    Measure("lr", "learning rate", decimals=4),
     Measure("rank_shift", "rank of FFN and o over q, k, v", decimals=2),
     Measure("rank_order", "Kendall's τ of final ranks with the published order", decimals=2),
 )
