@@ -529,7 +529,7 @@ def skeleton() -> Any:
         ("oft", {"r": 4}, "adapter.settings.oft_block_size=32, r=4: peft refuses it: You can only specify either"),
         ("miss", {"r": 200}, r"adapter.settings.r=200: peft refuses it: `r` \(200\) must be less"),
         ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules=.*: peft refuses it: .*subset"),
-        ("adalora", {"tinit": 3}, "adapter.settings.tinit=3: give adapter.warmup=... instead"),
+        ("adalora", {"tinit": 3}, "adapter.settings.tinit=3: give adapter.warmup instead"),
         ("adalora", {"beta1": 1.5}, r"adapter.settings.beta1=1.5: must be in \(0, 1\)"),
         ("adalora", {"orth_reg_weight": -1}, "adapter.settings.orth_reg_weight=-1.0: peft refuses it: "),
         ("adalora", {"init_r": 4}, "adapter.settings.init_r=4: must be above adapter.settings.target_r=4"),
@@ -566,7 +566,7 @@ def test_bad_key_is_refused_in_one_line_without_weights(option, changes, message
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("adapter=peft", r"^adapter.method: has no value; give adapter.method=\.\.\.$"),
+        ("adapter=peft adapter.method=nope", "adapter.method=nope: peft has no such method"),
         ("adapter=adalora train.steps=2", "adapter.warmup=0.1 adapter.final=0.3: of 2 steps they leave none"),
         ("adapter=adalora train.staleness=1", "train.staleness=1: .* the ranks of adapter=adalora move"),
         ("adapter=vera lora_rank=9 +adapter.settings.key=1", "adapter.settings.key=1: VERA of peft has no such key"),

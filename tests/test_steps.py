@@ -473,6 +473,9 @@ class Scalars:
     def parameters(self):
         return self.values
 
+    def parameters_set(self):
+        pass
+
     def set(self, *values: float):
         with torch.no_grad():
             for parameter, value in zip(self.values, values, strict=True):
