@@ -5,6 +5,10 @@ attention function of this package decides which tokens it attends to. Log-proba
 the plain path up to rounding.
 """
 
+# isort: off
+import rlsparse.model.quantization  # noqa: F401 (before peft: it makes peft's import of bitsandbytes short and silent)
+
+# isort: on
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
