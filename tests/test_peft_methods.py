@@ -612,7 +612,6 @@ def test_quantized_weights_are_for_methods_with_layers_for_them():
     fits = {option: component(option).quantization_obstacle for option in PEFT}
     assert [option for option, reason in fits.items() if reason is None] == [
         "dora",
-        "ia3",
         "randlora",
         "rank1",
         "rslora",
