@@ -11,14 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlsparse.algorithm import Algorithm
-from rlsparse.components.adapter.targets import Targeted
 from rlsparse.components.task import Task, load_task
 from rlsparse.config.schema import Config, ConfigError, ModelConfig
 from rlsparse.model.fused_head import CHUNK
 from rlsparse.model.loading import DTYPES, outline
 from rlsparse.model.policy import Policy, encode_prompt
 from rlsparse.model.quantization import INT8, NF4, OFF, is_quantized
-from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.prepacked import can_prepack
 from rlsparse.storage.checkpoints import KEPT
 from rlsparse.training.benchmarks import build_benchmarks
@@ -251,23 +249,19 @@ class _Run:
         """Return the size of the weights that are copied so that the adapter can be merged into them."""
         adapter, engine = self.algorithm.adapter, self.algorithm.rollout
         if self._is_quantized:
-            return self._linear_weights(head=False) * self._size if self._dequantizes else 0
-        if self._is_full or not isinstance(adapter, Targeted) or not getattr(engine, "merge_adapter", False):
+            return self._linear_weights(head=False) * self._size if self.algorithm.rollout.dequantizes else 0
+        if self._is_full or not engine.merges:
             return 0
         modules: list[Any] = [self._model.get_submodule(name) for name in adapter.adapted_modules(self._model)]
         return sum(one.weight.numel() for one in modules) * self._size
 
     def _prepacked(self) -> int:
         """Return the size of the copies of weights in the layout of the matrix library."""
-        prepacks = getattr(self.algorithm.rollout, "prepack_weights", False)
+        prepacks = self.algorithm.rollout.prepacks
         if not prepacks or self.device != "cpu" or self._size != DTYPES["bfloat16"].itemsize or not can_prepack():
             return 0
-        plain = not self._is_quantized or self._dequantizes
+        plain = not self._is_quantized or self.algorithm.rollout.dequantizes
         return (self._linear_weights(head=True) - (0 if plain else self._linear_weights(head=False))) * self._size
-
-    @property
-    def _dequantizes(self) -> bool:
-        return bool(getattr(self.algorithm.rollout, "dequantize", False))
 
     def _sampled(self) -> Iterator[_Sampled]:
         """Yield the largest requests: of training, and of an evaluation, greedy and sampled."""
@@ -293,20 +287,19 @@ class _Run:
         return _Sampled(prompts, min(prompts * group_size, most), longest, tokens)
 
     def _cache(self, sampled: _Sampled) -> int:
-        """Return the size of keys and values; the plain engine repeats those of a prompt for each completion."""
+        """Return the size of keys and values; some engines repeat those of a prompt for each completion."""
         text = self._model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        prompts = sampled.rows if isinstance(self.algorithm.rollout, Plain) else sampled.prompts
+        prompts = sampled.prompts if self.algorithm.rollout.shares_prompts else sampled.rows
         tokens = prompts * sampled.prompt + sampled.rows * sampled.completion
         return int(tokens * self.policy.depth * 2 * heads * head * self._size)
 
     def _frozen_states(self) -> int:
         """Return the size of the outputs of the layers below the first adapted one, which training starts from."""
-        adapter = self.algorithm.adapter
-        if not isinstance(adapter, Targeted) or adapter.target_layers(self._model)[0] == 0:
+        if self.algorithm.adapter.first_adapted(self._model) == 0:
             return 0
-        if self.config.train.packing == "off" or isinstance(self.algorithm.rollout, Plain):
+        if self.config.train.packing == "off" or not self.algorithm.rollout.keeps_states:
             return 0
         train, width = self.config.train, self._model.config.get_text_config().hidden_size
         completions = train.group_size * self.algorithm.rollout.max_new_tokens

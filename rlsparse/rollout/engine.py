@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -81,6 +81,13 @@ class Session(Protocol):
 class RolloutEngine(Component, ABC):
     """Samples completions. A subclass supplies a session: how the model reads prompts and tokens.
 
+    Traits, by which memory is estimated:
+        shares_prompts: keys and values of a prompt are in memory once for its group.
+        keeps_states: can keep the outputs of the layers below the first adapted one for training.
+        merges: samples with the adapter added to a copy of the weights.
+        prepacks: copies weights into the layout of the matrix library.
+        dequantizes: samples from a dequantized copy of quantized weights.
+
     Attributes:
         max_new_tokens: the longest completion, EOS included.
         max_rows: completions that are sampled together at most; more are sampled one part after the other.
@@ -89,11 +96,26 @@ class RolloutEngine(Component, ABC):
         top_k: the k likeliest tokens; 0 is off.
     """
 
+    shares_prompts: ClassVar[bool] = False
+    keeps_states: ClassVar[bool] = False
+
     max_new_tokens: Annotated[int, Range(1)]
     max_rows: Annotated[int, Range(1)]
     temperature: Annotated[float, Range(0, above=True)]
     top_p: Annotated[float, Range(0, 1, above=True)]
     top_k: Annotated[int, Range(0)]
+
+    @property
+    def merges(self) -> bool:
+        return False
+
+    @property
+    def prepacks(self) -> bool:
+        return False
+
+    @property
+    def dequantizes(self) -> bool:
+        return False
 
     @abstractmethod
     def session(self, policy: Policy, request: Request) -> AbstractContextManager[Session]:

@@ -37,10 +37,24 @@ class Fast(RolloutEngine):
     """
 
     neutral: ClassVar[Mapping[str, Any]] = {"dequantize": False}
+    shares_prompts: ClassVar[bool] = True
+    keeps_states: ClassVar[bool] = True
 
     merge_adapter: bool
     prepack_weights: bool
     dequantize: bool
+
+    @property
+    def merges(self) -> bool:
+        return self.merge_adapter
+
+    @property
+    def prepacks(self) -> bool:
+        return self.prepack_weights
+
+    @property
+    def dequantizes(self) -> bool:
+        return self.dequantize
 
     def check(self, quantized: bool) -> None:
         if self.dequantize and not quantized:

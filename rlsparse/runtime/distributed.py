@@ -1,7 +1,7 @@
 """The processes (ranks) that train one run together under torchrun. A single process needs no communication.
 
-Ranks communicate with gloo on the CPU. The messages are small (completions, the gradient of the adapter), a lost rank
-is noticed at once, and sums have the same bits on every rank, so adapters stay equal if the processors are alike.
+Ranks communicate with gloo on the CPU: completions, and the gradients of the trained parameters. A lost rank is noticed
+at once, and sums have the same bits on every rank, so trained parameters stay equal if the processors are alike.
 """
 
 import os
@@ -73,13 +73,15 @@ class World:
         import torch
         import torch.distributed as dist
 
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([grad.flatten() for grad in grads]).cpu()  # (number of parameters,)
+        # no second copy on the device: with adapter=full the gradient is as large as the model
+        grads = [
+            torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.flatten().cpu() for p in parameters
+        ]
+        flat = torch.cat(grads)  # (number of parameters,)
         with _exchange():
             dist.all_reduce(flat)
-        pieces = flat.to(parameters[0].device).split([p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter).clone()
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.view_as(parameter).to(parameter.device, copy=True)
 
     def send(self, message: Any) -> None:
         """Send a message from rank 0, which calls this, to all other ranks."""

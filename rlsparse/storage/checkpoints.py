@@ -41,6 +41,10 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
+    def release(self) -> None:
+        """Free the tensors, after a run has taken them over: they may be three times as large as the model."""
+        self.tensors.clear()
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into ``folder`` and delete all but the last two.

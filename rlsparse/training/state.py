@@ -68,7 +68,7 @@ class TrainState:
             history: of the adapter in the model; both take the state in the checkpoint.
             prompts: all training prompts.
             rollout_rows: number of completions that are sampled at a time, before memory runs out.
-            saved: the checkpoint; None at the start of a run.
+            saved: the checkpoint, whose tensors are freed; None at the start of a run.
 
         Raises:
             ValueError: the checkpoint belongs to another adapter.
@@ -87,6 +87,7 @@ class TrainState:
         )
         if saved is not None:
             state._resume(saved)
+            saved.release()
         return state
 
     def checkpoint(self) -> Checkpoint:

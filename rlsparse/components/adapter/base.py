@@ -136,6 +136,14 @@ class Adapter(Component, ABC):
         """Return why it cannot be trained on quantized weights; None where it can."""
         return None
 
+    def adapted_modules(self, model: nn.Module) -> list[str]:
+        """Return the full names of the modules that the adapter is added to, in the order of the model."""
+        return []
+
+    def first_adapted(self, model: nn.Module) -> int:
+        """Return the number of the first decoder layer with trained parameters; 0 also where others are trained."""
+        return 0
+
     def check(self, model: nn.Module, rank: int, steps: int) -> None:
         """Refuse what this model, or this number of training steps, does not allow.
 

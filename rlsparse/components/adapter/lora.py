@@ -88,7 +88,7 @@ class LoraMatrices(TrainedAdapter):
             if hasattr(module, "lora_A")
         }
         self.budget = rank * len(self.layers)
-        policy.first_adapted = config.target_layers(policy.model)[0]
+        policy.first_adapted = config.first_adapted(policy.model)
         policy.merged = self.merged
         policy.reference = self.model.disable_adapter
 

@@ -264,7 +264,7 @@ class PeftParameters(TrainedAdapter):
 
         self._config = config
         modules = [policy.model.get_submodule(name) for name in config.adapted_modules(policy.model)]
-        first = config.target_layers(policy.model)[0]
+        first = config.first_adapted(policy.model)
         before, sums = probe(policy.model), _sums(modules)
         tensors = {id(one) for one in (*policy.model.parameters(), *policy.model.buffers())}  # of the base model
         self.model = policy.model = _peft_model(policy, config, modules, seed)
@@ -295,7 +295,9 @@ class PeftParameters(TrainedAdapter):
             )
         self.budget = sum(self.ranks().values()) or None
         policy.first_adapted, policy.reference = first, self.model.disable_adapter
-        self._noise = self._inspect(before)
+        self._warn_of_other_start(before)
+        self._noise = self._seen_noise(before)
+        self._refuse_wrong_model(before)
         policy.merged = self._merged()
 
     def parameters(self) -> list[nn.Parameter]:
@@ -391,41 +393,61 @@ class PeftParameters(TrainedAdapter):
                 for one, value in zip(self._trained.values(), kept, strict=True):
                     one.copy_(value)
 
-    def _inspect(self, before: Tensor) -> float:
-        """Return the deviation of noise on the parameters that changes the logits as a trained adapter does.
-
-        Args:
-            before: logits of the model without the adapter.
-
-        Raises:
-            ConfigError: with this adapter, tokens depend on later ones, or it cannot be switched off.
-        """
-        spread = float(before.std())
-        begun = float((probe(self.model) - before).abs().max())
-        if not begun <= SEEN * spread:
+    def _warn_of_other_start(self, before: Tensor) -> None:
+        """Log a warning where the adapter changes the logits ``before`` of the base model before it is trained."""
+        change = float((probe(self.model) - before).abs().max())
+        if not change <= SEEN * float(before.std()):
             log.warning(
                 "warning: adapter=%s: with these settings the adapter changes the model before training; look for a "
                 "setting such as init_weights",
                 self._config.label,
             )
-        found, moved = NOISE[0], before
+
+    def _seen_noise(self, before: Tensor) -> float:
+        """Return the smallest deviation of ``NOISE`` that changes the logits as a trained adapter does.
+
+        Where none does, it is the largest that keeps the logits finite.
+
+        Args:
+            before: logits of the base model.
+
+        Raises:
+            ConfigError: no logits are finite with the adapter.
+        """
+        found = None
         for deviation in NOISE:
             with self._with_noise(deviation):
-                logits = probe(self.model)
-            change = float((logits - before).abs().mean())
+                change = float((probe(self.model) - before).abs().mean())
             if not math.isfinite(change):
                 break
-            found, moved = deviation, logits
-            if change > SEEN * spread:
+            found = deviation
+            if change > SEEN * float(before.std()):
                 break
-        with torch.no_grad(), self._with_noise(found):
+        if found is None:
+            raise ConfigError(
+                f"adapter.method={self._config.method}: the logits are not finite with it and small trained values "
+                f"(deviation {NOISE[0]}); take other settings"
+            )
+        return found
+
+    def _refuse_wrong_model(self, before: Tensor) -> None:
+        """Compare the perturbed adapter with itself on fewer tokens, and without it with the base model.
+
+        Args:
+            before: logits of the base model.
+
+        Raises:
+            ConfigError: with this adapter, tokens depend on later ones, or it cannot be switched off.
+        """
+        spread, exact = float(before.std()), self.model.dtype == torch.float32
+        with torch.no_grad(), self.perturbed():
+            whole = probe(self.model)[0, : len(FIRST)]  # (2, V)
             ids = torch.tensor([FIRST], device=self.model.device)
             alone = self.model(input_ids=ids, use_cache=False).logits[0]  # (2, V)
             with self.model.disable_adapter():
                 off = probe(self.model)
-        exact = self.model.dtype == torch.float32
         # numbers of rows differ, and so may the rounding
-        if not float((moved[0, : len(FIRST)] - alone).abs().max()) <= (LEAK if exact else MERGE) * spread:
+        if not float((whole - alone).abs().max()) <= (LEAK if exact else MERGE) * spread:
             raise ConfigError(
                 f"adapter.method={self._config.method}: predictions depend on later tokens or other rows with it, so "
                 "that a token is sampled with another probability than it has in training; take another method"
@@ -435,7 +457,6 @@ class PeftParameters(TrainedAdapter):
                 f"adapter.method={self._config.method}: with these settings the model without the adapter is not the "
                 "base model; take others"
             )
-        return found
 
     def _merged(self) -> Callable[[], Any]:
         """Return the context within which the adapter is added to the weights; one without effect if it cannot be."""

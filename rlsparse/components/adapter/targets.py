@@ -69,8 +69,10 @@ class Targeted(Adapter):
             raise ConfigError(f"adapter.layers={self.layers}: this model has layers 0 to {layers[-1]}")
         return wanted
 
+    def first_adapted(self, model: nn.Module) -> int:
+        return self.target_layers(model)[0]
+
     def adapted_modules(self, model: nn.Module) -> list[str]:
-        """Return the full names of the modules that get an adapter, in the order of the model."""
         names, layers = self.target_names(model), self.target_layers(model)
         return [
             module
