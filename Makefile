@@ -5,10 +5,10 @@ MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults test-slurm lint tables figures report dashboard notebooks tiny bench clean
+.PHONY: help setup run test test-faults test-slurm test-quantization lint tables figures report dashboard notebooks tiny bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## create .venv and install rlsparse with its test and lint tools
 
@@ -36,6 +36,10 @@ test-slurm: setup ## sweeps on a SLURM of one node of their own: installs Debian
 	@PATH="$$PATH:/usr/sbin"; { command -v munged && command -v slurmctld && command -v slurmd; } >/dev/null || \
 	  sh .ci/apt-install slurm-wlm munge || echo "SLURM cannot be installed here: its tests will be skipped"
 	$(BIN)/python -m pytest -s tests/slurm --slurm $(ARGS)
+
+test-quantization: setup ## quantized base weights: installs bitsandbytes, which slows every start of a program down
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[quantization]'
+	$(BIN)/python -m pytest -n 2 -k quantiz tests/test_quantization.py tests/test_dry_run.py $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

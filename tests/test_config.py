@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -36,6 +34,7 @@ from rlsparse.config.words import keys_of_swept_groups, read_words
 from rlsparse.execution.point_warnings import idle_clipping
 from rlsparse.sweep.plan import sweep_jobs
 from rlsparse.warm_start.run import Parts
+from tests.commands import run_command
 from tests.conftest import composed, composed_warm_start
 
 CONF = Path(config_dir())
@@ -384,9 +383,8 @@ def test_home_folder_of_a_yaml_file_reaches_the_folders_that_hydra_makes(home, t
 @pytest.mark.slow
 def test_no_folder_is_named_after_the_home_sign(home, tmp_path):
     words = ["-m", "train.steps=1", "train.prompts_per_step=1", "train.group_size=2", "eval.max_rows=1", "tracker=none"]
-    command = [sys.executable, "-m", "rlsparse.run", *words, "device=cpu", "task.max_new_tokens=4", "runs_dir=~/runs"]
-    environment = {**os.environ, "PYTHONPATH": str(CONF.parent)}
-    subprocess.run([*command, "seed=0", "hydra.sweep.dir=~/hydra"], check=True, cwd=tmp_path, env=environment)
+    words += ["device=cpu", "task.max_new_tokens=4", "runs_dir=~/runs", "seed=0", "hydra.sweep.dir=~/hydra"]
+    assert run_command("rlsparse.run", *words, cwd=tmp_path).returncode == 0
     assert [path.name for path in tmp_path.rglob("~*")] == []
     assert sorted(path.name for path in home.iterdir() if not path.name.startswith(".")) == ["hydra", "runs"]
     assert len(list(home.glob("runs/default/*/summary.json"))) == 1

@@ -19,6 +19,7 @@ from rlsparse.config.schema import ConfigError
 from rlsparse.execution.point_warnings import idle_clipping
 from rlsparse.execution.preflight import identity_of
 from rlsparse.training.rewards import checked_reward
+from tests.commands import run_command
 from tests.conftest import ROOT, make_rollout
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -59,9 +60,13 @@ def mine(tmp_path, monkeypatch):
 
 
 def run(mine: Path, *arguments: str, start: list[str] | None = None, check: bool = True):
+    command = ["rlsparse.run", "--config-dir", "mine", *arguments, *SHORT]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*(start or [sys.executable]), "-m", "rlsparse.run", "--config-dir", "mine", *arguments, *SHORT]
-    done = subprocess.run(command, cwd=mine.parent, env=environment, capture_output=True, text=True, timeout=300)
+    if start is None:
+        done = run_command(*command, cwd=mine.parent, OMP_NUM_THREADS="1")
+    else:
+        command = [*start, "-m", *command]
+        done = subprocess.run(command, cwd=mine.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -109,9 +114,8 @@ def test_own_reward_in_a_sweep_is_named_by_the_tables(mine, launcher):
     run(mine, "-m", "reward=correctness,brief", f"hydra/launcher={launcher}")
     assert {one["status"] for one in summaries(mine).values()} == {"finished"}
     assert len(summaries(mine)) == 2
-    tables = [sys.executable, "-m", "rlsparse.results", "--runs", "runs", "--show"]
-    shown = subprocess.run(tables, cwd=mine.parent, capture_output=True, text=True, check=True).stdout
-    assert "grpo reward=brief" in shown
+    shown = run_command("rlsparse.results", "--runs", "runs", "--show", cwd=mine.parent)
+    assert "grpo reward=brief" in shown.stdout
 
 
 @pytest.mark.slow
@@ -129,7 +133,8 @@ def test_own_reward_with_two_ranks_gives_the_results_of_one(mine):
 @pytest.mark.slow
 def test_own_reward_runs_as_a_ray_task(mine):
     pytest.importorskip("ray")
-    run(mine, "-m", "reward=brief", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1")
+    words = ["-m", "reward=brief", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1"]
+    run(mine, *words, start=[sys.executable])
     assert [one["status"] for one in summaries(mine).values()] == ["finished"]
 
 

@@ -3,9 +3,7 @@
 import ast
 import copy
 import importlib.util
-import os
 import re
-import subprocess
 import sys
 from types import ModuleType
 
@@ -23,6 +21,7 @@ from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream, stream_seed
 from rlsparse.training.microbatch import FitMicrobatches
 from rlsparse.training.update import Updater
+from tests.commands import run_command
 from tests.conftest import ROOT, built, composed
 
 EXAMPLE = ROOT / "examples" / "minimal_grpo.py"
@@ -199,13 +198,7 @@ def test_example_has_at_most_150_lines_and_imports_nothing_of_the_package():
 
 def rewards_of_run(method: str, steps: int) -> list[float]:
     """Return the mean reward of each step of a run from the command line."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), method, str(steps)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_command(str(EXAMPLE), method, steps, cwd=EXAMPLE.parent, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     rewards = [float(reward) for reward in re.findall(r"^step +\d+ +reward ([\d.]+)", done.stdout, re.MULTILINE)]
     assert len(rewards) == steps

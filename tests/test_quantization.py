@@ -38,7 +38,7 @@ from tests.conftest import built, composed
 from tests.test_evaluate import composed_evaluation
 from tests.test_rollout import prompts
 
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is in the test extra")
+pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: make test-quantization")
 CPU = torch.device("cpu")
 KINDS = ("nf4", "int8")
 SHORT = (

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -31,6 +29,7 @@ from rlsparse.tracking.metrics import is_documented
 from rlsparse.training.collect import Experience
 from rlsparse.training.metrics import sample_rows, term_metrics
 from rlsparse.training.rewards import SlowNotice, rewards_of
+from tests.commands import run_command
 from tests.conftest import composed, make_rollout
 
 RIGHT, WRONG, NONE = Score(True, True), Score(False, True), Score(False, False)
@@ -663,10 +662,7 @@ def test_gdpo_with_a_reward_of_one_term_is_refused(words):
 def test_sweep_over_terms_logs_them_and_names_the_term_that_raises(mine):
     words = ["reward=both", "advantage=gdpo", "reward.terms.own.price=1,3", "reward.terms.length.weight=0.5"]
     short = ["train.steps=1", "eval.max_rows=2", "tracker=none", "threads=1"]
-    command = [sys.executable, "-m", "rlsparse.run", "--config-dir", "mine", "-m", *words, *short]
-    done = subprocess.run(
-        command, cwd=mine.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    done = run_command("rlsparse.run", "--config-dir", "mine", "-m", *words, *short, cwd=mine.parent)
     assert done.returncode == 1
     folders = {file.parent: json.loads(file.read_text()) for file in mine.parent.glob("runs/default/*/summary.json")}
     by_status = {summary["status"]: folder for folder, summary in folders.items()}

@@ -3,8 +3,6 @@
 import copy
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -23,6 +21,7 @@ from rlsparse.training.data import encode_task
 from rlsparse.warm_start.noise import corrupt
 from rlsparse.warm_start.run import Parts, preflight, warm_start
 from rlsparse.warm_start.supervised import IGNORED, Example, collate, fit, held_out_loss
+from tests.commands import run_command
 from tests.conftest import composed, composed_warm_start
 
 PROBLEM = Problem("57*4=", "228", "50*4+7*4=200+28=228")
@@ -308,8 +307,7 @@ def test_bad_value_is_refused_and_leaves_no_folder(override, message, tmp_path):
 
 
 def sweep(*overrides, cwd):
-    command = [sys.executable, "-m", "rlsparse.warm_start", "-m", *SHORT, *SMALL, "warm_start.max_rows=8", *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return run_command("rlsparse.warm_start", "-m", *SHORT, *SMALL, "warm_start.max_rows=8", *overrides, cwd=cwd)
 
 
 @pytest.mark.parametrize(
