@@ -21,6 +21,8 @@ from rlsparse.config.compose import compose, config_dir, register_schemas, run_c
 from rlsparse.config.schema import Config, WarmStartConfig
 from rlsparse.model.loading import load_policy
 from rlsparse.model.policy import Policy
+from rlsparse.training.checkpointing import Checkpointer
+from rlsparse.training.state import TrainState
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -96,6 +98,26 @@ def logged() -> Iterator[list[str]]:
     yield handler.lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Return a function that does a run and interrupts it after a step, once its files are saved."""
+
+    def interrupted(step: int, start: Callable[[], object]) -> None:
+        after_step = Checkpointer.after_step
+
+        def interrupt(self: Checkpointer, state: TrainState) -> None:
+            after_step(self, state)
+            if state.step == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpointer, "after_step", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                start()
+
+    return interrupted
 
 
 @pytest.fixture

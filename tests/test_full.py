@@ -24,8 +24,8 @@ from rlsparse.run import run
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.storage.run_folder import RunFolder
-from rlsparse.training.checkpointing import Checkpointer
 from rlsparse.training.microbatch import FitMicrobatches
+from rlsparse.training.state import TrainState
 from rlsparse.training.update import Updater
 from tests.conftest import built, composed
 from tests.test_objective import batch_for
@@ -238,25 +238,25 @@ def test_exported_model_loads_with_transformers_alone_and_gives_the_same_greedy_
     [("float32", ["kl=on"]), ("bfloat16", ["algorithm=tspmo", "train.staleness=1"])],
     ids=["float32, kl", "bfloat16, l2, stale"],
 )
-def test_interrupted_run_resumes_byte_for_byte(dtype, more, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_byte_for_byte(dtype, more, tmp_path, interrupt_after):
     overrides = (*SHORT, f"dtype={dtype}", "train.lr=1e-3", *more)
     whole, cut = (composed(*overrides, f"runs_dir={tmp_path / name}") for name in ("whole", "cut"))
     run(whole)
-    after_step = Checkpointer.after_step
-
-    def interrupt(self, state):
-        after_step(self, state)
-        if state.step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpointer, "after_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(cut)
+    interrupt_after(2, lambda: run(cut))
     run(cut)
     files = [(folder_of(c).model / "model.safetensors").read_bytes() for c in (whole, cut)]
     assert files[0] == files[1]
     assert folder_of(whole).answers.read_bytes() == folder_of(cut).answers.read_bytes()
+
+
+def test_resumed_run_frees_the_tensors_of_its_checkpoint(tmp_path, interrupt_after, monkeypatch):
+    config, begun = composed(*SHORT, f"runs_dir={tmp_path}"), []
+    interrupt_after(1, lambda: run(config))
+    start = TrainState.start.__func__
+    monkeypatch.setattr(TrainState, "start", classmethod(lambda *words: begun.append(words[-1]) or start(*words)))
+    run(config)
+    (saved,) = begun
+    assert (saved.step, saved.tensors) == (1, {})
 
 
 def test_run_after_full_fine_tuning_starts_from_the_base_again(tmp_path):

@@ -37,7 +37,6 @@ from rlsparse.rollout import Request
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream
 from rlsparse.storage.run_folder import RunFolder
-from rlsparse.training.checkpointing import Checkpointer
 from tests.conftest import built, composed
 from tests.test_objective import assert_same, gradient
 
@@ -215,20 +214,10 @@ def test_state_of_another_start_is_taken_over_bit_for_bit(tiny, option, dtype):
 
 
 @pytest.mark.parametrize("option", ["pissa", "adalora"])
-def test_interrupted_run_resumes_byte_for_byte(option, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_byte_for_byte(option, tmp_path, interrupt_after):
     words = ("train.steps=3", "train.checkpoint_every=1", "objective.l2=0.01", "train.lr=3e-3")
     whole, cut = (config_of(option, tmp_path / name, *words) for name in ("whole", "cut"))
-    after_step = Checkpointer.after_step
-
-    def interrupt(self, state):
-        after_step(self, state)
-        if state.step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpointer, "after_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(cut)
+    interrupt_after(2, lambda: run(cut))
     folders = [ran(whole), ran(cut)]
     files = [(folder.adapter / "adapter_model.safetensors").read_bytes() for folder in folders]
     assert files[0] == files[1]

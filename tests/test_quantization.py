@@ -33,7 +33,6 @@ from rlsparse.rollout.fast import Fast
 from rlsparse.run import run
 from rlsparse.runtime.rng import stream
 from rlsparse.storage.run_folder import RunFolder
-from rlsparse.training.checkpointing import Checkpointer
 from tests.conftest import built, composed
 from tests.test_evaluate import composed_evaluation
 from tests.test_rollout import prompts
@@ -338,22 +337,12 @@ def folder_of(config) -> RunFolder:
     return RunFolder(Path(config.runs_dir) / config.experiment.name / identity.id)
 
 
-def test_run_on_quantized_weights_resumes_byte_for_byte_and_shares_the_model_with_the_next(tmp_path, monkeypatch):
+def test_run_on_quantized_weights_resumes_byte_for_byte_and_shares_the_model_with_the_next(tmp_path, interrupt_after):
     words = ("model.quantization=nf4", *SHORT, "algorithm=tspmo", "kl=on")
     whole, cut = (composed(*words, f"runs_dir={tmp_path / name}") for name in ("whole", "cut"))
     process = Process(ModelCache())
     run(whole, process=process)
-    after_step = Checkpointer.after_step
-
-    def interrupt(self, state):
-        after_step(self, state)
-        if state.step == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpointer, "after_step", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(cut, process=process)
+    interrupt_after(1, lambda: run(cut, process=process))
     run(cut, process=process)
     files = [(folder_of(c).adapter / "adapter_model.safetensors").read_bytes() for c in (whole, cut)]
     assert files[0] == files[1]
