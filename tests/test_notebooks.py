@@ -17,7 +17,7 @@ CLAIMS = {
         "terms": "loss, the sum of the parts of all tokens: 0.0000",
         "equal": "S-GRPO with all tokens has GRPO's gradient: True",
     },
-    "results": {"paired": "the same p, counted pattern by pattern: True"},
+    "results": {"paired": "the same p over seeds, counted pattern by pattern: True"},
 }
 
 

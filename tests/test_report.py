@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from rlsparse.results.figures.costs import pareto
-from rlsparse.results.figures.forest import forest_figure
+from rlsparse.results.figures.forest import Row, forest_figure
 from rlsparse.results.figures.style import save
-from rlsparse.results.statistics import permutation_test
-from rlsparse.results.study import FORMATS, TABLES
+from rlsparse.results.report import FIGURES as CAPTIONS
+from rlsparse.results.report import TITLES
+from rlsparse.results.statistics import mean_test
+from rlsparse.results.study import FIGURES, FORMATS, TABLES
 from tests.conftest import ROOT
 from tests.test_results import call, curve, moved_ranks, put
 
@@ -40,7 +42,10 @@ frame.onload = async () => {
   const images = [...page.images];
   await Promise.all(images.map(one => one.decode().catch(error => errors.push(one.alt + ": " + error))));
   const found = {errors, images: images.filter(one => one.naturalWidth > 0).length, of: images.length,
-    overflow: root.scrollWidth - root.clientWidth, tables: page.querySelectorAll("table").length,
+    overflow: root.scrollWidth - root.clientWidth,
+    scale: Math.min(...images.map(one => one.getBoundingClientRect().width / one.naturalWidth)),
+    scrolled: [...page.querySelectorAll(".wide:has(table)")].filter(one => one.scrollWidth > one.clientWidth).length,
+    tables: page.querySelectorAll("table").length,
     fetched: frame.contentWindow.performance.getEntriesByType("resource").map(one => one.name.slice(0, 40)),
     dead: [...page.querySelectorAll("a")].filter(one => !page.getElementById(one.hash.slice(1))).length};
   document.body.innerHTML = "<pre id=found></pre>";
@@ -74,7 +79,7 @@ def experiment(tmp_path):
             benchmarks={"svamp": {"base": evaluated_at(0, 0.2), "final": evaluated_at(5, final)}},
             **more,
         )
-        curve(folder, name, [0.2, 0.4, final], updated=100, seconds=2)
+        curve(folder, name, [0.2, 0.25, 0.35, 0.42, 0.46, 0.48, final], updated=100, seconds=2)
         points[name] = ["algorithm=grpo", f"seed={seed}", *words]
 
     for seed in range(2):
@@ -124,9 +129,15 @@ def test_report_made_twice_is_the_same_single_file(experiment):
     assert {f"{name}.{form}" for name in TABLES for form in FORMATS} <= written
 
 
+def test_report_has_a_heading_for_each_table_and_a_caption_for_each_figure():
+    assert set(TITLES) == set(TABLES)
+    assert set(CAPTIONS) == set(FIGURES)
+    assert not [one for one in CAPTIONS.values() if "bootstrap" in one]  # intervals are t intervals
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1300])
 def test_report_in_chromium_shows_all_images_and_fetches_nothing(experiment, width):
     page = json.dumps(report(experiment)).replace("</", "<\\/")
     (experiment / "harness.html").write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", page))
@@ -148,7 +159,9 @@ def test_report_in_chromium_shows_all_images_and_fetches_nothing(experiment, wid
     assert match, shown.stdout[-500:] + shown.stderr[-500:]
     found = json.loads(match[1].replace("&amp;", "&"))
     assert (found["errors"], found["dead"], found["overflow"]) == ([], 0, 0)
-    assert found["images"] == found["of"] == 4
+    assert found["images"] == found["of"] == 6  # differences, curves, costs, probabilities, effects and ranks
+    assert found["scale"] > 0.99  # no text is smaller than its 8 pt
+    assert found["scrolled"] == 0  # no column of a table is hidden
     assert found["tables"] >= 6
     assert all(name.startswith("data:") for name in found["fetched"])
     assert "CONSOLE" not in shown.stderr
@@ -176,8 +189,8 @@ def test_latex_tables_compile_without_overfull_boxes(experiment):
 
 def test_forest_figure_made_twice_is_grey_and_has_the_same_bytes(tmp_path):
     rows = [
-        ("a", permutation_test(pd.Series([1.0, 2, 3, 2, 1, 2]), 0)),
-        ("b", permutation_test(pd.Series([-1.0, 2]), 0)),
+        Row("a", mean_test(pd.Series([1.0, 2, 3, 2, 1, 2]), 0), 0.01),
+        Row("b", mean_test(pd.Series([-1.0, 2]), 0), float("nan")),
     ]
     for name in ("one", "two"):
         save(forest_figure(rows, "points"), tmp_path / name)

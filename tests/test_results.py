@@ -3,21 +3,23 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 from scipy import stats
 
-from rlsparse.results.claims import judge
+from rlsparse.results.claims import judge_all
 from rlsparse.results.claims_file import Claim
 from rlsparse.results.collect import collect
+from rlsparse.results.comparisons import compare_all
 from rlsparse.results.figures.ranks import rank_figure
 from rlsparse.results.figures.style import MAX_METHODS, save
+from rlsparse.results.measures import main_measure
 from rlsparse.results.ranks import collect_ranks, rank_table
+from rlsparse.results.sample import Samples
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
+from tests.commands import run_command
 
 
 def put(folder, run_id, algorithm, seed, final, status="finished", overrides=(), method="m", **more):
@@ -63,6 +65,12 @@ def folder(tmp_path):
     return folder
 
 
+def table_of(runs, baseline, not_counted, margin=None):
+    samples = Samples(runs)
+    compared = compare_all(samples, baseline, main_measure(runs), margin) if baseline else {}
+    return outcome_table(samples, baseline, compared, not_counted, margin)
+
+
 def rows_of(table):
     return {row["method"]: row for row in table.cells.to_dict("records")}
 
@@ -87,17 +95,16 @@ def test_collected_runs_are_finished_or_diverged_and_the_rest_is_named(folder):
 
 def test_outcome_table_equals_hand_computed_values(folder):
     found = collect(folder)
-    table = outcome_table(found.runs, "grpo", found.not_counted)
+    table = table_of(found.runs, "grpo", found.not_counted)
     rows = rows_of(table)
-    # grpo 50, 60, 70; no mean of three resampled seeds lies outside, and each end is all three draws of one: 1 in 27,
-    # which is more than 2.5 %
-    assert rows["grpo"]["final, %"] == "60.0 [50.0, 70.0]"
+    # grpo 50, 60, 70: standard deviation 10, t of 97.5 % with 2 degrees of freedom 4.303, 60 ± 4.303 · 10 / √3
+    assert rows["grpo"]["final, %"] == "60.0 [35.2, 84.8]"
     assert rows["tspmo"]["final, %"] == "65.0"  # the diverged seed has no end; no interval from one seed
     assert rows["tspmo"]["seeds"] == "1"
     assert rows["tspmo"]["collapsed"] == "1 of 1"  # that one; the other has no curve
     assert rows["tspmo"]["difference, points"] == "15.0"  # seed 0: 65 - 50
-    assert (rows["tspmo"]["p"], rows["tspmo"]["seeds say"]) == ("1.000", "inconclusive")
-    assert (rows["grpo"]["p"], rows["grpo"]["seeds say"]) == ("–", "baseline")
+    assert (rows["tspmo"]["p"], rows["tspmo"]["p, seeds"], rows["tspmo"]["verdict"]) == ("–", "1.000", "inconclusive")
+    assert (rows["grpo"]["p"], rows["grpo"]["verdict"]) == ("–", "baseline")
     assert table.bold == {(1, "final, %"), (1, "final greedy, %"), (1, "area under curve, %")}
     text = markdown(table)
     assert "**65.0**" in text
@@ -105,31 +112,48 @@ def test_outcome_table_equals_hand_computed_values(folder):
 
 
 def test_difference_that_all_seeds_share_is_better_or_worse(tmp_path):
-    # six seeds, each 10 points above, each 5 below: p = 2 / 2^6 = 0.031; and one above, five below
+    # six seeds, each about 10 points above, each 5 below; and one above, five below
     for seed in range(6):
         put(tmp_path, f"grpo-s{seed}", "grpo", seed, 0.5)
-        put(tmp_path, f"sgrpo-s{seed}", "sgrpo", seed, 0.6)
+        put(tmp_path, f"sgrpo-s{seed}", "sgrpo", seed, 0.6 + 0.01 * (-1) ** seed)
         put(tmp_path, f"rgra-s{seed}", "rgra", seed, 0.45)
         put(tmp_path, f"tspmo-s{seed}", "tspmo", seed, 0.9 if seed == 0 else 0.45)
-    rows = rows_of(outcome_table(collect(tmp_path).runs, "grpo", []))
-    said = {name: (row["difference, points"], row["p"], row["seeds say"]) for name, row in rows.items()}
-    assert said["sgrpo"] == ("10.0 [10.0, 10.0]", "0.031", "better")
-    assert said["rgra"] == ("−5.0 [−5.0, −5.0]", "0.031", "worse")
+    table = table_of(collect(tmp_path).runs, "grpo", [])
+    rows = rows_of(table)
+    said = {name: (row["difference, points"], row["p, seeds"], row["verdict"]) for name, row in rows.items()}
+    # 11 and 9 in turns: standard deviation √(6 / 5), t of 97.5 % with 5 degrees of freedom 2.571
+    assert said["sgrpo"] == ("10.0 [8.9, 11.1]", "0.031", "better")
+    # equal at all seeds: p is that of the permutation test, 2 / 2^6, and after Holm's correction of the second of three
+    # twice that
+    assert said["rgra"] == ("−5.0 [−5.0, −5.0]", "0.031", "inconclusive")
+    assert (rows["rgra"]["p"], rows["rgra"]["p, Holm"]) == ("0.031", "0.062")
     # differences 40 and five times -5: mean 2.5; |sum| >= 15 where 40 has + and at most all five - (40 - 25 = 15), or
     # where 40 has - : every pattern, so p = 1
     assert said["tspmo"][1:] == ("1.000", "inconclusive")
+    assert any("to new seeds on the same questions" in note for note in table.notes)
+
+
+def test_small_difference_is_equivalent_within_the_margin(tmp_path):
+    for seed in range(6):
+        put(tmp_path, f"grpo-s{seed}", "grpo", seed, 0.5)
+        put(tmp_path, f"rgra-s{seed}", "rgra", seed, 0.5 + 0.01 * (-1) ** seed)
+    runs = collect(tmp_path).runs
+    # mean 0, error √(6 / 5) / √6 = 0.447 points: 2 points are 4.47 errors, p 0.003; half a point is 1.1, p 0.16
+    assert rows_of(table_of(runs, "grpo", [], margin=0.02))["rgra"]["verdict"] == "equivalent"
+    assert rows_of(table_of(runs, "grpo", [], margin=0.005))["rgra"]["verdict"] == "inconclusive"
+    assert rows_of(table_of(runs, "grpo", []))["rgra"]["verdict"] == "inconclusive"
 
 
 def test_latex_table_has_booktabs_rules_and_escapes(folder):
     put(folder, "sgrpo-s0", "sgrpo", 0, 0.1, overrides=["token_sampler.budget=8"], method="8")
     put(folder, "sgrpo-s1", "sgrpo", 0, 0.2, overrides=["token_sampler.budget=9"], method="9")
-    text = latex(outcome_table(collect(folder).runs, "grpo", ["a_b: 5 % −1"]))
+    text = latex(table_of(collect(folder).runs, "grpo", ["a_b: 5 % −1"]))
     assert r"a\_\allowbreak{}b: 5 \% $-$1" in text
     for word in (
         r"\toprule",
         r"\midrule",
         r"\bottomrule",
-        "60.0 [50.0, 70.0]",
+        "60.0 [35.2, 84.8]",
         r"token\_\allowbreak{}sampler.\allowbreak{}budget=\allowbreak{}8",
         r"base, \%",
     ):
@@ -137,9 +161,9 @@ def test_latex_table_has_booktabs_rules_and_escapes(folder):
 
 
 def test_csv_table_has_unrounded_numbers(folder):
-    (folder.parent / "t.csv").write_text(csv(outcome_table(collect(folder).runs, "grpo", [])))
+    (folder.parent / "t.csv").write_text(csv(table_of(collect(folder).runs, "grpo", [])))
     table = pd.read_csv(folder.parent / "t.csv").set_index("method")
-    assert table.loc["grpo", "final, % low"] == pytest.approx(50)
+    assert table.loc["grpo", "final, % low"] == pytest.approx(60 - stats.t.ppf(0.975, 2) * 10 / 3**0.5)
     assert table.loc["tspmo", "final, %"] == pytest.approx(65)
     assert table.loc["grpo", "seeds"] == 3
 
@@ -182,7 +206,7 @@ def test_run_that_loses_half_of_its_best_accuracy_has_collapsed(tmp_path):
     put(tmp_path, "s4", "grpo", 4, 0.9, status="diverged")
     found = collect(tmp_path).runs
     assert found["collapsed"].tolist() == [True, False, True, False, True]
-    assert rows_of(outcome_table(found, None, []))["grpo"]["collapsed"] == "3 of 5"
+    assert rows_of(table_of(found, None, []))["grpo"]["collapsed"] == "3 of 5"
 
 
 def test_trials_of_tuning_are_separate_and_the_chosen_rate_is_bold(tmp_path):
@@ -204,7 +228,7 @@ def test_trials_of_tuning_are_separate_and_the_chosen_rate_is_bold(tmp_path):
     assert rows_of(table)["grpo"] == {"method": "grpo", "lr 0.1": "30.0", "lr 0.2": "50.0"}
     assert table.bold == {(0, "lr 0.2")}
     assert table.notes[-1] == "The chosen rate is at the end of the range, and a rate beyond it may be better: grpo."
-    assert rows_of(outcome_table(found.runs, None, []))["grpo"]["lr"] == "0.2"
+    assert rows_of(table_of(found.runs, None, []))["grpo"]["lr"] == "0.2"
 
 
 def test_methods_are_named_by_the_overrides_that_differ(tmp_path):
@@ -226,9 +250,7 @@ def test_methods_are_named_by_the_overrides_that_differ(tmp_path):
 
 
 def call(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "rlsparse.results", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    return run_command("rlsparse.results", *arguments, cwd=cwd)
 
 
 def test_command_run_twice_writes_the_same_bytes_and_publishes_them(folder, tmp_path):
@@ -361,9 +383,9 @@ def test_rank_table_equals_hand_computed_values(with_ranks):
     ]
     by_step = ranks.history[(ranks.history["module"] == "down_proj") & (ranks.history["seed"] == 0)]
     assert by_step[["step", "rank"]].values.tolist() == [[0, 4], [5, 4.5], [10, 6]]  # (4 + 4)/2, (5 + 4)/2, (7 + 5)/2
-    # q_proj: 2 and 4, mean 3; both draws are the same seed in half of the resamples; down_proj: 6 and 4
+    # q_proj: 2 and 4, mean 3, error 1, t of 97.5 % with 1 degree of freedom 12.7; down_proj: 6 and 4
     (row,) = rank_table(ranks.final).cells.values.tolist()
-    assert row == ["grpo adapter=l1ra", "3.0 [2.0, 4.0]", "5.0 [4.0, 6.0]", "16", "2"]
+    assert row == ["grpo adapter=l1ra", "3.0 [−9.7, 15.7]", "5.0 [−7.7, 17.7]", "16", "2"]
 
 
 ORDER = ("gate_proj", "up_proj", "o_proj", "down_proj", "q_proj", "k_proj", "v_proj")
@@ -400,7 +422,7 @@ def test_rank_order_of_a_claim_is_judged_like_other_measures(tmp_path):
     for seed in range(6):
         put(tmp_path, str(seed), "grpo", seed, 0.5, adapter={"rank": ranks, "pruned": 1})
     claim = Claim("it is the published order", "tau 1", "x", ["grpo"], "rank_order", {"above": 0.0})
-    outcome = judge(claim, collect(tmp_path).runs)
+    (outcome,) = judge_all([claim], Samples(collect(tmp_path).runs))
     assert (outcome.verdict, outcome.value.mean) == ("supported", 1.0)
 
 
@@ -421,7 +443,7 @@ def test_methods_with_numbers_are_in_natural_order(tmp_path):
     for rank in (16, 4, 8):
         put(tmp_path, f"r{rank}", "grpo", 0, 0.5, overrides=[f"lora_rank={rank}"], method=str(rank))
     put(tmp_path, "t", "tspmo", 0, 0.5)
-    assert list(rows_of(outcome_table(collect(tmp_path).runs, None, []))) == [
+    assert list(rows_of(table_of(collect(tmp_path).runs, None, []))) == [
         "grpo lora_rank=4",
         "grpo lora_rank=8",
         "grpo lora_rank=16",
@@ -431,11 +453,11 @@ def test_methods_with_numbers_are_in_natural_order(tmp_path):
 
 def test_measure_that_no_run_has_is_no_column(with_ranks):
     runs = collect(with_ranks).runs
-    assert "loss" not in markdown(outcome_table(runs, None, []))
+    assert "loss" not in markdown(table_of(runs, None, []))
     runs["final_loss"] = [0.5, 0.4, 0.7, 0.6]
-    table = markdown(outcome_table(runs, None, []))
+    table = markdown(table_of(runs, None, []))
     assert "final loss, nats" in table
-    assert "**0.450 [0.400, 0.500]**" in table  # the lower is best
+    assert "**0.450 [" in table  # the mean of 0.5 and 0.4: the lower is best
 
 
 def test_step_time_is_the_time_without_evaluation_by_steps(tmp_path):

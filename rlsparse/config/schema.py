@@ -102,6 +102,12 @@ class ExperimentConfig:
 class SweepConfig:
     retry_failed: bool
     lock: Annotated[str, OneOf("flock", "lease")]
+    until: Annotated[str, OneOf("all", "decided")]
+    first_seeds: Annotated[int, Range(3)]
+    round_seeds: Annotated[int, Range(1)]
+    max_seeds: Annotated[int | None, Range(4)]
+    max_hours: Annotated[float | None, Range(0, above=True)]
+    claims: str | None
 
 
 @dataclass

@@ -9,6 +9,11 @@ bytes.
 Each table is written as Markdown, LaTeX (booktabs) and CSV: ``table`` (outcomes and differences to the baseline),
 ``claims`` (the published claims in ``claims.yaml`` and the verdicts of our runs), ``effects`` (effects of the
 components, if several were varied together), ``costs`` (costs, and accuracy at equal cost), ``tuning`` and ``ranks``.
+
+``--across`` compares methods over the tasks and models of several experiments or studies.
+
+``--plan`` writes nothing. For each experiment and study, it prints how many more seeds or questions would settle the
+inconclusive claims, and which differences other numbers of seeds and questions would tell.
 """
 
 import argparse
@@ -19,17 +24,22 @@ from typing import Any
 
 import pandas as pd
 
+from rlsparse.results.across import across_table
 from rlsparse.results.answers import collect_answers
 from rlsparse.results.benchmarks import collect_benchmarks
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import ClaimError, read_claims
 from rlsparse.results.collect import collect
+from rlsparse.results.planning import plan_text, study_of_runs
 from rlsparse.results.ranks import collect_ranks
+from rlsparse.results.rounds import rounds_text
 from rlsparse.results.study import (
+    FORMATS,
     RESULTS,
     Measured,
     OverwriteError,
     ResultsError,
+    Study,
     check_overwrite,
     read_study,
     write_figures,
@@ -37,6 +47,7 @@ from rlsparse.results.study import (
     write_tables,
     write_verdicts,
 )
+from rlsparse.results.table import markdown
 from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.run_folder import RunFolder, path_argument
 from rlsparse.storage.streams import command
@@ -66,14 +77,33 @@ def main() -> None:
         "--report", type=path_argument, metavar="FILE", help="write one HTML page with all results to FILE"
     )
     parser.add_argument("--show", action="store_true", help="print the tables")
+    parser.add_argument(
+        "--plan", action="store_true", help="print how many seeds and questions are needed, and write nothing"
+    )
+    parser.add_argument(
+        "--across",
+        nargs="+",
+        metavar="NAME",
+        help="compare methods over tasks and models: names of experiments and studies; prints one table, and writes "
+        "it with --out",
+    )
     options = parser.parse_args()
-    if options.out and not options.experiment:
-        parser.error("--out needs --experiment NAME")
+    if options.out and not (options.experiment or options.across):
+        parser.error("--out needs --experiment NAME, or --across NAMES")
+    if options.plan and (options.out or options.figures or options.report or options.show):
+        parser.error(
+            "--plan writes nothing and prints no other tables; leave out --out, --figures, --report and --show"
+        )
     problem = _path_problem(options)
     if problem:
         sys.exit(f"error: {problem}")
     try:
-        _write_all(options)
+        if options.across:
+            _write_across(options)
+        elif options.plan:
+            _print_plans(options)
+        else:
+            _write_all(options)
     except (ClaimError, OverwriteError, ResultsError) as error:
         sys.exit(f"error: {error}")
 
@@ -107,15 +137,18 @@ def _write_all(options: argparse.Namespace) -> None:
             check_overwrite(folder, found)
         runs = found.runs
         more = Measured(
-            collect_ranks(experiment, runs), collect_benchmarks(experiment, runs), collect_answers(experiment, runs)
+            collect_ranks(experiment, runs),
+            collect_benchmarks(experiment, runs),
+            collect_answers(experiment, runs),
+            rounds_text(experiment),
         )
         write_results(folder, found, more, _first_config(experiment, found.runs))
         folders.append(folder)
     if options.studies and not options.experiment:
         folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))
-    for folder in folders:
-        _write_study(folder, _claims_folder(folder, options.studies), options)
     studies = {folder: read_study(folder, _claims_folder(folder, options.studies)) for folder in folders}
+    for folder, study in studies.items():
+        _write_study(folder, study, options)
     names = [folder.name for folder in folders]
     for folder in experiments:
         if names.count(folder.name) > 1:  # a study has the same name as the experiment
@@ -131,6 +164,46 @@ def _write_all(options: argparse.Namespace) -> None:
 
         write_report(options.report, studies)
         print(f"report: {options.report}")
+
+
+def _write_across(options: argparse.Namespace) -> None:
+    """Print the table of several experiments or studies together, and write it into ``--out``.
+
+    Raises:
+        ResultsError: a name is neither a study nor an experiment, or there is nothing to compare.
+    """
+    studies = []
+    for name in options.across:
+        committed = options.studies / name if options.studies else None
+        if committed is not None and (committed / RESULTS).is_file():
+            studies.append(read_study(committed))
+        elif (options.runs / name).is_dir():
+            studies.append(study_of_runs(options.runs / name, _claims_folder(options.runs / name, options.studies)))
+        else:
+            raise ResultsError(f"--across {name}: is neither a study under --studies nor an experiment under --runs")
+    table = across_table(studies, studies[0].baseline)
+    print(markdown(table), end="")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for suffix, write in FORMATS.items():
+            (options.out / f"across.{suffix}").write_text(write(table), encoding="utf-8")
+
+
+def _print_plans(options: argparse.Namespace) -> None:
+    """Print the plan of each experiment and study.
+
+    Raises:
+        ResultsError: there is neither.
+    """
+    studies = [
+        study_of_runs(experiment, _claims_folder(experiment, options.studies))
+        for experiment in _experiment_folders(options.runs, options.experiment)
+    ]
+    if options.studies and not options.experiment:
+        studies += [read_study(file.parent) for file in sorted(options.studies.glob(f"*/{RESULTS}"))]
+    if not studies:
+        raise ResultsError(f"--studies {options.studies}: holds no study; give the folder that contains the studies")
+    print("\n".join(map(plan_text, studies)), end="")
 
 
 def _first_config(experiment: Path, runs: pd.DataFrame) -> dict[str, Any] | None:
@@ -150,9 +223,8 @@ def _experiment_folders(runs: Path, only: str | None) -> list[Path]:
     return sorted(p for p in runs.iterdir() if p.is_dir() and not p.name.startswith(".")) if runs.is_dir() else []
 
 
-def _write_study(folder: Path, claims: Path, options: argparse.Namespace) -> None:
+def _write_study(folder: Path, study: Study, options: argparse.Namespace) -> None:
     """Write the tables and, with ``--figures``, the figures of one study."""
-    study = read_study(folder, claims)
     written = write_tables(folder, study)
     print(f"tables: {folder}/{', '.join(written)} (and .tex, .csv)")
     if options.show:

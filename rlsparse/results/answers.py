@@ -42,6 +42,11 @@ class Answers:
     rows: pd.DataFrame
     questions: pd.DataFrame
 
+    @classmethod
+    def none(cls) -> "Answers":
+        """Return no answers."""
+        return cls(pd.DataFrame(), pd.DataFrame())
+
     @property
     def empty(self) -> bool:
         return self.rows.empty
@@ -59,11 +64,15 @@ class Answers:
         wanted = (
             self.rows[(self.rows["when"] == when) & self.rows["id"].isin(list(ids))] if not self.empty else self.rows
         )
+        asked = (
+            {} if self.empty else {key: list(names) for key, names in self.questions.groupby("questions")["question"]}
+        )
         columns = {}
         for row in wanted.to_dict("records"):
-            asked = self.questions[self.questions["questions"] == row["questions"]]["question"]
             numbers = np.array(str(row[kind]).split(), dtype=float)
-            columns[row["id"]] = pd.Series(numbers / (row["samples"] if kind == "right" else 1), index=list(asked))
+            columns[row["id"]] = pd.Series(
+                numbers / (row["samples"] if kind == "right" else 1), asked[row["questions"]]
+            )
         return pd.DataFrame(columns)
 
 

@@ -70,7 +70,10 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None) -> Table:
             numbers.append({"method": method, "measure": title, **unrounded, "seeds": seeds})
     counts = {name: sorted(found[found["benchmark"] == name]["questions"].dropna().unique()) for name in names}
     asked = ", ".join(f"{name} {' or '.join(f'{n:.0f}' for n in several)}" for name, several in counts.items())
-    notes = ["Values of the form mean [low, high] are means over seeds with 95 % bootstrap intervals."]
+    notes = [
+        "Values of the form mean [low, high] are means over seeds with 95 % t intervals to new "
+        "seeds on the same questions."
+    ]
     notes.append(f"Questions: {asked}. Accuracies are shares of the questions, in %; lengths are in tokens.")
     notes.append("greedy: one completion without sampling. avg@n: mean over n sampled completions of each question.")
     if 1 < len(common) < len(names):

@@ -1,23 +1,31 @@
 """Test published claims on our own runs. The verdict is computed, never written by hand."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from rlsparse.results.claims_file import Claim
+from rlsparse.results.comparisons import equivalence_p
+from rlsparse.results.correction import at_looks, in_order
 from rlsparse.results.formatting import interval, p_value, signed, values
-from rlsparse.results.measures import BY_COLUMN, by_seed
-from rlsparse.results.statistics import LEVEL, Estimate, PermutationTest, estimate, permutation_test
+from rlsparse.results.measures import BY_COLUMN
+from rlsparse.results.sample import Sample, Samples
+from rlsparse.results.statistics import LEVEL, Estimate, MeanTest, estimate, mean_test
 from rlsparse.results.table import Table
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
 NOTE = (
     "A claim is supported if our value lies on the claimed side of the bound, and contradicted if it lies on the other "
-    f"side, each with p ≤ {LEVEL:g}; otherwise it is inconclusive. p is the p-value of the exact two-sided sign-flip "
-    "permutation test, over paired seeds, of the distance to the bound. Effects have 95 % bootstrap intervals. The "
-    "published values were measured with the models and data that stand next to them."
+    f"side, each with a corrected p ≤ {LEVEL:g}; otherwise it is inconclusive. A claim with two bounds is supported "
+    "by two one-sided tests. p is of the t test over at least three seeds; it is corrected by Holm's procedure for the "
+    "number of claims of the study, where a primary claim is tested before the others. Where the number of questions "
+    "is given, intervals and p are to new seeds and new questions; elsewhere they are to new seeds on the same "
+    "questions. p, seeds is of the two-sided sign-flip permutation test over seeds. The published values were measured "
+    "with the models and data that stand next to them."
 )
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,12 @@ class ClaimOutcome:
 
     Attributes:
         value: the effect over seeds, in the stored unit of the measure.
-        p: the largest p-value of the tests that the verdict depends on.
+        p: the p-value that the verdict depends on, before the correction: two-sided, of the distance to the bound; of
+            two bounds with the value between them, the larger one of two one-sided tests.
+        p_seeds: two-sided p-value of the permutation test over seeds; of two tests the larger one.
+        verdict: what the value says, whatever its p: supported, contradicted or not run; after ``judge_all``, it may
+            also be inconclusive.
+        corrected: p, corrected for the number of claims of the study; NaN before ``judge_all``.
         setting: task, model, steps and learning rate of the runs.
         methods: the number of methods that ``claim.of`` matches; the value is their mean.
         spread: the lowest and the highest value of one of these methods; None for a single method.
@@ -37,35 +50,60 @@ class ClaimOutcome:
     claim: Claim
     value: Estimate
     p: float
+    p_seeds: float
     verdict: str
     setting: str
+    corrected: float = NAN
     methods: int = 0
     spread: tuple[float, float] | None = None
     diverged: int = 0
     reason: str = ""
 
 
-def judge(claim: Claim, runs: pd.DataFrame) -> ClaimOutcome:
-    """Return the outcome of a claim on a tidy table of runs.
+def judge_all(claims: Sequence[Claim], samples: Samples, looks: int = 1) -> list[ClaimOutcome]:
+    """Return the outcomes of the claims of a study, corrected for their number; primary claims come first.
+
+    Args:
+        looks: the number of planned looks at the results, by which corrected p-values are multiplied.
+    """
+    alone = [judge(claim, samples) for claim in claims]
+    corrected = at_looks(in_order([one.p for one in alone], [claim.primary for claim in claims]), looks)
+    return [
+        replace(one, corrected=p, verdict=one.verdict if p <= LEVEL or one.verdict == NOT_RUN else INCONCLUSIVE)
+        for one, p in zip(alone, corrected, strict=True)
+    ]
+
+
+def judge(claim: Claim, samples: Samples) -> ClaimOutcome:
+    """Return the outcome of a claim, as if it were the only one, with the verdict of its value whatever its p.
 
     The verdict is "not run" if any name in the claim matches no method: on the remaining methods it would be a
     different claim.
     """
+    runs = samples.runs
     methods = list(dict.fromkeys(runs["method"]))
-    own, others = _counterparts(matching_methods(claim.of, methods), matching_methods(claim.versus or [], methods))
+    own, others = counterparts(matching_methods(claim.of, methods), matching_methods(claim.versus or [], methods))
     unknown = [one for one in [*claim.of, *(claim.versus or [])] if not matching_methods([one], methods)]
-    by_seeds = pd.Series(dtype=float) if unknown else _value(claim, runs, list(own), list(others))
-    if by_seeds.empty:
+    sample = None if unknown else claim_value(claim, samples, list(own), list(others))
+    if sample is None or not len(sample.values):
         reason = f"no finished run has a value of {claim.measure}" if own else "no method has a counterpart"
         if unknown:
             reason = f"no method is named {', '.join(unknown)}"
-        return ClaimOutcome(claim, estimate(by_seeds), float("nan"), NOT_RUN, "", reason=reason)
-    tests = [(side, permutation_test(by_seeds, bound)) for side, bound in claim.expect.items()]
-    p, verdict, setting = max(test.p for _, test in tests), _verdict(tests), _setting(runs, list(own))
+        nothing = estimate(pd.Series(dtype=float))
+        return ClaimOutcome(claim, nothing, NAN, NAN, NOT_RUN, "", reason=reason)
+    verdict, p, p_seeds = _verdict({side: mean_test(sample, bound) for side, bound in claim.expect.items()})
     those = runs[runs["method"].isin([*own, *others])] if claim.measure != "collapsed" else runs[:0]
-    diverged = int((those["status"] == "diverged").sum())
-    spread = _spread(claim, runs, own, others) if len(own) > 1 else None
-    return ClaimOutcome(claim, estimate(by_seeds), p, verdict, setting, len(own), spread, diverged)
+    return ClaimOutcome(
+        claim,
+        estimate(sample),
+        p,
+        p_seeds,
+        verdict,
+        _setting(runs, list(own)),
+        methods=len(own),
+        spread=_spread(claim, samples, own, others) if len(own) > 1 else None,
+        diverged=int((those["status"] == "diverged").sum()),
+    )
 
 
 def claims_table(outcomes: list[ClaimOutcome], studies: list[str] | None = None) -> Table:
@@ -82,62 +120,61 @@ def claims_table(outcomes: list[ClaimOutcome], studies: list[str] | None = None)
                 **study_cell,
                 "claim": one.claim.claim,
                 "published": f"{one.claim.published} ({one.claim.source})",
-                "ours": one.reason or f"{format_effect(one)}; {_bounds(one)}; p {p_value(one.p)}",
+                "ours": one.reason or f"{format_effect(one)}; {_bounds(one)}; {_p_values(one)}",
                 "setting": one.setting or "–",
                 "verdict": one.verdict,
             }
         )
         value = one.value
-        unrounded = {"value": value.mean, "low": value.low, "high": value.high, "p": one.p, "seeds": value.n}
+        unrounded = {"value": value.mean, "low": value.low, "high": value.high, "seeds": value.n}
+        unrounded |= {"questions": value.questions, "p": one.p, "p, Holm": one.corrected, "p, seeds": one.p_seeds}
         numbers.append({**study_cell, "claim": one.claim.claim, **unrounded, "verdict": one.verdict})
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [NOTE], left=5 + (studies is not None))
 
 
-def _verdict(tests: list[tuple[str, PermutationTest]]) -> str:
-    verdicts = [(side, test.verdict) for side, test in tests]
-    if all(verdict == side for side, verdict in verdicts):
-        return SUPPORTED
-    opposite = {"above": "below", "below": "above"}
-    return CONTRADICTED if any(verdict == opposite[side] for side, verdict in verdicts) else INCONCLUSIVE
+def _verdict(tests: dict[str, MeanTest]) -> tuple[str, float, float]:
+    """Return what the value says of the bounds, and p of the test and of the permutation test that it rests on."""
+    missed = [test for side, test in tests.items() if test.side != side]
+    if missed:  # of two bounds, a value misses one at most
+        return CONTRADICTED, missed[0].p, missed[0].p_seeds
+    p_seeds = max(test.p_seeds for test in tests.values())
+    if len(tests) == 2:
+        return SUPPORTED, equivalence_p(tests["above"], tests["below"]), p_seeds
+    (test,) = tests.values()
+    return SUPPORTED, test.p, p_seeds
 
 
-def _value(claim: Claim, runs: pd.DataFrame, own: list[str], others: list[str]) -> "pd.Series[float]":
-    """Return the value of the claim by seed; empty if a method has no run or a column is missing."""
+def claim_value(claim: Claim, samples: Samples, own: list[str], others: list[str]) -> Sample | None:
+    """Return the value of the claim; None if a method has no run or a column is missing."""
     columns = [claim.measure] + ([claim.minus] if claim.minus else [])
-    if not own or (claim.versus and not others) or not set(columns) <= set(runs.columns):
-        return pd.Series(dtype=float)
-    if claim.measure == "collapsed":
-        runs = runs.assign(status="finished", collapsed=runs["collapsed"].astype(float))  # diverged runs count here
-    by_seeds = _mean_less_minus(claim, runs, own)
+    if not own or (claim.versus and not others) or not set(columns) <= set(samples.runs.columns):
+        return None
+    if claim.measure == "collapsed":  # diverged runs count here
+        runs = samples.runs.assign(status="finished", collapsed=samples.runs["collapsed"].astype(float))
+        samples = replace(samples, runs=runs)
+    value = _mean_less_minus(claim, samples, own)
     if others and claim.ratio:
-        by_seeds = by_seeds / _mean_less_minus(claim, runs, others) - 1
-    elif others:
-        by_seeds = by_seeds - _mean_less_minus(claim, runs, others)
-    return by_seeds.dropna()
+        return value.ratio(_mean_less_minus(claim, samples, others))
+    return value - _mean_less_minus(claim, samples, others) if others else value
 
 
 def _spread(
-    claim: Claim, runs: pd.DataFrame, own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
+    claim: Claim, samples: Samples, own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
 ) -> tuple[float, float]:
     """Return the lowest and the highest value over the methods, each against its counterpart if both sides have *."""
     matched = any(own.values()) and any(others.values())
-    means = [
-        _value(claim, runs, [method], [o for o, its in others.items() if its == texts or not matched]).mean()
-        for method, texts in own.items()
-    ]
+    means = []
+    for method, texts in own.items():
+        against = [other for other, its in others.items() if its == texts or not matched]
+        value = claim_value(claim, samples, [method], against)
+        means.append(float("nan") if value is None else float(value.by_seed.mean()))
     return min(means), max(means)
 
 
-def _mean_less_minus(claim: Claim, runs: pd.DataFrame, methods: list[str]) -> "pd.Series[float]":
-    """Return the mean of the measure by seed, with the column ``claim.minus`` subtracted if it is given."""
-    mean = _mean(runs, methods, claim.measure)
-    return mean - _mean(runs, methods, claim.minus) if claim.minus else mean
-
-
-def _mean(runs: pd.DataFrame, methods: list[str], column: str) -> "pd.Series[float]":
-    """Return the mean over the methods by seed; a seed that one of them lacks is left out."""
-    table = pd.DataFrame({method: by_seed(runs, method, column) for method in methods})
-    return table.dropna().mean(axis=1)
+def _mean_less_minus(claim: Claim, samples: Samples, methods: list[str]) -> Sample:
+    """Return the mean of the measure, with the column ``claim.minus`` subtracted if it is given."""
+    mean = Sample.mean([samples.of(method, claim.measure) for method in methods])
+    return mean - Sample.mean([samples.of(method, claim.minus) for method in methods]) if claim.minus else mean
 
 
 def matching_methods(patterns: list[str], methods: list[str]) -> dict[str, tuple[str, ...]]:
@@ -151,7 +188,7 @@ def matching_methods(patterns: list[str], methods: list[str]) -> dict[str, tuple
     return found
 
 
-def _counterparts(
+def counterparts(
     own: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Return the methods of both sides; if both have *, only those whose texts for * are found on both sides."""
@@ -162,10 +199,9 @@ def _counterparts(
 
 
 def format_effect(one: ClaimOutcome) -> str:
-    """Return the value with its interval in the unit of the measure, and the number of methods, seeds and losses."""
-    factor, decimals, unit = _unit(one.claim)
-    value = one.value
-    scaled = Estimate(value.mean * factor, value.low * factor, value.high * factor, value.iqm * factor, value.n)
+    """Return the value with its interval in the unit of the measure, and what it is a mean of."""
+    factor, decimals, unit = unit_of(one.claim)
+    value = one.value.scaled(factor)
     compared = one.claim.versus or one.claim.minus
     plus = "+" if compared and value.mean > 0 else ""
     methods = []
@@ -173,19 +209,25 @@ def format_effect(one: ClaimOutcome) -> str:
         low, high = (signed(end * factor, decimals) for end in one.spread)
         methods = [f"mean of {one.methods} methods ({low} to {high})"]
     diverged = [f"{one.diverged} run{'s' if one.diverged > 1 else ''} diverged"] if one.diverged else []
-    seeds = f"{value.n} seed{'s' if value.n != 1 else ''}"
-    return ", ".join([f"{plus}{interval(scaled, decimals)}{unit}", *methods, seeds, *diverged])
+    questions = f" × {value.questions} questions" if value.questions else ""
+    seeds = f"{value.n} seed{'s' if value.n != 1 else ''}{questions}"
+    return ", ".join([f"{plus}{interval(value, decimals)}{unit}", *methods, seeds, *diverged])
+
+
+def _p_values(one: ClaimOutcome) -> str:
+    primary = ", primary" if one.claim.primary else ""
+    return f"p {p_value(one.p)}, corrected {p_value(one.corrected)}{primary}; p, seeds {p_value(one.p_seeds)}"
 
 
 def _bounds(one: ClaimOutcome) -> str:
     """Return the claimed bounds in words."""
-    factor, decimals, unit = _unit(one.claim)
+    factor, decimals, unit = unit_of(one.claim)
     return "claimed " + " and ".join(
         f"{side} {signed(bound * factor, decimals)}{unit}" for side, bound in one.claim.expect.items()
     )
 
 
-def _unit(claim: Claim) -> tuple[float, int, str]:
+def unit_of(claim: Claim) -> tuple[float, int, str]:
     """Return the factor from the stored unit to the shown one, the number of decimals, and the unit as text."""
     measure = BY_COLUMN.get(claim.measure)
     if claim.ratio:

@@ -31,6 +31,8 @@ class Claim:
         versus: names of methods whose mean is subtracted for each seed; None to test the value itself.
         minus: a column of the same run that is subtracted, on both sides; None to subtract nothing.
         ratio: whether to take the ratio to the mean of ``versus``, minus 1, instead of the difference.
+        primary: whether it was fixed before the runs as the claim that the study is about; primary claims are tested
+            first, and the others count only if these are decided.
     """
 
     claim: str
@@ -42,14 +44,23 @@ class Claim:
     versus: list[str] | None = None
     minus: str | None = None
     ratio: bool = False
+    primary: bool = False
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims of a study, and the method that its table compares with (None to choose it by name)."""
+    """The content of a claims file.
+
+    Attributes:
+        baseline: the method that the table compares with; None to choose it by name.
+        claims: the claims.
+        margin: the largest difference between methods that does not matter, in the unit of the main measure; None to
+            test no equivalence.
+    """
 
     baseline: str | None
     claims: list[Claim]
+    margin: float | None = None
 
 
 def read_claims(file: Path) -> Claims:
@@ -66,7 +77,11 @@ def read_claims(file: Path) -> Claims:
         raise ClaimError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("claims"), list):
         raise ClaimError(f"{file}: needs baseline: METHOD and claims: a list")
-    return Claims(content.get("baseline"), [_claim(one, file, n) for n, one in enumerate(content["claims"], start=1)])
+    margin = content.get("margin")
+    if margin is not None and not (isinstance(margin, int | float) and not isinstance(margin, bool) and margin > 0):
+        raise ClaimError(f"{file}: margin={margin}: give a number above 0, such as 0.02 for two points")
+    claims = [_claim(one, file, number) for number, one in enumerate(content["claims"], start=1)]
+    return Claims(content.get("baseline"), claims, margin)
 
 
 def _claim(content: Any, file: Path, number: int) -> Claim:
@@ -89,6 +104,9 @@ def _claim(content: Any, file: Path, number: int) -> Claim:
         if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
             raise ClaimError(f"{where}: {key}={patterns}: give the name of a method or a list of names")
     _check_bounds(claim.expect, where)
+    for key in ("ratio", "primary"):
+        if not isinstance(getattr(claim, key), bool):
+            raise ClaimError(f"{where}: {key}={getattr(claim, key)}: give true or false")
     if claim.ratio and not claim.versus:
         raise ClaimError(f"{where}: ratio: needs versus, the methods to divide by")
     return claim

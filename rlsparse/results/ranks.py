@@ -70,7 +70,7 @@ def rank_table(final: pd.DataFrame) -> Table:
         rows.append({"mean final rank": method, **cells, "total": f"{total.mean:.0f}", "seeds": str(total.n)})
         unrounded = {module: value.mean for module, value in ranks.items()}
         numbers.append({"method": method, **unrounded, "total": total.mean, "seeds": total.n})
-    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), ["Mean over layers [95 % bootstrap interval over seeds]."])
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), ["Mean over layers [95 % t interval over seeds]."])
 
 
 def _rank_updates(run: RunFolder, unreadable: list[str]) -> Iterator[tuple[int, dict[str, int]]]:

@@ -1,6 +1,7 @@
 """Write one HTML page of studies: claims, tables, figures, configs and versions. The page loads no other file."""
 
 import base64
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from rlsparse.results.claims import NOT_RUN
-from rlsparse.results.study import Study, tables, write_figures
+from rlsparse.results.study import Study, write_figures
 from rlsparse.results.table import Table
 
 TEMPLATE = "report.html.j2"
@@ -20,28 +21,49 @@ TITLES = {
     "benchmarks": "Benchmarks",
     "claims": "Published claims, and the verdicts of our runs",
     "effects": "Effects of the components",
+    "interactions": "Interactions of the components",
     "costs": "Costs, and accuracy at equal cost",
+    "saturation": "Saturation: fits of the learning curves",
     "tuning": "Tuning of the learning rate",
     "ranks": "Final ranks by module type",
 }
+FOREST = (
+    "Thick lines: 95 % intervals to new seeds on the same questions. Thin lines: 95 % intervals to new seeds and new "
+    "questions, drawn where the answers to each question are known. A marker is filled if p, corrected by Holm's "
+    "procedure, is at most 0.05."
+)
+OVER_SEEDS = "95 % t interval over seeds (to new seeds on the same questions)"
 FIGURES = {
-    "curves": "Learning curves: mean and 95 % bootstrap band over seeds. The dashed line is the baseline.",
-    "costs": "Accuracy against tokens updated, seconds and memory. The dotted line is the Pareto front; methods with a "
-    "collapsed run are not on it.",
-    "effects": "Effects of the components with 95 % bootstrap intervals. A marker is filled if p is at most 0.05.",
-    "speed": "Rollout speed against final accuracy.",
-    "ranks": "Final rank by module type and layer, and mean rank during training.",
+    "differences": f"Differences to the baseline, in the order of the table. {FOREST} The grey band, if there is one, "
+    "holds the differences that do not matter.",
+    "curves": f"Learning curves: mean and {OVER_SEEDS}. The baseline is black, or dashed if each method has a panel.",
+    "costs": f"Accuracy against tokens updated, seconds and memory: mean and {OVER_SEEDS}. The dotted line is the "
+    "Pareto front: no other method is more accurate at the same or a lower cost. Methods with a collapsed run are not "
+    "on it.",
+    "probabilities": "Probability that a run of the method of the row ends better than a run of the method of the "
+    "column: the share of all pairs of their seeds, where ties count half. It does not say by how much.",
+    "effects": f"Effects of the components, in parentheses the number of pairs of methods. {FOREST}",
+    "speed": f"Rollout speed against final accuracy: mean and {OVER_SEEDS}.",
+    "ranks": "Final rank by module type and layer, and mean rank during training. The line on the colour bar is the "
+    "rank at the start.",
 }
+INTERVAL = re.compile(r"\[[^\]]*\]")  # in the cell of a number; a line may break before it, not in it
 VERSIONS = ("rlsparse", "python", "torch", "transformers", "peft", "commit", "device")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as a data URI with its caption."""
+    """A figure of the page.
 
-    name: str
+    Attributes:
+        source: the figure as a data URI.
+        caption: the text below it.
+        inches: the width at which its text has 8 pt.
+    """
+
     source: str
     caption: str
+    inches: float
 
 
 def write_report(file: Path, studies: Mapping[Path, Study]) -> None:
@@ -75,7 +97,8 @@ def html_table(table: Table) -> Markup:
 def _row(table: Table, row: int) -> str:
     cells = []
     for i, (name, text) in enumerate(table.cells.iloc[row].items()):
-        content = f"<strong>{_text(text)}</strong>" if (row, name) in table.bold else _text(text)
+        content = INTERVAL.sub(r'<span class="interval">\g<0></span>', _text(text)) if i >= table.left else _text(text)
+        content = f"<strong>{content}</strong>" if (row, name) in table.bold else f"<span>{content}</span>"
         verdict = f' data-verdict="{_text(text)}"' if name == "verdict" else ""
         cells.append(f'<td data-label="{_text(name)}"{_align(table, i)}{verdict}>{content}</td>')
     return "".join(cells)
@@ -91,10 +114,10 @@ def _text(text: object) -> str:
 
 def _study(study: Study) -> dict[str, object]:
     """Return the variables of the template for one study."""
-    made = tables(study)
+    made = study.tables()
     with tempfile.TemporaryDirectory() as scratch:
-        names = write_figures(Path(scratch), study) if made else []
-        pictures = [Picture(name, _data_uri(Path(scratch) / f"{name}.svg"), FIGURES[name]) for name in names]
+        names = write_figures(Path(scratch), study, ("svg",)) if made else []
+        pictures = [_picture(Path(scratch) / f"{name}.svg", FIGURES[name]) for name in names]
     return {
         "name": study.name,
         "runs": len(study.runs),
@@ -107,8 +130,12 @@ def _study(study: Study) -> dict[str, object]:
     }
 
 
-def _data_uri(file: Path) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _picture(file: Path, caption: str) -> Picture:
+    content = file.read_bytes()
+    points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)
+    assert points is not None, f"{file}: has no width"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    return Picture(source, caption, float(points[1]) / 72)
 
 
 def _versions(runs: pd.DataFrame) -> list[tuple[str, str]]:

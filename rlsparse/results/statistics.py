@@ -1,25 +1,22 @@
-"""Statistics over seeds: intervals, paired differences and exact tests. All functions are pure.
+"""Means with their errors, and tests of them against a bound. All functions are pure.
 
-Seeds are paired: the same seed draws the same prompts for every method, so methods are compared seed by seed.
+Seeds are paired: the same seed draws the same prompts for every method, so methods are compared seed by seed. Questions
+are paired too: every method answers the same ones. Where the answers are known, errors include both.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-RESAMPLES = 10_000
+from rlsparse.results.crossed import Floats, Spread, analyse, over_seeds
+from rlsparse.results.sample import Sample
+
 EXACT_UP_TO = 16  # seeds: all 2^16 sign patterns are enumerated; with more seeds, as many random patterns are drawn
-LEVEL = 0.05  # significance level: with a larger p, a difference is called inconclusive
-MEANING = (
-    "Values of the form mean [low, high] are means over seeds with 95 % bootstrap intervals. Differences are paired by "
-    "seed; p is the p-value of the two-sided sign-flip permutation test, which is exact up to "
-    f"{EXACT_UP_TO} seeds. A difference is called inconclusive unless p ≤ {LEVEL:g}, which needs at least six seeds. p "
-    "is not corrected for the number of methods."
-)
-Floats = npt.NDArray[np.floating[Any]]
+LEVEL = 0.05  # significance level: with a larger corrected p, a difference is called inconclusive
+FEWEST = 3  # seeds of a t test: two values are equal by chance too often, since accuracies are counts
+ROUNDING = 1e-12  # of an error, below which all values are equal
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -28,60 +25,92 @@ class Estimate:
 
     Attributes:
         mean: NaN without values.
-        low, high: bounds of the 95 % percentile bootstrap interval; NaN with fewer than two seeds.
+        low, high: bounds of the 95 % interval: for new seeds and new questions where ``questions`` is above 0, else for
+            new seeds. NaN with fewer than two seeds.
+        seeds_low, seeds_high: bounds of the 95 % interval for new seeds on the same questions.
+        seeds_error: standard error over the seeds, for new seeds on the same questions.
         iqm: interquartile mean: the mean without the lowest and the highest quarter, rounded down to whole seeds.
         n: number of seeds.
+        questions: number of questions whose choice is part of the interval; 0 where it is not.
     """
 
     mean: float
     low: float
     high: float
+    seeds_low: float
+    seeds_high: float
+    seeds_error: float
     iqm: float
     n: int
+    questions: int = 0
+
+    def scaled(self, factor: float) -> "Estimate":
+        """Return the estimate in another unit."""
+        names = ("mean", "low", "high", "seeds_low", "seeds_high", "seeds_error", "iqm")
+        return Estimate(**{name: factor * getattr(self, name) for name in names}, n=self.n, questions=self.questions)
 
 
 @dataclass(frozen=True)
-class PermutationTest:
-    """The result of testing a mean over seeds against a bound.
+class MeanTest:
+    """The result of testing a mean against a bound.
 
     Attributes:
         estimate: the mean.
-        p: two-sided p-value: the probability of a mean at least as far from the bound, if the values were distributed
-            symmetrically around it. NaN without values.
-        verdict: "above" or "below" the bound, or "inconclusive".
+        above: one-sided p-value of the hypothesis that the true mean is at most the bound; NaN with fewer than
+            ``FEWEST`` seeds. Where all values are equal, it is half of ``p_seeds``.
+        below: the same of the hypothesis that it is at least the bound.
+        p_seeds: two-sided p-value of the sign-flip permutation test over seeds, for new seeds on these questions.
+        side: "above" if the mean is above the bound, else "below".
     """
 
     estimate: Estimate
-    p: float
-    verdict: str
+    above: float
+    below: float
+    p_seeds: float
+    side: str
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value, before any correction for several comparisons."""
+        return min(2 * min(self.above, self.below), 1.0)  # NaN stays NaN
 
 
-def estimate(values: "pd.Series[float]") -> Estimate:
-    """Return the mean and its 95 % percentile bootstrap interval (Efron 1979), with seeds as independent draws.
+def estimate(values: "pd.Series[float] | Sample") -> Estimate:
+    """Return the mean and its 95 % t interval.
 
     Args:
-        values: one value per seed; missing values are left out.
+        values: one value per seed, of which missing ones are left out; or a sample, whose questions then count too.
     """
-    present = values.dropna().to_numpy(dtype=float)
-    n = len(present)
-    nan = float("nan")
-    if n == 0:
-        return Estimate(nan, nan, nan, nan, 0)
-    low, high = _bootstrap(present) if n > 1 else (nan, nan)
+    sample = Sample.of(values)
+    present = sample.values
+    n, inner = len(present), _over_seeds(sample)
+    outer = _over_both(sample) or inner
+    if outer is None or inner is None:
+        mean = float(present.mean()) if n else NAN
+        return Estimate(mean, NAN, NAN, NAN, NAN, NAN, mean, n)
     cut = n // 4
-    return Estimate(float(present.mean()), low, high, float(np.sort(present)[cut : n - cut].mean()), n)
+    iqm = float(np.sort(present)[cut : n - cut].mean())
+    questions = sample.questions if outer is not inner else 0
+    return Estimate(inner.mean, *outer.interval(), *inner.interval(), inner.error, iqm, n, questions)
 
 
-def permutation_test(values: "pd.Series[float]", bound: float) -> PermutationTest:
-    """Test whether the mean lies above or below a bound.
+def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
+    """Test whether the true mean lies above or below a bound.
 
     Args:
-        values: one value per seed, such as paired differences; missing values are left out.
+        values: one value per seed, such as paired differences, or a sample.
     """
-    found = estimate(values)
-    p = sign_flip_p(values.dropna().to_numpy(dtype=float) - bound)
-    side = "above" if found.mean > bound else "below"
-    return PermutationTest(found, p, side if p <= LEVEL else "inconclusive")
+    sample = Sample.of(values)
+    found = estimate(sample)
+    spread = _over_both(sample) or _over_seeds(sample)
+    p_seeds, side = sign_flip_p(sample.values - bound), "above" if found.mean > bound else "below"
+    if spread is None or found.n < FEWEST:
+        above = below = NAN
+    elif spread.error <= ROUNDING * max(1.0, abs(found.mean)):  # equal values tell nothing of a t distribution
+        above, below = (p_seeds / 2 if side == one and found.mean != bound else 1.0 for one in ("above", "below"))
+    else:
+        above, below = spread.p_above(bound), spread.p_below(bound)
+    return MeanTest(found, above, below, p_seeds, side)
 
 
 def paired(values: "pd.Series[float]", baseline: "pd.Series[float]") -> "pd.Series[float]":
@@ -108,7 +137,7 @@ def sign_flip_p(differences: Floats) -> float:
     """
     n = len(differences)
     if n == 0:
-        return float("nan")
+        return NAN
     if n <= EXACT_UP_TO:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
     else:
@@ -119,7 +148,15 @@ def sign_flip_p(differences: Floats) -> float:
     return float((means >= observed - 1e-12 * max(1.0, observed)).mean())
 
 
-def _bootstrap(present: Floats) -> tuple[float, float]:
-    draws = np.random.default_rng(0).integers(len(present), size=(RESAMPLES, len(present)))
-    low, high = np.quantile(present[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def _over_seeds(sample: Sample) -> Spread | None:
+    return over_seeds(sample.values) if len(sample.values) > 1 else None
+
+
+def _over_both(sample: Sample) -> Spread | None:
+    """Return the mean over seeds with its error for new seeds and questions; None where questions are not known."""
+    scores = sample.scores
+    if scores is None or min(scores.shape) < 2:
+        return None
+    spread = analyse(scores.to_numpy(dtype=float)).over_both()
+    # of the values by seed, from which a mean of shares may differ by rounding
+    return Spread(float(sample.values.mean()), spread.error, spread.freedom)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import yaml
 
 from rlsparse.results.answers import ANSWERS, QUESTIONS, Answers
 from rlsparse.results.benchmarks import benchmark_table
-from rlsparse.results.claims import ClaimOutcome, claims_table, judge
+from rlsparse.results.claims import ClaimOutcome, claims_table, judge_all
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import Claims, read_claims
 from rlsparse.results.collect import Collected
-from rlsparse.results.effects import Effect, effects, effects_table
+from rlsparse.results.comparisons import Comparison, compare_all
+from rlsparse.results.effects import INTERACTION, Effect, effects, effects_table, interactions
 from rlsparse.results.measures import finished, main_measure
 from rlsparse.results.names import baseline_of
 from rlsparse.results.ranks import Ranks, rank_table
-from rlsparse.results.statistics import PermutationTest
+from rlsparse.results.rounds import ROUNDS, Rounds, read_rounds
+from rlsparse.results.sample import Samples
+from rlsparse.results.scaling import MIN_EVALUATIONS, saturation_table
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 from rlsparse.storage.atomic import UTF8
@@ -28,8 +32,8 @@ BENCHMARKS = "benchmark_runs.csv"
 RANKS_FINAL, RANKS_HISTORY, CONFIG = "ranks_final.csv", "ranks_history.csv", "run_config.yaml"
 NEEDED = ("id", "method", "status")  # columns of results.csv without which nothing can be computed
 OMITTED = ("runs_dir", "out", "tracker", "threads", "sweep", "experiment", "seed")
-TABLES = ("table", "benchmarks", "claims", "effects", "costs", "tuning", "ranks")
-FIGURES = ("curves", "costs", "effects", "speed", "ranks")
+TABLES = ("table", "benchmarks", "claims", "effects", "interactions", "costs", "saturation", "tuning", "ranks")
+FIGURES = ("differences", "curves", "costs", "probabilities", "effects", "speed", "ranks")
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "tex": latex, "csv": csv}
 
 
@@ -45,6 +49,7 @@ class Study:
         claims: the published claims and the baseline; None without a claims file.
         config: the config of one of the runs as YAML, without keys that cannot change a result; empty if unknown.
         answers: of the runs to each question; may be empty.
+        rounds: the looks of a sweep that added seeds until its claims were decided; None of other sweeps.
     """
 
     name: str
@@ -56,7 +61,8 @@ class Study:
     ranks: Ranks | None
     claims: Claims | None
     config: str = ""
-    answers: Answers = field(default_factory=lambda: Answers(pd.DataFrame(), pd.DataFrame()))
+    answers: Answers = field(default_factory=Answers.none)
+    rounds: Rounds | None = None
 
     @property
     def baseline(self) -> str | None:
@@ -64,23 +70,78 @@ class Study:
         wanted = self.claims.baseline if self.claims is not None else None
         return baseline_of(list(dict.fromkeys(finished(self.runs)["method"])), wanted)
 
+    @cached_property
+    def samples(self) -> Samples:
+        """The measures of the runs, by seed and question."""
+        return Samples(self.runs, self.answers)
+
+    @property
+    def margin(self) -> float | None:
+        """The largest difference that does not matter, in the unit of the main measure; None where none is given."""
+        return self.claims.margin if self.claims is not None else None
+
+    @property
+    def looks(self) -> int:
+        """The number of planned looks at the results, for which p-values are corrected."""
+        return self.rounds.planned_looks if self.rounds is not None else 1
+
+    def comparisons(self) -> dict[str, Comparison]:
+        """Return the comparison of each method with the baseline."""
+        return self._comparisons
+
+    @cached_property
+    def _comparisons(self) -> dict[str, Comparison]:
+        if self.baseline is None:
+            return {}
+        main = main_measure(self.runs)
+        return compare_all(self.samples, self.baseline, main, self.margin, self.looks)
+
     def effects(self) -> list[Effect]:
         """Return the effects of the components; none if fewer than two components were varied."""
-        found = effects(finished(self.runs), self.baseline)
+        return self._effects
+
+    @cached_property
+    def _effects(self) -> list[Effect]:
+        found = effects(self.samples, self.baseline)
         return found if len({one.component for one in found}) > 1 else []
+
+    def interactions(self) -> list[Effect]:
+        """Return the interactions of pairs of components; none where no four methods differ in two components alone."""
+        return self._interactions
+
+    @cached_property
+    def _interactions(self) -> list[Effect]:
+        return interactions(self.samples, self.baseline)
 
     def outcomes(self) -> list[ClaimOutcome]:
         """Return the outcome of each claim."""
-        return [judge(claim, self.runs) for claim in self.claims.claims] if self.claims is not None else []
+        return self._outcomes
+
+    @cached_property
+    def _outcomes(self) -> list[ClaimOutcome]:
+        return judge_all(self.claims.claims, self.samples, self.looks) if self.claims is not None else []
+
+    def tables(self) -> dict[str, Table]:
+        """Return the tables by file name, in the order of ``TABLES``, without those that would be empty."""
+        return self._tables
+
+    @cached_property
+    def _tables(self) -> dict[str, Table]:
+        return tables(self)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is collected of the runs beside their tidy table."""
+    """What is collected of the runs beside their tidy table.
+
+    Attributes:
+        rounds: the text of the file of rounds; None where there is none.
+    """
 
     ranks: Ranks
     benchmarks: pd.DataFrame
     answers: Answers
+    rounds: str | None = None
 
 
 class ResultsError(ValueError):
@@ -127,6 +188,8 @@ def write_results(folder: Path, found: Collected, more: Measured, config: Mappin
             (folder / file).unlink(missing_ok=True)
         else:
             (folder / file).write_text(frame.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    if more.rounds is not None:
+        (folder / ROUNDS).write_text(more.rounds, encoding="utf-8")
     lines = found.not_counted + more.ranks.unreadable
     (folder / NOT_COUNTED).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if config is not None:
@@ -164,7 +227,8 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     if missing := [name for name in NEEDED if name not in runs]:
         raise ResultsError(f"{folder / RESULTS}: has no column {missing[0]}; its columns must be separated by commas")
     answers = Answers(_frame(folder / ANSWERS), _frame(folder / QUESTIONS))
-    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers)
+    rounds = read_rounds(folder)
+    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers, rounds)
 
 
 def _frame(file: Path) -> pd.DataFrame:
@@ -178,22 +242,33 @@ def tables(study: Study) -> dict[str, Table]:
     """Return the tables of a study by file name, in the order of ``TABLES``, without those that would be empty."""
     if finished(study.runs).empty:
         return {}
-    outcomes, found = study.outcomes(), study.effects()
+    outcomes, found, together = study.outcomes(), study.effects(), study.interactions()
     main = None
     if finished(study.runs)[main_measure(study.runs).column].notna().any():  # else nothing was trained
-        main = outcome_table(study.runs, study.baseline, study.not_counted)
+        main = outcome_table(study.samples, study.baseline, study.comparisons(), study.not_counted, study.margin)
     if main is not None and study.baseline is None and study.claims is not None:
         main.notes.insert(0, f"No differences: no method is named {study.claims.baseline}, the baseline of {CLAIMS}.")
+    if main is not None and study.rounds is not None:
+        main.notes.insert(0, study.rounds.note())
     made = {
         "table": main,
         "benchmarks": None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline),
         "claims": claims_table(outcomes) if outcomes else None,
         "effects": effects_table(study.runs, found) if found else None,
+        "interactions": effects_table(study.runs, together, INTERACTION) if together else None,
         "costs": cost_table(study.runs, study.curves, study.baseline),
+        "saturation": _saturation(study),
         "tuning": tuning_table(study.trials, study.runs, study.baseline),
         "ranks": rank_table(study.ranks.final) if study.ranks is not None else None,
     }
     return {name: table for name, table in made.items() if table is not None}
+
+
+def _saturation(study: Study) -> Table | None:
+    """Return the table of the curves' asymptotes; None where no curve has enough evaluations for a fit."""
+    if study.curves.empty or study.curves.groupby(["method", "seed"]).size().max() <= MIN_EVALUATIONS:
+        return None
+    return saturation_table(study.curves, study.baseline)
 
 
 def write_tables(folder: Path, study: Study) -> list[str]:
@@ -202,7 +277,7 @@ def write_tables(folder: Path, study: Study) -> list[str]:
     Returns:
         The names of the Markdown files.
     """
-    made = tables(study)
+    made = study.tables()
     _remove(folder, [f"{name}.{suffix}" for name in TABLES for suffix in FORMATS])
     if not made:
         trials = f" {len(study.trials)} trials have ended." if len(study.trials) else ""
@@ -224,44 +299,47 @@ def write_verdicts(folder: Path, studies: Sequence[Study]) -> None:
             (folder / f"claims.{suffix}").write_text(write(table), encoding="utf-8")
 
 
-def write_figures(folder: Path, study: Study) -> list[str]:
-    """Write each figure as SVG and PNG, and remove the figures of an earlier call.
+def write_figures(folder: Path, study: Study, suffixes: Sequence[str] = ("svg", "png")) -> list[str]:
+    """Write each figure in each format, and remove the figures of an earlier call.
+
+    Args:
+        suffixes: of the files: "svg", "png" or both.
 
     Returns:
         The names of the figures without suffix, in the order of ``FIGURES``.
     """
     from rlsparse.results.figures.costs import cost_figure  # imports matplotlib, which tables do not need
     from rlsparse.results.figures.curves import curves_figure
-    from rlsparse.results.figures.forest import forest_figure
+    from rlsparse.results.figures.forest import difference_figure, effect_figure
+    from rlsparse.results.figures.matrix import matrix_figure, probabilities
     from rlsparse.results.figures.ranks import rank_figure
     from rlsparse.results.figures.speed import speed_figure
     from rlsparse.results.figures.style import save
 
-    runs, main = finished(study.runs), main_measure(study.runs)
+    runs, main, baseline = finished(study.runs), main_measure(study.runs), study.baseline
+    margin = None if study.margin is None else study.margin * main.factor
     made = {}
+    if baseline is not None and (compared := study.comparisons()):
+        made["differences"] = difference_figure(compared, baseline, main, margin)
     if not study.curves.empty:
-        made["curves"] = curves_figure(study.curves, study.baseline)
-    if runs["method"].nunique() > 1 and main.column == "final_sampled":
-        made["costs"] = cost_figure(runs, study.baseline)
-    if rows := _forest_rows(study):
-        made["effects"] = forest_figure(rows, f"effect on {main.title.replace(', %', ', points')}")
+        made["curves"] = curves_figure(study.curves, baseline)
+    costs = runs.reindex(columns=["method", "final_sampled", "tokens_generated", "frac_updated"]).dropna()
+    if costs["method"].nunique() > 1:
+        made["costs"] = cost_figure(study.runs, baseline)
+    if len(shares := probabilities(runs, baseline, main)) > 1:
+        made["probabilities"] = matrix_figure(shares, baseline, main)
+    if found := study.effects():
+        made["effects"] = effect_figure(found, main)
     if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():
         made["speed"] = speed_figure(runs)
     if study.ranks is not None:
         made["ranks"] = rank_figure(study.ranks.final, study.ranks.history)
     _remove(folder, [f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")])
     for name, figure in made.items():
-        save(figure, folder / name)
+        save(figure, folder / name, suffixes)
     return list(made)
 
 
 def _remove(folder: Path, names: list[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
-
-
-def _forest_rows(study: Study) -> list[tuple[str, PermutationTest]]:
-    """Return label and test of each effect."""
-    return [
-        (f"{one.component}: {one.value} instead of {one.reference} ({one.pairs})", one.test) for one in study.effects()
-    ]

@@ -1,10 +1,12 @@
 """The tables of a study: outcomes, costs, accuracy at equal cost, and the tuning of the learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from rlsparse.results.comparisons import Comparison
 from rlsparse.results.curves import accuracy_at_cost
 from rlsparse.results.formatting import interval, p_value, values
 from rlsparse.results.measures import (
@@ -18,12 +20,16 @@ from rlsparse.results.measures import (
     main_measure,
 )
 from rlsparse.results.names import sorted_methods
-from rlsparse.results.statistics import LEVEL, MEANING, Estimate, estimate, paired, permutation_test
+from rlsparse.results.notes import P_HOLM, P_SEEDS, P, meaning
+from rlsparse.results.sample import Samples
+from rlsparse.results.scaling import noise_share
+from rlsparse.results.statistics import FEWEST, LEVEL, Estimate, estimate
 from rlsparse.results.table import Table
 
 # columns of the curves
 BUDGETS = {"tokens_generated": "tokens sampled", "tokens_updated": "tokens updated", "seconds": "seconds of steps"}
 MANY = 1.25  # times the tokens of the method that samples the fewest: above it, tokens sampled are a cost of their own
+FEWEST_METHODS = 3  # whose gains are compared with their noise
 BEFORE_FIRST = " †"  # marks a value before the first evaluation after step 0
 DEFINITIONS = (
     "final: sampled accuracy of the last evaluation. IQM: interquartile mean of the final values. area under curve: "
@@ -32,16 +38,25 @@ DEFINITIONS = (
 )
 
 
-def outcome_table(runs: pd.DataFrame, baseline: str | None, not_counted: Sequence[str]) -> Table:
+def outcome_table(
+    samples: Samples,
+    baseline: str | None,
+    compared: Mapping[str, Comparison],
+    not_counted: Sequence[str],
+    margin: float | None = None,
+) -> Table:
     """Return a table of outcomes, one row per method.
 
-    It has mean and interval of each outcome, the paired difference to the baseline with its p-value, and the number of
-    collapsed runs.
+    It has mean and interval of each outcome, the paired difference to the baseline with its p-values and the verdict,
+    and the number of collapsed runs.
 
     Args:
         baseline: the method to compare with; None for a table without differences.
+        compared: the comparison of each other method with it.
         not_counted: a line for each run that is left out.
+        margin: the largest difference that does not matter, as a share; None to test no equivalence.
     """
+    runs = samples.runs
     methods, main = sorted_methods(list(runs["method"]), baseline), main_measure(runs)
     rows, numbers = [], []
     for method in methods:
@@ -50,21 +65,28 @@ def outcome_table(runs: pd.DataFrame, baseline: str | None, not_counted: Sequenc
         if "lr" in runs and runs["lr"].notna().any():
             row["lr"] = number["lr"] = values(runs[runs["method"] == method]["lr"])
         for measure in available(OUTCOMES, finished(runs)):
-            found = estimate(by_seed(runs, method, measure.column) * measure.factor)
+            found = estimate(samples.of(method, measure.column).scaled(measure.factor))
             row[measure.title] = interval(found, measure.decimals)
             number |= _numbers(measure.title, found)
             if measure is main:
                 row["IQM"] = number["IQM"] = f"{found.iqm:.{measure.decimals}f}" if found.n else "–"
         if baseline is not None:
-            difference, unrounded = _difference(runs, method, baseline, main)
+            difference, unrounded = _difference(compared.get(method), method == baseline, main)
             row |= difference
             number |= unrounded
         row |= _collapsed(runs, method)
         row["seeds"] = number["seeds"] = str(by_seed(runs, method, main.column).count())
         rows.append(row)
         numbers.append(number)
-    notes = [MEANING, DEFINITIONS] + ([f"Differences are to {baseline}."] if baseline is not None else [])
-    notes += setting_notes(runs) + version_notes(runs) + not_counted_note(not_counted)
+    questions = {one.test.estimate.questions for one in compared.values()}
+    notes = [*meaning(questions, differences=baseline is not None), DEFINITIONS]
+    if baseline is not None:
+        notes.append(f"Differences are to {baseline}.")
+    if margin is not None and baseline is not None:
+        width = f"{margin * main.factor:g}{' points' if main.factor == 100 else ''}"
+        tests = f"two one-sided tests, each with p ≤ {LEVEL:g} after the same correction"
+        notes.append(f"Equivalent: within {width} of the baseline by {tests}.")
+    notes += noise_note(samples) + setting_notes(runs) + version_notes(runs) + not_counted_note(not_counted)
     cells = pd.DataFrame(rows)
     return Table(cells, pd.DataFrame(numbers), notes, bold=_best(runs, methods, available(OUTCOMES, finished(runs))))
 
@@ -96,7 +118,7 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = 
         rows.append(row)
         numbers.append(number)
     note = "Costs are means over seeds; the best value is in bold."
-    notes = [note + (f" {MEANING}" if budgets else ""), *_equal_cost_notes(budgets)]
+    notes = [note, *(meaning({0}, differences=False) if budgets else []), *_equal_cost_notes(budgets)]
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, bold=_best(runs, methods, columns))
 
 
@@ -131,6 +153,22 @@ def tuning_table(trials: pd.DataFrame, runs: pd.DataFrame, baseline: str | None 
         )
     numbers = means.loc[methods].rename(columns=lambda rate: f"lr {rate:g}").reset_index()
     return Table(cells, numbers, notes, bold=bold)
+
+
+def noise_note(samples: Samples) -> list[str]:
+    """Return a note on the share of the differences between the gains of the methods that is noise; see noise_share."""
+    methods = sorted_methods(list(finished(samples.runs)["method"]))
+    if not {"base_sampled", "final_sampled"} <= set(samples.runs.columns):
+        return []
+    gains = [estimate(samples.of(one, "final_sampled") - samples.of(one, "base_sampled")) for one in methods]
+    known = [one for one in gains if one.n >= FEWEST and one.seeds_error > 0]
+    if len(known) < FEWEST_METHODS:
+        return []
+    share = noise_share(np.array([one.mean for one in known]), np.array([one.seeds_error for one in known]))
+    return [
+        f"Noise between seeds is {100 * share:.0f} % of the variance between the mean gains of {len(known)} methods "
+        "over their start (the mean squared standard error over that variance)."
+    ]
 
 
 def setting_notes(runs: pd.DataFrame) -> list[str]:
@@ -176,19 +214,27 @@ def not_counted_note(not_counted: Sequence[str]) -> list[str]:
     return ["Not counted: " + "; ".join(not_counted) + "."] if not_counted else []
 
 
-def _difference(runs: pd.DataFrame, method: str, baseline: str, main: Measure) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the cells of the difference to the baseline, and the unrounded numbers."""
+def _difference(found: Comparison | None, is_baseline: bool, main: Measure) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the cells of the difference to the baseline, and the unrounded numbers.
+
+    Args:
+        found: None for the baseline, and for a method without a common seed.
+    """
     title = f"difference, {'points' if main.factor == 100 else main.title.rsplit(' ', 1)[-1]}"
-    if method == baseline:
-        return {title: "–", "p": "–", "seeds say": "baseline"}, {}
-    own, of_baseline = (main.factor * by_seed(runs, name, main.column) for name in (method, baseline))
-    found = permutation_test(paired(own, of_baseline), 0.0)
-    if found.estimate.n == 0:
-        return {title: "–", "p": "–", "seeds say": "no common seed"}, {}
-    better = {"max": "above", "min": "below"}[main.best or "max"]
-    says = "inconclusive" if found.p > LEVEL else "better" if found.verdict == better else "worse"
-    cells = {title: interval(found.estimate, main.decimals), "p": p_value(found.p), "seeds say": says}
-    return cells, {**_numbers(title, found.estimate), "p": f"{found.p:.6g}"}
+    if found is None:
+        empty = dict.fromkeys((title, P_SEEDS, P, P_HOLM), "–")
+        return {**empty, "verdict": "baseline" if is_baseline else "no common seed"}, {}
+    test = found.test
+    cells = {
+        title: interval(test.estimate, main.decimals),
+        P_SEEDS: p_value(test.p_seeds),
+        P: p_value(test.p),
+        P_HOLM: p_value(found.corrected),
+        "verdict": found.verdict,
+    }
+    unrounded = {P_SEEDS: test.p_seeds, P: test.p, P_HOLM: found.corrected, "p, equivalence": found.equivalent}
+    known = {name: f"{p:.6g}" for name, p in unrounded.items() if p == p}
+    return cells, {**_numbers(title, test.estimate), **known, "verdict": found.verdict}
 
 
 def _collapsed(runs: pd.DataFrame, method: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from rlsparse.sweep.cost_estimate import (
 from rlsparse.sweep.status import RunState, format_state, run_state
 
 FLAG, OVERRIDE = "--dry-run", "hydra.sweeper.dry_run=true"
+FEWEST_SUMMARIES = 4  # two seeds of two methods
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")  # of Hydra
 
 
@@ -50,11 +51,13 @@ class PlannedRun:
         name: the words that distinguish it from the other runs.
         config: its config.
         identity: its id and hashes.
+        is_trial: whether it only tunes a key and is not compared.
     """
 
     name: str
     config: Config
     identity: Identity
+    is_trial: bool = False
 
     @property
     def folder(self) -> Path:
@@ -98,7 +101,7 @@ def remove_new_folders(configs: Sequence[Config]) -> Iterator[None]:
 
 
 def describe(runs: Sequence[PlannedRun], parallelism: Parallelism | None = None) -> str:
-    """Return the text of a dry run: a line for each run with its state, the number of runs, and their cost.
+    """Return the text of a dry run: a line for each run with its state, the number of runs, their cost and their power.
 
     Args:
         parallelism: None for a single run.
@@ -109,7 +112,7 @@ def describe(runs: Sequence[PlannedRun], parallelism: Parallelism | None = None)
     total = f"{_number(len(runs), 'point')}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
     lines = [*map(format_state, states), f"{total}; {len(due)} to do"]
     todo = list(due.values())
-    return "\n".join([*lines, *_times(todo, parallelism), *_memory(todo)])
+    return "\n".join([*lines, *_times(todo, parallelism), *_power(runs), *_memory(todo)])
 
 
 def _times(due: Sequence[PlannedRun], parallelism: Parallelism | None) -> list[str]:
@@ -157,6 +160,46 @@ def _bases(known: Sequence[TimeEstimate]) -> list[str]:
             lines.append(f"  {_number(len(those), 'point')} estimated from {runs} {similarity}{scaled}")
     memory = [run.memory for one in known for run in one.basis if run.memory is not None]
     return [*lines, f"  peak memory of those runs: up to {max(memory) / 2**30:.2f} GiB"] if memory else lines
+
+
+def _power(runs: Sequence[PlannedRun]) -> list[str]:
+    """Return for each experiment a line with the smallest difference between methods that its seeds will tell.
+
+    There is no line without finished runs of at least two seeds of the baseline and another method.
+    """
+    compared: dict[Path, list[PlannedRun]] = {}
+    for run in runs:
+        if not run.is_trial:
+            compared.setdefault(run.folder.parent, []).append(run)
+    lines = []
+    for folder, planned in compared.items():
+        if len(list(folder.glob(str(RunFolder(Path("*")).summary)))) >= FEWEST_SUMMARIES:
+            with suppress(Exception):  # the files of other runs may be damaged in any way
+                lines += _smallest_difference(folder, planned)
+    return lines
+
+
+def _smallest_difference(folder: Path, planned: Sequence[PlannedRun]) -> list[str]:
+    """Return the line of an experiment, for the seeds that it will have when the planned runs are finished."""
+    from rlsparse.results.planning import study_of_runs, typical  # imports pandas and scipy
+    from rlsparse.results.power import POWER
+    from rlsparse.results.statistics import FEWEST, LEVEL
+
+    study = study_of_runs(folder, claims=folder)
+    found = typical(study.samples, study.baseline)
+    if found is None:
+        return []
+    seeds = len(found.seeds | {run.config.seed for run in planned})
+    if seeds < FEWEST:
+        return [f"{seeds} seeds tell no difference between methods: the test needs at least {FEWEST}"]
+    counted = f"{seeds} seeds x {found.questions} questions" if found.questions else f"{seeds} seeds"
+    comparisons = max(found.comparisons, len({run.identity.method_hash for run in planned}) - 1)
+    several = f", {comparisons} comparisons" if comparisons > 1 else ""
+    smallest = found.variances.detectable(seeds, max(1, found.questions), LEVEL / comparisons)
+    return [
+        f"{counted} tell a difference to {found.baseline} of about {smallest:.3g} {found.unit} "
+        f"({100 * POWER:g} % power{several}), from {found.runs} finished runs"
+    ]
 
 
 def _memory(due: Sequence[PlannedRun]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config, ConfigError
@@ -22,8 +23,9 @@ from rlsparse.sweep.callbacks import exit_on_error, log_warnings
 from rlsparse.sweep.dry_run import Parallelism, PlannedRun, describe, remove_new_folders
 from rlsparse.sweep.launchers import LauncherSpec, RunCheck, launcher_spec
 from rlsparse.sweep.plan import PlanUpdate, Point, sweep_axes, sweep_jobs, sweep_points, sweep_tuning
+from rlsparse.sweep.rounds import DECIDED, SeedRounds, jobs_of_round, method_of
 from rlsparse.sweep.status import RunState, format_states, run_state
-from rlsparse.sweep.trials import chosen_jobs, wait_for_trials
+from rlsparse.sweep.trials import POLL_INTERVAL, chosen_jobs, wait_for_trials
 from rlsparse.sweep.tuning import Job, Tuning
 
 if TYPE_CHECKING:
@@ -53,13 +55,21 @@ def sweep(config: DictConfig, launcher: Launcher, batch_size: int | None) -> Non
         runner = SweepRunner(config, spec, launcher, batch_size, spec.prepare(settings, import_all, len(jobs)))
         if tuning is not None:  # errors in the comparison are reported before the first trial
             runner.check(runner.points([[*job, *words] for job in jobs for words in tuning.combinations()[:1]]))
+        rounds = None
+        if OmegaConf.select(config, "sweep.until") == DECIDED:
+            avoided = tuning.seeds if tuning is not None else ()
+            rounds = SeedRounds.of(runner.points(jobs[:1])[0].config, jobs, avoided)
     trials, keys = [], tuple(tuning.values) if tuning is not None else ()
     if tuning is not None:
         run_trials = partial(runner.run, tuning.all_trials(jobs), trial_keys=keys)
         trials = run_trials()
         wait_for_trials(lambda: [one.state() for one in trials], run_trials)
         jobs = chosen_jobs(tuning, jobs, [one.folder for one in trials])
-    compared = runner.run(jobs, tuned_keys=keys) if jobs else []
+    compared: list[PlannedJob] = []
+    if jobs and rounds is not None:
+        compared = runner.run_rounds(jobs, keys, rounds)
+    elif jobs:
+        compared = runner.run(jobs, tuned_keys=keys)
     states = [one.state() for one in [*trials, *compared]]
     if any(one.state != "finished" for one in states):
         print(format_states(states), file=sys.stderr)
@@ -95,6 +105,14 @@ class PlannedJob:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """The keys of a sweep that are tuned: those that some jobs try, and those that trials have chosen for them."""
+
+    trial_keys: Sequence[str]
+    tuned_keys: Sequence[str]
+
+
+@dataclass(frozen=True)
 class SweepRunner:
     """Checks, plans and launches the jobs of a sweep.
 
@@ -125,22 +143,51 @@ class SweepRunner:
         return _check_points(points, self.spec, self.run_check)
 
     def run(
-        self, jobs: Sequence[list[str]], trial_keys: Sequence[str] = (), tuned_keys: Sequence[str] = ()
+        self,
+        jobs: Sequence[list[str]],
+        trial_keys: Sequence[str] = (),
+        tuned_keys: Sequence[str] = (),
+        earlier: Sequence[Job] = (),
     ) -> list[PlannedJob]:
         """Plan some jobs and do those that are not done.
 
         Args:
             trial_keys: the keys that these jobs tune; empty for jobs that are compared.
             tuned_keys: the keys whose values trials have chosen for these jobs.
+            earlier: jobs of the same sweep that were done before.
         """
         with exit_on_error():
-            planned = self._plan(self.points(jobs), trial_keys, tuned_keys)
+            planned = self._plan(self.points(jobs), Tuned(trial_keys, tuned_keys), earlier)
         todo = [one for one in planned if not one.is_done()]
         log_warnings(_version_warnings([one for one in planned if one not in todo]))
         self._launch_all(todo)
         return planned
 
-    def _plan(self, points: Sequence[Point], trial_keys: Sequence[str], tuned_keys: Sequence[str]) -> list[PlannedJob]:
+    def run_rounds(self, jobs: Sequence[list[str]], tuned_keys: Sequence[str], rounds: SeedRounds) -> list[PlannedJob]:
+        """Do some jobs with the seeds of one round after the other, until the claims are decided; see ``sweep.rounds``.
+
+        Args:
+            jobs: with all seeds.
+            tuned_keys: as in ``run``.
+            rounds: the seeds of each round.
+        """
+        done: list[tuple[Job, PlannedJob]] = []
+        methods: set[tuple[str, ...]] | None = None
+        for number, seeds in enumerate(rounds.schedule.rounds):
+            begun = jobs_of_round(jobs, seeds, methods)
+            planned = self.run(begun, tuned_keys=tuned_keys, earlier=[job for job, _ in done])
+            while any(one.state().state == "running" for one in planned):  # by another process of the same sweep
+                time.sleep(POLL_INTERVAL)
+            done += zip(begun, planned, strict=True)
+            look = rounds.look(number)
+            print(look.line(number, rounds.schedule.looks), file=sys.stderr)
+            is_open = rounds.is_open(look)
+            methods = {method_of(job) for job, one in done if is_open(one.folder.name)}
+            if not methods or rounds.is_over_time():
+                break
+        return [one for _, one in done]
+
+    def _plan(self, points: Sequence[Point], tuned: Tuned, earlier: Sequence[Job]) -> list[PlannedJob]:
         """Check every point and update the plan of each experiment.
 
         Raises:
@@ -151,10 +198,10 @@ class SweepRunner:
             PlannedJob(point, Path(point.config.runs_dir) / point.config.experiment.name / identity.id)
             for point, identity in zip(points, identities, strict=True)
         ]
-        jobs = [point.overrides for point in points]
+        jobs = [*_without_hydra(earlier), *(point.overrides for point in points)]
         for experiment in dict.fromkeys(one.folder.parent for one in planned):
             own = {one.folder.name: one.point.overrides for one in planned if one.folder.parent == experiment}
-            PlanUpdate(own, jobs, trial_keys, tuned_keys, axes).write(experiment)
+            PlanUpdate(own, jobs, tuned.trial_keys, tuned.tuned_keys, axes).write(experiment)
         return planned
 
     def _launch_all(self, todo: list[PlannedJob]) -> None:
@@ -221,7 +268,11 @@ def _print_dry_run(config: DictConfig, spec: LauncherSpec, batch_size: int | Non
         min(count, batch_size) if count is not None and batch_size is not None else count,
     )
     named = zip(_names(points), points, identities, strict=True)
-    runs = [PlannedRun(name or identity.id, point.config, identity) for name, point, identity in named]
+    trials = 0 if tuning is None else len(tuning.all_trials(jobs))  # which come first
+    runs = [
+        PlannedRun(name or identity.id, point.config, identity, is_trial=at < trials)
+        for at, (name, point, identity) in enumerate(named)
+    ]
     print(describe(runs, parallelism))
     if tuning is not None:
         keys = ", ".join(tuning.values)
@@ -260,6 +311,11 @@ def _check_points(points: Sequence[Point], spec: LauncherSpec, run_check: RunChe
     checked: Checked = run_check(partial(_preflight, configs, _names(points), spec.device is None))
     log_warnings(checked.warnings)
     return checked.identities
+
+
+def _without_hydra(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs without the overrides of Hydra itself."""
+    return [Point(job, None).overrides for job in jobs]
 
 
 def _names(points: Sequence[Point]) -> list[str]:

@@ -1,0 +1,120 @@
+"""Means over seeds and questions. The two are crossed: the run of each seed answers the same questions.
+
+The score of seed s on question q is modelled as μ + a_s + b_q + e_sq with independent random effects of mean 0, the
+two-way random-effects model of analysis of variance. The mean over all S·Q scores has the variance
+
+    σ_a²/S + σ_b²/Q + σ_e²/(S·Q).
+
+Error bars over questions, and pairing by question: Miller 2024 (2411.00640). Degrees of freedom: Satterthwaite 1946.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean and its standard error, with the degrees of freedom of its t distribution.
+
+    Attributes:
+        mean: the mean.
+        error: its standard error; 0 where all values are equal.
+        freedom: degrees of freedom.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the bounds of Student's t interval."""
+        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error if self.error > 0 else 0.0
+        return self.mean - half, self.mean + half
+
+    def p_above(self, bound: float) -> float:
+        """Return the one-sided p-value of the hypothesis that the true mean is at most ``bound``; needs an error."""
+        return float(stats.t.sf((self.mean - bound) / self.error, self.freedom))
+
+    def p_below(self, bound: float) -> float:
+        """Return the one-sided p-value of the hypothesis that the true mean is at least ``bound``; needs an error."""
+        return float(stats.t.cdf((self.mean - bound) / self.error, self.freedom))
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """The analysis of variance of scores by seed and question.
+
+    Attributes:
+        mean: over all scores.
+        seeds, questions: S and Q.
+        of_seeds, of_questions, of_rest: mean squares. Their expectations are σ_e² + Q·σ_a², σ_e² + S·σ_b² and σ_e².
+    """
+
+    mean: float
+    seeds: int
+    questions: int
+    of_seeds: float
+    of_questions: float
+    of_rest: float
+
+    @property
+    def variances(self) -> tuple[float, float, float]:
+        """Return the estimates of σ_a², σ_b² and σ_e²; a negative estimate is 0."""
+        of_seeds = max(0.0, self.of_seeds - self.of_rest) / self.questions
+        of_questions = max(0.0, self.of_questions - self.of_rest) / self.seeds
+        return of_seeds, of_questions, self.of_rest
+
+    def over_seeds(self) -> Spread:
+        """Return the mean with its error for new seeds on these questions: the t interval of the means of the seeds."""
+        return Spread(self.mean, (self.of_seeds / (self.seeds * self.questions)) ** 0.5, self.seeds - 1)
+
+    def over_both(self) -> Spread:
+        """Return the mean with its error for new seeds and new questions.
+
+        Its squared error is (MS_seeds + max(MS_questions − MS_rest, 0)) / (S·Q), which is unbiased but for the
+        maximum, and never smaller than for these questions. The degrees of freedom are Satterthwaite's.
+        """
+        more = max(0.0, self.of_questions - self.of_rest)
+        total = self.of_seeds + more
+        if total == 0:
+            return Spread(self.mean, 0.0, self.seeds - 1)
+        S, Q = self.seeds, self.questions
+        uncertain = self.of_seeds**2 / (S - 1)
+        if more > 0:
+            uncertain += self.of_questions**2 / (Q - 1) + self.of_rest**2 / ((S - 1) * (Q - 1))
+        return Spread(self.mean, (total / (S * Q)) ** 0.5, total**2 / uncertain)
+
+
+def analyse(scores: Floats) -> Crossed:
+    """Return the analysis of variance of scores.
+
+    Args:
+        scores: shape (S, Q) with S ≥ 2 and Q ≥ 2; no value is missing.
+    """
+    S, Q = scores.shape
+    mean = scores.mean()
+    of_seeds, of_questions = scores.mean(axis=1), scores.mean(axis=0)  # (S,), (Q,)
+    rest = scores - of_seeds[:, None] - of_questions + mean  # (S, Q)
+    return Crossed(
+        mean=float(mean),
+        seeds=S,
+        questions=Q,
+        of_seeds=float(Q * np.square(of_seeds - mean).sum() / (S - 1)),
+        of_questions=float(S * np.square(of_questions - mean).sum() / (Q - 1)),
+        of_rest=float(np.square(rest).sum() / ((S - 1) * (Q - 1))),
+    )
+
+
+def over_seeds(values: Floats) -> Spread:
+    """Return the mean over seeds with its error.
+
+    Args:
+        values: shape (S,) with S ≥ 2.
+    """
+    return Spread(float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5, len(values) - 1)
