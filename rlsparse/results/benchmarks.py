@@ -9,6 +9,7 @@ import pandas as pd
 from rlsparse.results.formatting import interval
 from rlsparse.results.measures import finished
 from rlsparse.results.names import sorted_methods
+from rlsparse.results.notes import OVER_SEEDS
 from rlsparse.results.statistics import Estimate, estimate
 from rlsparse.results.table import Table
 from rlsparse.storage.atomic import read_object
@@ -63,6 +64,8 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None) -> Table:
             if len(common) > 1:  # of seeds that have all of them
                 values[MEAN] = by_seed[common].mean(axis=1, skipna=False).dropna()
             estimates = {name: estimate(value) for name, value in values.items()}
+            if factor == 100:
+                estimates = {name: one.within(0, 100) for name, one in estimates.items()}
             seeds = str(group["seed"].nunique())
             shown = {name: interval(value, 1) for name, value in estimates.items()}
             rows.append({"method": method, "measure": title, **shown, "seeds": seeds})
@@ -70,10 +73,7 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None) -> Table:
             numbers.append({"method": method, "measure": title, **unrounded, "seeds": seeds})
     counts = {name: sorted(found[found["benchmark"] == name]["questions"].dropna().unique()) for name in names}
     asked = ", ".join(f"{name} {' or '.join(f'{n:.0f}' for n in several)}" for name, several in counts.items())
-    notes = [
-        "Values of the form mean [low, high] are means over seeds with 95 % t intervals to new "
-        "seeds on the same questions."
-    ]
+    notes = [OVER_SEEDS]
     notes.append(f"Questions: {asked}. Accuracies are shares of the questions, in %; lengths are in tokens.")
     notes.append("greedy: one completion without sampling. avg@n: mean over n sampled completions of each question.")
     if 1 < len(common) < len(names):

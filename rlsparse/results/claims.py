@@ -203,6 +203,9 @@ def format_effect(one: ClaimOutcome) -> str:
     factor, decimals, unit = unit_of(one.claim)
     value = one.value.scaled(factor)
     compared = one.claim.versus or one.claim.minus
+    measure = BY_COLUMN.get(one.claim.measure)
+    if measure is not None and measure.is_share and not compared:
+        value = value.within(0, 100)
     plus = "+" if compared and value.mean > 0 else ""
     methods = []
     if one.spread is not None:

@@ -25,6 +25,11 @@ class Measure:
     best: str | None = None
     only_if: str | None = None
 
+    @property
+    def is_share(self) -> bool:
+        """Whether its values are shares, which are shown in percent."""
+        return self.factor == 100
+
 
 OUTCOMES = (
     Measure("base_sampled", "base, %", 100),

@@ -6,6 +6,9 @@ from rlsparse.results.statistics import EXACT_UP_TO, LEVEL
 
 # headings of the p-values
 P_SEEDS, P, P_HOLM = "p, seeds", "p", "p, Holm"
+OVER_SEEDS = (
+    "Values of the form mean [low, high] are means over seeds with 95 % t intervals to new seeds on the same questions."
+)
 ONLY_SEEDS = (
     "They generalise to new seeds on the same questions: the answers to each question are not stored, so the choice of "
     "the questions is not part of them."

@@ -4,7 +4,7 @@ Seeds are paired: the same seed draws the same prompts for every method, so meth
 are paired too: every method answers the same ones. Where the answers are known, errors include both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,22 @@ class Estimate:
     iqm: float
     n: int
     questions: int = 0
+
+    def within(self, least: float, most: float) -> "Estimate":
+        """Return the estimate with bounds that do not leave a range of possible values, such as that of a share."""
+        if self.low != self.low:
+            return self
+
+        def inside(value: float) -> float:
+            return min(max(value, least), most)
+
+        return replace(
+            self,
+            low=inside(self.low),
+            high=inside(self.high),
+            seeds_low=inside(self.seeds_low),
+            seeds_high=inside(self.seeds_high),
+        )
 
     def scaled(self, factor: float) -> "Estimate":
         """Return the estimate in another unit."""

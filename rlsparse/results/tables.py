@@ -20,7 +20,7 @@ from rlsparse.results.measures import (
     main_measure,
 )
 from rlsparse.results.names import sorted_methods
-from rlsparse.results.notes import P_HOLM, P_SEEDS, P, meaning
+from rlsparse.results.notes import OVER_SEEDS, P_HOLM, P_SEEDS, P, meaning
 from rlsparse.results.sample import Samples
 from rlsparse.results.scaling import noise_share
 from rlsparse.results.statistics import FEWEST, LEVEL, Estimate, estimate
@@ -66,6 +66,7 @@ def outcome_table(
             row["lr"] = number["lr"] = values(runs[runs["method"] == method]["lr"])
         for measure in available(OUTCOMES, finished(runs)):
             found = estimate(samples.of(method, measure.column).scaled(measure.factor))
+            found = found.within(0, 100) if measure.is_share else found
             row[measure.title] = interval(found, measure.decimals)
             number |= _numbers(measure.title, found)
             if measure is main:
@@ -106,7 +107,7 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = 
         number: dict[str, Any] = {"method": method}
         for cost, budget in budgets.items():
             own = curves[curves["method"] == method]
-            reached = estimate(100 * accuracy_at_cost(own, cost, budget))
+            reached = estimate(100 * accuracy_at_cost(own, cost, budget)).within(0, 100)
             title = f"% at equal {BUDGETS[cost]}"
             before = budget < own[own["step"] > 0].groupby("seed")[cost].min().mean()
             row[title] = interval(reached, 1) + (BEFORE_FIRST if before else "")
@@ -118,7 +119,7 @@ def cost_table(runs: pd.DataFrame, curves: pd.DataFrame, baseline: str | None = 
         rows.append(row)
         numbers.append(number)
     note = "Costs are means over seeds; the best value is in bold."
-    notes = [note, *(meaning({0}, differences=False) if budgets else []), *_equal_cost_notes(budgets)]
+    notes = [note, *([OVER_SEEDS] if budgets else []), *_equal_cost_notes(budgets)]
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, bold=_best(runs, methods, columns))
 
 
