@@ -43,8 +43,7 @@ def effects(samples: Samples, baseline: str | None) -> list[Effect]:
     """
     if baseline is None:
         return []
-    methods = sorted_methods(list(finished(samples.runs)["method"]))
-    components = {method: dict(_components(method)) for method in methods}
+    components = _components(samples)
     reference = components[baseline]
     found = []
     for component in dict.fromkeys(key for of_method in components.values() for key in of_method):
@@ -66,8 +65,7 @@ def interactions(samples: Samples, baseline: str | None) -> list[Effect]:
     """
     if baseline is None:
         return []
-    methods = sorted_methods(list(finished(samples.runs)["method"]))
-    components = {method: dict(_components(method)) for method in methods}
+    components = _components(samples)
     reference = components[baseline]
     found = []
     for first, second in combinations(dict.fromkeys(key for of_method in components.values() for key in of_method), 2):
@@ -161,7 +159,13 @@ def effects_table(runs: pd.DataFrame, found: list[Effect], note: str = MAIN_EFFE
     )
 
 
-def _components(method: str) -> list[tuple[str, str]]:
+def _components(samples: Samples) -> dict[str, dict[str, str]]:
+    """Return for each method the values of the components in its name, by key."""
+    methods = sorted_methods(list(finished(samples.runs)["method"]))
+    return {method: dict(_components_of(method)) for method in methods}
+
+
+def _components_of(method: str) -> list[tuple[str, str]]:
     """Return the components in the name of a method, as pairs of key and value."""
     algorithm, *rest = method.split(" ")
     pairs = [word.partition("=") for word in rest if "=" in word]
