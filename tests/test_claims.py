@@ -1,5 +1,6 @@
 """Published claims against small tables of runs whose verdicts are plain, and the claims that are committed."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -106,9 +107,24 @@ def test_equivalence_is_supported_by_two_one_sided_tests():
         stats.ttest_1samp(differences, -0.02, alternative="greater").pvalue,
         stats.ttest_1samp(differences, 0.02, alternative="less").pvalue,
     ]
-    assert (outcome.p, outcome.verdict) == (pytest.approx(max(sides)), "supported")
+    assert (outcome.p, outcome.verdict) == (pytest.approx(2 * max(sides)), "supported")
     # too narrow a margin for these seeds: not known
     assert judge(replace(within, expect={"above": -0.005, "below": 0.005}), table).verdict == "inconclusive"
+
+
+def test_tuned_setting_has_no_p_since_its_seeds_are_no_repetitions():
+    outcome = judge(claim("a", measure="lr", expect={"above": 0.0}), runs(a=SIX))
+    assert math.isnan(outcome.p)
+    assert (outcome.value.mean, outcome.verdict) == (0.001, "inconclusive")
+
+
+def test_claim_without_a_common_seed_says_so():
+    table = pd.concat([runs(a=SIX[:3]), runs(b=SIX[:3]).assign(seed=[7, 8, 9])])
+    outcome = judge(claim("a", versus=["b"], expect={"above": 0.0}), table)
+    assert (outcome.verdict, outcome.reason) == (
+        "not run",
+        "no seed has a value of final_sampled for all of its methods",
+    )
 
 
 def test_claim_is_judged_on_questions_where_answers_are_known():
@@ -179,7 +195,7 @@ def test_rate_of_collapse_counts_diverged_runs():
     table["collapsed"] = True
     outcome = judge(claim("a", measure="collapsed", expect={"above": 0.5}), table)
     assert (outcome.value.mean, outcome.verdict) == (1.0, "supported")
-    one_survives = table.assign(collapsed=[True] * 5 + [False])  # 5 of 6: t = 2 with 5 degrees of freedom, p 0.10
+    one_survives = table.assign(collapsed=[True] * 5 + [False])  # 5 of 6: p = 14 / 64 of the permutation test
     assert judge(claim("a", measure="collapsed", expect={"above": 0.5}), one_survives).verdict == "inconclusive"
 
 

@@ -73,7 +73,7 @@ def test_power_is_the_share_of_simulated_tests_that_are_significant(variances, S
 def test_power_of_two_one_sided_tests_is_that_of_simulated_ones(value):
     variances = Variances(1, 30, 20)  # standard error √(1/6 + 30/120 + 20/720) = 0.67
     spreads = simulated(variances, value, 6, 120)
-    share = np.mean([max(one.p_above(-2.5), one.p_below(2.5)) <= 0.05 for one in spreads])
+    share = np.mean([2 * max(one.p_above(-2.5), one.p_below(2.5)) <= 0.05 for one in spreads])
     found = variances.power_within(value + 2.5, 2.5 - value, 6, 120)
     assert 0.6 < found < 0.99
     assert abs(share - found) < 0.06  # 3 · √(0.8 · 0.2 / 1000) = 0.038, and 0.02 as above
@@ -212,7 +212,7 @@ def test_plan_without_answers_equals_hand_computed_values(tmp_path):
     }
     told = 2 / 3**0.5 * ratio_told(freedom=2)
     row = only_row(baseline_plan(study))
-    assert (row["method"], row["SD seeds"], row["smallest told, points"]) == ("a", "2.0", f"{told:.1f}")
+    assert (row["method"], row["SD seeds"], row["smallest detectable, points"]) == ("a", "2.0", f"{told:.1f}")
     assert (row["seeds for 2 points"], row["questions for 2 points"]) == ("10", "–")
     grid = grid_plan(study).cells
     assert grid["seeds"].tolist() == ["3", "6", "10", "16"]
@@ -258,19 +258,19 @@ def test_smallest_differences_are_corrected_for_the_number_of_comparisons(tmp_pa
     table = runs(grpo=[0.5] * 3, a=[0.5, 0.52, 0.54], b=[0.5, 0.54, 0.58], c=[0.5] * 3)
     study = written(tmp_path / "s", table)
     of_a, of_b = (error / 3**0.5 * ratio_told(2, 0.05 / 3) for error in (2, 4))
-    assert baseline_plan(study).cells["smallest told, points"].tolist() == [f"{of_a:.1f}", f"{of_b:.1f}", "–"]
+    assert baseline_plan(study).cells["smallest detectable, points"].tolist() == [f"{of_a:.1f}", f"{of_b:.1f}", "–"]
     by_hand = [(10 / S) ** 0.5 * ratio_told(S - 1, 0.05 / 3) for S in (3, 6, 10, 16)]
     assert grid_plan(study).cells["the same questions"].tolist() == [f"{one:.1f}" for one in by_hand]
 
 
 def test_claim_with_two_bounds_is_planned_by_the_two_one_sided_tests(tmp_path):
-    # differences of -2, 0 and 2 points, standard deviation 2, within 3 points: by one-sided tests, each needs a power
-    # of 90 % where the value is in the middle
+    # differences of -2, 0 and 2 points, standard deviation 2, within 3 points: by one-sided tests at 2.5 %, each needs a
+    # power of 90 % where the value is in the middle
     study = written(
         tmp_path / "s", runs(grpo=[0.5] * 3, a=[0.48, 0.5, 0.52]), {"expect": {"above": -0.03, "below": 0.03}}
     )
     row = only_row(claims_plan(plan_claims(study)))
-    enough = [1 - stats.nct.cdf(stats.t.ppf(0.95, n - 1), n - 1, 3 / (2 / n**0.5)) >= 0.9 for n in range(4, 50)]
+    enough = [1 - stats.nct.cdf(stats.t.ppf(0.975, n - 1), n - 1, 3 / (2 / n**0.5)) >= 0.9 for n in range(4, 50)]
     assert row["more seeds"] == str(4 + enough.index(True) - 3)
     # a value outside is judged by the two-sided test against the bound that it misses: 2 points, standard deviation 2
     outside = written(
@@ -308,7 +308,7 @@ def test_level_is_that_of_the_next_step_of_holm_among_claims_of_its_kind(tmp_pat
 def test_equal_values_are_planned_by_the_sign_flip_test(tmp_path, expect, finals, more):
     study = written(tmp_path / "s", runs(grpo=[0.5] * 4, a=finals), {"expect": expect})
     assert claims_plan(plan_claims(study)).cells["more seeds"].tolist() == [more]
-    assert baseline_plan(study).cells["smallest told, points"].tolist() == ["–"]
+    assert baseline_plan(study).cells["smallest detectable, points"].tolist() == ["–"]
     assert grid_plan(study) is None
 
 
@@ -330,7 +330,7 @@ def test_one_seed_is_not_enough_for_a_plan_and_the_text_says_so(tmp_path):
     assert "Run more seeds of grpo and of another method" in text
     row = only_row(baseline_plan(study))
     # -3, -3, 17, 17 have the variance 4 · 100 / 3
-    assert (row["SD seeds"], row["SD questions"], row["smallest told, points"]) == ("–", "11.5 †", "–")
+    assert (row["SD seeds"], row["SD questions"], row["smallest detectable, points"]) == ("–", "11.5 †", "–")
     assert only_row(claims_plan(plan_claims(study)))["more seeds"] == "–"
     assert grid_plan(study) is None
 
@@ -494,9 +494,7 @@ def test_dry_run_tells_the_smallest_difference_that_the_seeds_of_the_sweep_will_
     put_six(tmp_path / "new")
     # 4/6 + 133.3/4 = 34, of 34² / ((4/6)²/5 + 33.3²/3) degrees of freedom; the variances are those of additive_study
     told = 34**0.5 * ratio_told(34**2 / ((4 / 6) ** 2 / 5 + (100 / 3) ** 2 / 3))
-    text = (
-        f"6 seeds x 4 questions tell a difference to grpo of about {told:.3g} points (80 % power), from 6 finished runs"
-    )
+    text = f"6 seeds x 4 questions detect a difference to grpo of about {told:.3g} points (80 % power), from 6 finished runs"
     assert describe(sweep(range(6))).splitlines()[-1] == text
     # seeds of trials are not compared; the finished seeds count with those of the sweep
     trials = sweep([100, 101], is_trial=True)
@@ -508,7 +506,7 @@ def test_damaged_runs_do_not_stop_a_dry_run(sweep, tmp_path):
     put_six(tmp_path / "new")
     points = sweep(range(6))
     (tmp_path / "new" / "grpo-0" / "answers.jsonl").write_bytes(b"\xff\x00{")
-    assert "6 seeds tell a difference" in describe(points)  # the answers of one method are not complete
+    assert "6 seeds detect a difference" in describe(points)  # the answers of one method are not complete
     (tmp_path / "new" / "grpo-1" / "summary.json").write_text('{"status": "finis')
     assert "from 4 finished runs" in describe(points)  # seeds 0 and 2 of both methods
     (tmp_path / "new" / "plan.json").write_text('{"points": 3, "trials": [')

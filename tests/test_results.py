@@ -138,7 +138,7 @@ def test_small_difference_is_equivalent_within_the_margin(tmp_path):
         put(tmp_path, f"grpo-s{seed}", "grpo", seed, 0.5)
         put(tmp_path, f"rgra-s{seed}", "rgra", seed, 0.5 + 0.01 * (-1) ** seed)
     runs = collect(tmp_path).runs
-    # mean 0, error √(6 / 5) / √6 = 0.447 points: 2 points are 4.47 errors, p 0.003; half a point is 1.1, p 0.16
+    # mean 0, error √(6 / 5) / √6 = 0.447 points: 2 points are 4.47 errors, p 2 · 0.003; half a point is 1.1, p 2 · 0.16
     assert rows_of(table_of(runs, "grpo", [], margin=0.02))["rgra"]["verdict"] == "equivalent"
     assert rows_of(table_of(runs, "grpo", [], margin=0.005))["rgra"]["verdict"] == "inconclusive"
     assert rows_of(table_of(runs, "grpo", []))["rgra"]["verdict"] == "inconclusive"

@@ -8,7 +8,7 @@ from scipy import stats
 
 from rlsparse.config.schema import ConfigError
 from rlsparse.results.correction import at_looks
-from rlsparse.results.rounds import ROUNDS, Look, Rounds, read_rounds
+from rlsparse.results.rounds import ROUNDS, Look, Rounds, RoundsError, read_rounds
 from rlsparse.sweep.rounds import earlier_looks, jobs_of_round, method_of, more_seeds, schedule
 from tests.test_cli import FAST, call, summaries
 
@@ -30,7 +30,10 @@ def test_schedule_takes_the_seeds_of_the_grid_and_then_the_next_numbers():
     assert more.rounds == (("7", "9", "10"), ("12", "13"), ("14",))
     assert (more.looks, more.until(1)) == (3, {"7", "9", "10", "12", "13"})
     assert more_seeds(["0", "1", "2"], 2) == ["0", "1"]
-    with pytest.raises(ConfigError, match=r"sweep.first_seeds=4: with 3 seeds there is a single round; lower it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sweep.first_seeds=4: with 3 seeds there is a single round; raise sweep.max_seeds to at least 5",
+    ):
         schedule(["0", "1", "2"], 4, 2)
 
 
@@ -38,14 +41,14 @@ def test_jobs_of_a_round_are_those_of_the_open_methods_with_its_seeds():
     jobs = [["algorithm=grpo", "seed=0"], ["algorithm=rgra", "seed=0"], ["algorithm=grpo", "seed=1"]]
     assert jobs_of_round(jobs, ["4", "5"], None) == [
         ["algorithm=grpo", "seed=4"],
-        ["algorithm=grpo", "seed=5"],
         ["algorithm=rgra", "seed=4"],
+        ["algorithm=grpo", "seed=5"],
         ["algorithm=rgra", "seed=5"],
     ]
     assert jobs_of_round(jobs, ["4"], {method_of(jobs[1])}) == [["algorithm=rgra", "seed=4"]]
 
 
-def test_looks_of_other_rounds_are_refused_and_damaged_ones_are_none(tmp_path):
+def test_looks_of_other_rounds_and_damaged_ones_are_refused(tmp_path):
     plan = schedule(["0", "1", "2", "3"], 3, 1)
     assert earlier_looks(tmp_path, plan) == []
     look = {"seeds": ["0", "1", "2"], "verdicts": {"a": "supported"}, "open": []}
@@ -54,7 +57,8 @@ def test_looks_of_other_rounds_are_refused_and_damaged_ones_are_none(tmp_path):
     with pytest.raises(ConfigError, match=r"sweep.until=decided: .*rounds.json has looks at other seeds"):
         earlier_looks(tmp_path, schedule(["0", "1", "2", "3", "4", "5"], 4, 1))
     (tmp_path / ROUNDS).write_text(json.dumps({"planned_looks": 2, "looks": [{"seeds": 3}]}))
-    assert read_rounds(tmp_path) is None
+    with pytest.raises(RoundsError, match=r"rounds.json: has no valid looks; delete it"):
+        read_rounds(tmp_path)
 
 
 def test_line_of_a_look_counts_decided_claims():
@@ -94,6 +98,30 @@ def test_sweep_until_decided_gives_seeds_to_open_claims_alone_and_does_nothing_w
     assert file.read_bytes() == before
     assert call(cwd=tmp_path, module="rlsparse.results").returncode == 0
     assert "looks at 3, 4, 5 seeds, of at most 3 looks" in (file.parent / "table.md").read_text()
+    shown = call(*command, "seed=0,1,2", "--dry-run", cwd=tmp_path)
+    assert "15 points: 13 finished, 2 missing" in shown.stdout
+    assert "these are all runs of 3 rounds; the first has 3 seeds of each method" in shown.stdout
     refused = call(*[word.replace("claims=.", "claims=nowhere") for word in command], "seed=0,1,2", cwd=tmp_path)
     assert "sweep.claims=nowhere: has no claims.yaml; give the folder that contains it" in refused.stderr
     assert refused.returncode == 1
+
+
+@pytest.mark.slow
+def test_round_with_a_failed_run_is_not_judged_until_the_same_command_has_repaired_it(tmp_path):
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    rounds = ["sweep.until=decided", "sweep.first_seeds=3", "sweep.round_seeds=1", "sweep.max_seeds=4"]
+    command = ["-m", "algorithm=grpo,rgra,reinforce", *rounds, "sweep.claims=.", *FAST, "tracker=none", "seed=0,1,2"]
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "own.yaml").write_text("_target_: broken.Own\n")
+    (tmp_path / "broken.py").write_text(
+        "from dataclasses import dataclass\nfrom rlsparse.components.reward import Completion, Reward\n\n\n"
+        "@dataclass(frozen=True)\nclass Own(Reward):\n    def __call__(self, completion: Completion) -> float:\n"
+        "        return float(open('right').read())\n"
+    )
+    done = call("--config-dir", ".", *command, "reward=own", cwd=tmp_path)
+    assert done.returncode == 1
+    assert not (tmp_path / "runs" / "default" / ROUNDS).exists()
+    (tmp_path / "right").write_text("1")
+    done = call("--config-dir", ".", *command, "reward=own", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "runs" / "default" / ROUNDS).read_text())["looks"]) == 2

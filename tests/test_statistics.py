@@ -168,6 +168,21 @@ def test_samples_subtract_and_average_over_common_seeds_and_questions():
     assert (one - Sample(pd.Series({0: 0.25}))).scores is None
 
 
+def test_questions_that_one_side_was_not_asked_count_on_neither_side():
+    # on a and b both are always right; the first was also asked c, and never right
+    asked = pd.DataFrame([[1, 1, 0]] * 3, columns=list("abc"), dtype=float)
+    one = Sample(asked.mean(axis=1), asked)
+    other = Sample(pd.Series([1.0] * 3), pd.DataFrame([[1, 1]] * 3, columns=list("ab"), dtype=float))
+    assert (one - other).by_seed.tolist() == [0, 0, 0]
+    assert Sample.mean([one, other]).by_seed.tolist() == [1, 1, 1]
+
+
+def test_values_of_0_and_1_have_the_p_of_the_permutation_test():
+    # seven of eight collapsed, against one half: the sign patterns of ±0.5 with at least 7 or at most 1 plus: 18 of 256
+    test = mean_test(pd.Series([1.0] * 7 + [0.0]), 0.5)
+    assert test.p == test.p_seeds == pytest.approx(18 / 256)
+
+
 def test_holm_corrects_by_the_number_of_hypotheses_that_are_left():
     # smallest first: 3 · 0.01 = 0.03; 2 · 0.02 = 0.04; 1 · 0.03 is raised to 0.04, so that the order stays
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
@@ -190,4 +205,7 @@ def test_primary_claim_is_tested_alone_and_before_the_others():
     assert in_order([0.001, 0.01, 0.03], [True, False, False]) == pytest.approx([0.001, 0.02, 0.03])
     # where the primary one is not decided, nothing else is
     assert in_order([0.2, 0.001], [True, False]) == [0.2, 0.2]
+    missing, after = in_order([float("nan"), 0.001], [True, False])
+    assert math.isnan(missing)
+    assert after == 1
     assert in_order([0.02, 0.04], [False, False]) == pytest.approx([0.04, 0.04])

@@ -200,7 +200,7 @@ def answers_table(rows: list[dict[str, Any]]) -> str:
                 those = [100 * one[name] for one in rows if one["seeds"] == S and one["of_questions"] == kappa]
                 row.append(f"{min(those):.1f} to {max(those):.1f}")
         cells.append(row)
-    heads = ["seeds", "p, alike on all questions", "of seeds alone", "p, each better on some", "of seeds alone"]
+    heads = ["seeds", "p, no question effects", "t test of seeds", "p, question effects", "t test of seeds"]
     return tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True, colalign=["right"] * len(heads))
 
 

@@ -32,7 +32,7 @@ from rlsparse.results.claims_file import ClaimError, read_claims
 from rlsparse.results.collect import collect
 from rlsparse.results.planning import plan_text, study_of_runs
 from rlsparse.results.ranks import collect_ranks
-from rlsparse.results.rounds import rounds_text
+from rlsparse.results.rounds import ROUNDS, RoundsError, rounds_text
 from rlsparse.results.study import (
     FORMATS,
     RESULTS,
@@ -104,7 +104,7 @@ def main() -> None:
             _print_plans(options)
         else:
             _write_all(options)
-    except (ClaimError, OverwriteError, ResultsError) as error:
+    except (ClaimError, OverwriteError, ResultsError, RoundsError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -142,6 +142,8 @@ def _write_all(options: argparse.Namespace) -> None:
             collect_answers(experiment, runs),
             rounds_text(experiment),
         )
+        if options.out and more.rounds is None:  # those of earlier runs
+            (folder / ROUNDS).unlink(missing_ok=True)
         write_results(folder, found, more, _first_config(experiment, found.runs))
         folders.append(folder)
     if options.studies and not options.experiment:

@@ -25,7 +25,7 @@ def scores_by_task(studies: Sequence[Study]) -> dict[str, TaskScores]:
     for number, study in enumerate(studies):
         runs = finished(study.runs).dropna(subset=[MEASURE])
         for (method, task, model), group in runs.groupby(["method", *SETTING]):
-            name = " ".join(word for word in str(method).split(" ") if word.partition("=")[0] not in SETTING)
+            name = _without_setting(str(method))
             label = labels[number, str(task), str(model)]
             scores.setdefault(name, {}).setdefault(label, []).extend(group.groupby("seed")[MEASURE].mean())
     return {
@@ -52,7 +52,16 @@ def across_table(studies: Sequence[Study], baseline: str | None) -> Table:
     several = {name: by_task for name, by_task in scores.items() if len(by_task) > 1}
     if not several:
         raise ResultsError("--across: no method has runs on two tasks or models under the same name")
-    return aggregate_table(several, baseline_of(list(several), baseline))
+    wanted = None if baseline is None else _without_setting(baseline)
+    try:
+        return aggregate_table(several, baseline_of(list(several), wanted if wanted in several else None))
+    except ValueError as error:  # no task has all methods
+        raise ResultsError(f"--across: {error}") from error
+
+
+def _without_setting(method: str) -> str:
+    """Return the name of a method without the words that choose the task or the model."""
+    return " ".join(word for word in method.split(" ") if word.partition("=")[0] not in SETTING)
 
 
 def _labels(studies: Sequence[Study]) -> Mapping[tuple[int, str, str], str]:

@@ -26,6 +26,7 @@ NOTE = (
     "with the models and data that stand next to them."
 )
 NAN = float("nan")
+SETTINGS = ("lr", "steps", "prompts_per_step", "group_size", "minibatches", "updates_per_rollout", "adapter_budget")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ClaimOutcome:
     Attributes:
         value: the effect over seeds, in the stored unit of the measure.
         p: the p-value that the verdict depends on, before the correction: two-sided, of the distance to the bound; of
-            two bounds with the value between them, the larger one of two one-sided tests.
+            two bounds with the value between them, twice the larger one of two one-sided tests.
         p_seeds: two-sided p-value of the permutation test over seeds; of two tests the larger one.
         verdict: what the value says, whatever its p: supported, contradicted or not run; after ``judge_all``, it may
             also be inconclusive.
@@ -86,12 +87,16 @@ def judge(claim: Claim, samples: Samples) -> ClaimOutcome:
     unknown = [one for one in [*claim.of, *(claim.versus or [])] if not matching_methods([one], methods)]
     sample = None if unknown else claim_value(claim, samples, list(own), list(others))
     if sample is None or not len(sample.values):
-        reason = f"no finished run has a value of {claim.measure}" if own else "no method has a counterpart"
+        reason = "no method has a counterpart"
+        if own:
+            reason = f"no seed has a value of {claim.measure} for all of its methods"
         if unknown:
             reason = f"no method is named {', '.join(unknown)}"
         nothing = estimate(pd.Series(dtype=float))
         return ClaimOutcome(claim, nothing, NAN, NAN, NOT_RUN, "", reason=reason)
     verdict, p, p_seeds = _verdict({side: mean_test(sample, bound) for side, bound in claim.expect.items()})
+    if claim.measure in SETTINGS:  # chosen once for a method, so that its seeds are no repetitions
+        p, p_seeds = NAN, NAN
     those = runs[runs["method"].isin([*own, *others])] if claim.measure != "collapsed" else runs[:0]
     return ClaimOutcome(
         claim,
@@ -104,6 +109,12 @@ def judge(claim: Claim, samples: Samples) -> ClaimOutcome:
         spread=_spread(claim, samples, own, others) if len(own) > 1 else None,
         diverged=int((those["status"] == "diverged").sum()),
     )
+
+
+def methods_of(claim: Claim, methods: list[str]) -> list[str]:
+    """Return the methods whose runs a claim is about."""
+    sides = counterparts(matching_methods(claim.of, methods), matching_methods(claim.versus or [], methods))
+    return [method for side in sides for method in side]
 
 
 def claims_table(outcomes: list[ClaimOutcome], studies: list[str] | None = None) -> Table:

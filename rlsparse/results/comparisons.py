@@ -60,12 +60,15 @@ def compare_all(
 
 
 def equivalence_p(lower: MeanTest, upper: MeanTest) -> float:
-    """Return the p-value of two one-sided tests (Schuirmann 1987): the larger of the two.
+    """Return the p-value of two one-sided tests (Schuirmann 1987): twice the larger of the two.
+
+    It is at most 0.05 where the 95 % interval lies in the range. It is doubled like every two-sided p-value, since a
+    value outside the range would be called so, too.
 
     Args:
         lower, upper: tests against the lower and the upper end of the range in which a difference does not matter.
     """
-    return max(lower.above, upper.below)
+    return min(2 * max(lower.above, upper.below), 1.0)
 
 
 def _verdict(test: MeanTest, corrected: float, equivalent: float, measure: Measure) -> str:

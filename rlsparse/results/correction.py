@@ -30,7 +30,8 @@ def in_order(values: Sequence[float], primary: Sequence[bool]) -> list[float]:
     """
     first = holm([p if is_first else float("nan") for p, is_first in zip(values, primary, strict=True)])
     others = holm([float("nan") if is_first else p for p, is_first in zip(values, primary, strict=True)])
-    gate = max((p for p in first if p == p), default=0.0)
+    gates = [p for p, is_first in zip(first, primary, strict=True) if is_first]
+    gate = max((p if p == p else 1.0 for p in gates), default=0.0)  # a primary test that cannot be made is not decided
     return [
         one if is_first else max(gate, other) if other == other else other
         for one, other, is_first in zip(first, others, primary, strict=True)

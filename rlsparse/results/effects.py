@@ -5,7 +5,7 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from rlsparse.results.correction import holm
+from rlsparse.results.correction import at_looks, holm
 from rlsparse.results.formatting import interval, p_value
 from rlsparse.results.measures import finished, main_measure
 from rlsparse.results.names import sorted_methods
@@ -35,11 +35,14 @@ class Effect:
     corrected: float = float("nan")
 
 
-def effects(samples: Samples, baseline: str | None) -> list[Effect]:
+def effects(samples: Samples, baseline: str | None, looks: int = 1) -> list[Effect]:
     """Return the main effects of the components that appear in the names of the methods.
 
     A method without a counterpart that differs only in the component is left out; a component without any pair has no
     effect in the list.
+
+    Args:
+        looks: the number of planned looks at the results, by which corrected p-values are multiplied.
     """
     if baseline is None:
         return []
@@ -54,10 +57,10 @@ def effects(samples: Samples, baseline: str | None) -> list[Effect]:
             test = _test(samples, pairs)
             if test is not None:
                 found.append(Effect(component, value, reference.get(component, "not given"), len(pairs), test))
-    return _corrected(found)
+    return _corrected(found, looks)
 
 
-def interactions(samples: Samples, baseline: str | None) -> list[Effect]:
+def interactions(samples: Samples, baseline: str | None, looks: int = 1) -> list[Effect]:
     """Return the interactions of pairs of components: what both values change together beyond the sum of their effects.
 
     For values a and b of two components and their references 0, it is the mean of y(a, b) − y(a, 0) − y(0, b) + y(0, 0)
@@ -84,11 +87,11 @@ def interactions(samples: Samples, baseline: str | None) -> list[Effect]:
                 against = ", ".join(reference.get(key, "not given") for key in (first, second))
                 test = mean_test(mean, 0.0)
                 found.append(Effect(f"{first} × {second}", f"{a}, {b}", against, len(quads), test))
-    return _corrected(found)
+    return _corrected(found, looks)
 
 
-def _corrected(found: list[Effect]) -> list[Effect]:
-    corrected = holm([one.test.p for one in found])
+def _corrected(found: list[Effect], looks: int) -> list[Effect]:
+    corrected = at_looks(holm([one.test.p for one in found]), looks)
     return [replace(one, corrected=p) for one, p in zip(found, corrected, strict=True)]
 
 

@@ -40,9 +40,9 @@ def meaning(questions: Collection[int], differences: bool = True) -> list[str]:
         test = "the same model" if known else "the paired t test"
         lines.append(
             f"Differences are paired by seed{wide}. {P}: two-sided, from {test}; it generalises {to}. {P_HOLM}: {P}, "
-            f"corrected for the number of comparisons here; the verdict rests on it, and is inconclusive unless it is "
-            f"at most {LEVEL:g}. {P_SEEDS}: the sign-flip permutation test over seeds, which assumes no distribution "
-            f"(exact up to {EXACT_UP_TO} seeds; with n seeds at least 2/2ⁿ); it generalises to new seeds on the same "
-            "questions."
+            f"corrected for the number of comparisons here. The verdict is better or worse if it is at most {LEVEL:g}. "
+            f"{P_SEEDS}: the sign-flip permutation test over seeds, which assumes only that differences are symmetric "
+            f"around their mean (exact up to {EXACT_UP_TO} seeds; with n seeds at least 2/2ⁿ); it generalises to new "
+            "seeds on the same questions."
         )
     return lines

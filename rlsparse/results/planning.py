@@ -27,12 +27,13 @@ from rlsparse.results.claims import (
 from rlsparse.results.claims_file import FILE as CLAIMS
 from rlsparse.results.claims_file import Claim, read_claims
 from rlsparse.results.collect import collect
-from rlsparse.results.correction import holm
+from rlsparse.results.correction import at_looks, holm
 from rlsparse.results.crossed import analyse
 from rlsparse.results.formatting import signed
 from rlsparse.results.measures import Measure, finished, main_measure
 from rlsparse.results.names import sorted_methods
 from rlsparse.results.power import MOST_QUESTIONS, MOST_SEEDS, POWER, Variances, fewest
+from rlsparse.results.rounds import read_rounds
 from rlsparse.results.sample import Sample, Samples
 from rlsparse.results.statistics import FEWEST, LEVEL
 from rlsparse.results.study import Study
@@ -125,6 +126,7 @@ def study_of_runs(folder: Path, claims: Path) -> Study:
         ranks=None,
         claims=published,
         answers=collect_answers(folder, every),
+        rounds=read_rounds(folder),
     )
 
 
@@ -203,7 +205,7 @@ def plan_claims(study: Study) -> list[ClaimPlan]:
     outcomes = study.outcomes()
     return [
         _plan_claim(one, level, study.samples)
-        for one, level in zip(outcomes, _levels(outcomes), strict=True)
+        for one, level in zip(outcomes, _levels(outcomes, study.looks), strict=True)
         if one.verdict == INCONCLUSIVE
     ]
 
@@ -231,14 +233,14 @@ def claims_plan(plans: Sequence[ClaimPlan]) -> Table | None:
 
 
 def baseline_plan(study: Study) -> Table | None:
-    """Return a table of the smallest difference from the baseline that the present runs tell, one row per method.
+    """Return a table of the smallest detectable difference from the baseline with the present runs, one row per method.
 
     None if no other method has a seed in common with the baseline.
     """
     differences, main = _differences(study.samples, study.baseline), main_measure(study.runs)
     if not differences:
         return None
-    level, margin = LEVEL / len(differences), None if study.margin is None else study.margin * main.factor
+    level, margin = LEVEL / len(differences) / study.looks, None if study.margin is None else study.margin * main.factor
     of_baseline = _hours(study.runs, [study.baseline])
     rows = [_method_row(name, one, level, margin, main) for name, one in differences.items()]
     hours = {name: _hours(study.runs, [name]) for name in differences}
@@ -247,15 +249,15 @@ def baseline_plan(study: Study) -> Table | None:
     unit = _unit_of(main)
     of_several = f", divided by the {len(differences)} comparisons" if len(differences) > 1 else ""
     notes = [
-        f"Differences from {study.baseline} in {main.title.rsplit(',', 1)[0]}, in {unit}. smallest told: the smallest "
-        f"true difference that the runs find with a probability of {100 * POWER:g} %, in a two-sided test at the level "
-        f"{LEVEL:g}{of_several}. A run of {study.baseline} takes {_short(of_baseline)} hours.",
+        f"Differences from {study.baseline} in {main.title.rsplit(',', 1)[0]}, in {unit}. smallest detectable: the "
+        f"smallest true difference that the runs find with a probability of {100 * POWER:g} %, in a two-sided test at "
+        f"the level {LEVEL:g}{of_several}. A run of {study.baseline} takes {_short(of_baseline)} hours.",
         _about_deviations([len(one.values) for one in differences.values()]),
     ]
     if margin is not None:
         notes.append(
             f"seeds, questions for {margin:g} {unit}: the number in all, with the present questions or the present "
-            f"seeds, that tells a difference as large as the margin of {CLAIMS}."
+            f"seeds, that detects a difference as large as the margin of {CLAIMS}."
         )
     if any(len(one.values) == 1 for one in differences.values()):
         notes.append(f"{ONE_SEED.strip()} of one seed: the standard deviation between questions includes the rest.")
@@ -263,7 +265,7 @@ def baseline_plan(study: Study) -> Table | None:
 
 
 def grid_plan(study: Study) -> Table | None:
-    """Return a table of the smallest difference that other numbers of seeds and questions tell.
+    """Return a table of the smallest detectable difference with other numbers of seeds and questions.
 
     None if no method has two seeds in common with the baseline.
     """
@@ -277,18 +279,21 @@ def grid_plan(study: Study) -> Table | None:
         columns = {"the same questions": 1}
     rows, numbers = [], []
     for S in GRID_SEEDS:
-        told = {title: found.variances.detectable(S, Q, LEVEL / found.comparisons) for title, Q in columns.items()}
+        told = {
+            title: found.variances.detectable(S, Q, LEVEL / found.comparisons / study.looks)
+            for title, Q in columns.items()
+        }
         hours = S * len(methods) * of_a_run
         rows.append({"seeds": str(S)} | {title: _plain(one, main.decimals) for title, one in told.items()})
         rows[-1]["hours of all runs"] = _short(hours)
         numbers.append({"seeds": S, **told, "hours of all runs": hours})
     several = found.comparisons > 1
     notes = [
-        f"Smallest difference from {study.baseline} that is told, in {found.unit}, as above, with the variances "
+        f"Smallest detectable difference from {study.baseline}, in {found.unit}, as above, with the variances "
         f"{'averaged over the methods' if several else 'of the table above'}. The hours are those of all "
         f"{len(methods)} methods on the present questions, one run at a time.",
-        "With few seeds, more questions can make the difference larger: the error is then that of the seeds alone, "
-        "which has few degrees of freedom.",
+        "With few seeds, more questions can make the difference larger, because the test then has fewer degrees of "
+        "freedom and needs a larger t.",
     ]
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes)
 
@@ -392,19 +397,19 @@ def _equal_values(inside: dict[str, float], level: float) -> int | None:
     return max(FEWEST, math.ceil(math.log2((1 if _is_between(inside) else 2) / level)))
 
 
-def _levels(outcomes: Sequence[ClaimOutcome]) -> list[float | None]:
+def _levels(outcomes: Sequence[ClaimOutcome], looks: int) -> list[float | None]:
     """Return the level that settles each claim; None for a claim that is decided or only waits for primary claims.
 
     It is the level of the next step of Holm's procedure: 0.05, divided by the number of undecided claims of the same
-    kind, primary or not.
+    kind, primary or not, and by the number of planned looks.
     """
     levels: list[float | None] = [None] * len(outcomes)
     for primary in (True, False):
         those = [at for at, one in enumerate(outcomes) if one.claim.primary == primary and one.verdict != NOT_RUN]
-        corrected = holm([outcomes[at].p for at in those])
+        corrected = at_looks(holm([outcomes[at].p for at in those]), looks)
         undecided = [at for at, p in zip(those, corrected, strict=True) if not p <= LEVEL]
         for at in undecided:
-            levels[at] = LEVEL / len(undecided)
+            levels[at] = LEVEL / len(undecided) / looks
     return levels
 
 
@@ -424,7 +429,7 @@ def _method_row(
     variances, S, Q = variances_of(difference), len(difference.values), difference.questions
     tested = variances if variances is not None and _vary(variances) and S >= FEWEST else None
     told = NAN if tested is None else tested.detectable(S, max(1, Q), level)
-    title = f"smallest told, {_unit_of(main)}"
+    title = f"smallest detectable, {_unit_of(main)}"
     cells = {"method": name, "seeds": str(S), "questions": str(Q or UNKNOWN)}
     numbers: dict[str, Any] = {"method": name, "seeds": S, "questions": Q}
     if variances is None and difference.scores is not None:
@@ -508,7 +513,9 @@ def _remarks(study: Study, based: Study) -> list[str]:
             f"{based.baseline} and of another method: two are enough for an estimate, and the test needs {FEWEST}."
         )
     elif most < FEWEST:
-        lines.append(f"The test needs at least {FEWEST} seeds: with two, no difference is told, however large it is.")
+        lines.append(
+            f"The test needs at least {FEWEST} seeds: with two, no difference is detectable, however large it is."
+        )
     if not any(one.questions for one in differences.values()):
         lines.append(
             "The answers to each question are not known. The plan therefore holds for the same questions, and the "

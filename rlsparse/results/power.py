@@ -77,8 +77,9 @@ class Variances:
 
         Args:
             low, high: the distances of the true mean from the lower and from the upper bound; both above 0.
+            level: of twice the larger one-sided p-value, as ``comparisons.equivalence_p`` returns it.
         """
-        return max(0.0, sum(self.power(one, S, Q, level, sides=1) for one in (low, high)) - 1)
+        return max(0.0, sum(self.power(one, S, Q, level / 2, sides=1) for one in (low, high)) - 1)
 
     def detectable(self, S: int, Q: int, level: float = LEVEL, power: float = POWER) -> float:
         """Return the smallest true difference that the two-sided test finds with a power, in the unit of the scores."""

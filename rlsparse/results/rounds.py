@@ -10,6 +10,10 @@ ROUNDS = "rounds.json"
 UNDECIDED = ("inconclusive", "not run")
 
 
+class RoundsError(ValueError):
+    """A file of rounds cannot be read."""
+
+
 @dataclass(frozen=True)
 class Look:
     """What was found after a round.
@@ -32,7 +36,7 @@ class Look:
             planned: the number of planned looks.
         """
         decided = sum(verdict not in UNDECIDED for verdict in self.verdicts.values())
-        more = f"more seeds for {', '.join(self.open)}" if self.open else "all decided"
+        more = f"more seeds for {', '.join(self.open)}" if self.open else "no method gets more seeds"
         seeds = f"look {number + 1} of {planned}, {len(self.seeds)} seeds"
         return f"{seeds}: {decided} of {len(self.verdicts)} decided; {more if number + 1 < planned else 'the last one'}"
 
@@ -55,7 +59,8 @@ class Rounds:
         return (
             f"Seeds were added in rounds until the claims were decided: looks at {made} seeds, of at most "
             f"{self.planned_looks} looks. Corrected p-values are also multiplied by {self.planned_looks} (Bonferroni), "
-            "which keeps the chance of a false finding at 5 % over all looks."
+            "which keeps the chance of a false finding at 5 % over all looks. Means and intervals are not corrected, "
+            "and methods may have different numbers of seeds."
         )
 
 
@@ -65,16 +70,27 @@ def rounds_text(folder: Path) -> str | None:
 
 
 def read_rounds(folder: Path) -> Rounds | None:
-    """Return the rounds of an experiment; None where there are none, or where the file cannot be read."""
-    content = read_object(folder / ROUNDS)
-    if content is None:
+    """Return the rounds of an experiment; None where there are none.
+
+    Raises:
+        RoundsError: the file cannot be read.
+    """
+    file = folder / ROUNDS
+    if not file.is_file():
         return None
+    content = read_object(file)
+    if content is None:
+        raise RoundsError(f"{file}: cannot be read; delete it to judge the runs as those of an ordinary sweep")
     try:
         looks = [
             Look(list(map(str, one["seeds"])), dict(one["verdicts"]), list(map(str, one["open"])))
             for one in content["looks"]
         ]
-        planned = content["planned_looks"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return Rounds(planned, tuple(looks)) if isinstance(planned, int) and planned >= len(looks) else None
+        planned = int(content["planned_looks"])
+        if planned < len(looks):
+            raise ValueError(f"{len(looks)} looks of {planned}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RoundsError(
+            f"{file}: has no valid looks; delete it to judge the runs as those of an ordinary sweep"
+        ) from error
+    return Rounds(planned, tuple(looks))

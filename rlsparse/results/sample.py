@@ -45,7 +45,7 @@ class Sample:
         values = (self.by_seed - other.by_seed).dropna()
         if self.scores is None or other.scores is None:
             return Sample(values)
-        return _with_scores(values, self.scores - other.scores)
+        return _with_scores(values, self.scores - other.scores, len(self.scores.columns), len(other.scores.columns))
 
     def scaled(self, factor: float) -> "Sample":
         """Return the sample in another unit."""
@@ -53,7 +53,8 @@ class Sample:
 
     def ratio(self, other: "Sample") -> "Sample":
         """Return the ratio to another sample by seed, minus 1. It is no mean over questions."""
-        return Sample((self.by_seed / other.by_seed - 1).dropna())
+        ratios = (self.by_seed / other.by_seed - 1).dropna()
+        return Sample(ratios[np.isfinite(ratios)])  # without those to 0
 
     @classmethod
     def mean(cls, samples: "Sequence[Sample]") -> "Sample":
@@ -65,13 +66,22 @@ class Sample:
         total = frames[0]
         for frame in frames[1:]:
             total = total + frame
-        return _with_scores(values, total / len(frames))
+        return _with_scores(values, total / len(frames), *(len(frame.columns) for frame in frames))
 
 
-def _with_scores(values: "pd.Series[float]", scores: pd.DataFrame) -> Sample:
-    """Return a sample whose scores are of the seeds of its values, and of the questions that all of these have."""
+def _with_scores(values: "pd.Series[float]", scores: pd.DataFrame, *asked: int) -> Sample:
+    """Return a sample whose scores are of the seeds of its values, and of the questions that all of these have.
+
+    Args:
+        values: means over all questions. Where some questions are left out, they are replaced by means over the rest.
+        asked: the numbers of questions that the scores are made from.
+    """
     known = scores.reindex(values.index).dropna(axis=1)
-    return Sample(values, known if known.shape[1] > 1 else None)
+    if known.shape[1] < 2:
+        return Sample(values)
+    if any(known.shape[1] < count for count in (scores.shape[1], *asked)):
+        values = known.mean(axis=1)
+    return Sample(values, known)
 
 
 @dataclass(frozen=True)

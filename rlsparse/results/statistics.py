@@ -73,7 +73,7 @@ class MeanTest:
     Attributes:
         estimate: the mean.
         above: one-sided p-value of the hypothesis that the true mean is at most the bound; NaN with fewer than
-            ``FEWEST`` seeds. Where all values are equal, it is half of ``p_seeds``.
+            ``FEWEST`` seeds. Where the values are all equal, or all 0 or 1, it is half of ``p_seeds``.
         below: the same of the hypothesis that it is at least the bound.
         p_seeds: two-sided p-value of the sign-flip permutation test over seeds, for new seeds on these questions.
         side: "above" if the mean is above the bound, else "below".
@@ -122,7 +122,8 @@ def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
     p_seeds, side = sign_flip_p(sample.values - bound), "above" if found.mean > bound else "below"
     if spread is None or found.n < FEWEST:
         above = below = NAN
-    elif spread.error <= ROUNDING * max(1.0, abs(found.mean)):  # equal values tell nothing of a t distribution
+    elif spread.error <= ROUNDING * max(1.0, abs(found.mean)) or _yes_or_no(sample):
+        # values that are all equal, or all 0 or 1, have no t distribution
         above, below = (p_seeds / 2 if side == one and found.mean != bound else 1.0 for one in ("above", "below"))
     else:
         above, below = spread.p_above(bound), spread.p_below(bound)
@@ -162,6 +163,11 @@ def sign_flip_p(differences: Floats) -> float:
     means = np.abs(signs @ differences) / n
     observed = abs(differences.mean())
     return float((means >= observed - 1e-12 * max(1.0, observed)).mean())
+
+
+def _yes_or_no(sample: Sample) -> bool:
+    """Return whether each value is 0 or 1, such as whether a run has collapsed; an accuracy has its questions."""
+    return sample.scores is None and bool(np.isin(sample.values, (0, 1)).all())
 
 
 def _over_seeds(sample: Sample) -> Spread | None:

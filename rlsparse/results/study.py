@@ -102,7 +102,7 @@ class Study:
 
     @cached_property
     def _effects(self) -> list[Effect]:
-        found = effects(self.samples, self.baseline)
+        found = effects(self.samples, self.baseline, self.looks)
         return found if len({one.component for one in found}) > 1 else []
 
     def interactions(self) -> list[Effect]:
@@ -111,7 +111,7 @@ class Study:
 
     @cached_property
     def _interactions(self) -> list[Effect]:
-        return interactions(self.samples, self.baseline)
+        return interactions(self.samples, self.baseline, self.looks)
 
     def outcomes(self) -> list[ClaimOutcome]:
         """Return the outcome of each claim."""
@@ -227,6 +227,8 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     if missing := [name for name in NEEDED if name not in runs]:
         raise ResultsError(f"{folder / RESULTS}: has no column {missing[0]}; its columns must be separated by commas")
     answers = Answers(_frame(folder / ANSWERS), _frame(folder / QUESTIONS))
+    if answers.rows.empty != answers.questions.empty:
+        raise ResultsError(f"{folder}: {ANSWERS} and {QUESTIONS} belong together; add the other, or delete both")
     rounds = read_rounds(folder)
     return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers, rounds)
 
@@ -248,12 +250,14 @@ def tables(study: Study) -> dict[str, Table]:
         main = outcome_table(study.samples, study.baseline, study.comparisons(), study.not_counted, study.margin)
     if main is not None and study.baseline is None and study.claims is not None:
         main.notes.insert(0, f"No differences: no method is named {study.claims.baseline}, the baseline of {CLAIMS}.")
-    if main is not None and study.rounds is not None:
-        main.notes.insert(0, study.rounds.note())
+    judged = claims_table(outcomes) if outcomes else None
+    for table in (main, judged):
+        if table is not None and study.rounds is not None:
+            table.notes.insert(0, study.rounds.note())
     made = {
         "table": main,
         "benchmarks": None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline),
-        "claims": claims_table(outcomes) if outcomes else None,
+        "claims": judged,
         "effects": effects_table(study.runs, found) if found else None,
         "interactions": effects_table(study.runs, together, INTERACTION) if together else None,
         "costs": cost_table(study.runs, study.curves, study.baseline),

@@ -59,6 +59,7 @@ def outcome_table(
     runs = samples.runs
     methods, main = sorted_methods(list(runs["method"]), baseline), main_measure(runs)
     rows, numbers = [], []
+    questions = {one.test.estimate.questions for one in compared.values()}
     for method in methods:
         row: dict[str, str] = {"method": method}
         number: dict[str, Any] = {"method": method}
@@ -70,6 +71,7 @@ def outcome_table(
             row[measure.title] = interval(found, measure.decimals)
             number |= _numbers(measure.title, found)
             if measure is main:
+                questions.add(found.questions)
                 row["IQM"] = number["IQM"] = f"{found.iqm:.{measure.decimals}f}" if found.n else "–"
         if baseline is not None:
             difference, unrounded = _difference(compared.get(method), method == baseline, main)
@@ -79,7 +81,6 @@ def outcome_table(
         row["seeds"] = number["seeds"] = str(by_seed(runs, method, main.column).count())
         rows.append(row)
         numbers.append(number)
-    questions = {one.test.estimate.questions for one in compared.values()}
     notes = [*meaning(questions, differences=baseline is not None), DEFINITIONS]
     if baseline is not None:
         notes.append(f"Differences are to {baseline}.")

@@ -163,7 +163,7 @@ def _bases(known: Sequence[TimeEstimate]) -> list[str]:
 
 
 def _power(runs: Sequence[PlannedRun]) -> list[str]:
-    """Return for each experiment a line with the smallest difference between methods that its seeds will tell.
+    """Return for each experiment a line with the smallest difference between methods that its seeds will detect.
 
     There is no line without finished runs of at least two seeds of the baseline and another method.
     """
@@ -191,13 +191,13 @@ def _smallest_difference(folder: Path, planned: Sequence[PlannedRun]) -> list[st
         return []
     seeds = len(found.seeds | {run.config.seed for run in planned})
     if seeds < FEWEST:
-        return [f"{seeds} seeds tell no difference between methods: the test needs at least {FEWEST}"]
+        return [f"{seeds} seeds detect no difference between methods: the test needs at least {FEWEST}"]
     counted = f"{seeds} seeds x {found.questions} questions" if found.questions else f"{seeds} seeds"
     comparisons = max(found.comparisons, len({run.identity.method_hash for run in planned}) - 1)
     several = f", {comparisons} comparisons" if comparisons > 1 else ""
     smallest = found.variances.detectable(seeds, max(1, found.questions), LEVEL / comparisons)
     return [
-        f"{counted} tell a difference to {found.baseline} of about {smallest:.3g} {found.unit} "
+        f"{counted} detect a difference to {found.baseline} of about {smallest:.3g} {found.unit} "
         f"({100 * POWER:g} % power{several}), from {found.runs} finished runs"
     ]
 

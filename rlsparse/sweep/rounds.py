@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsparse.config.schema import Config, ConfigError
-from rlsparse.results.rounds import ROUNDS, Look, Rounds, read_rounds
+from rlsparse.results.rounds import ROUNDS, Look, Rounds, RoundsError, read_rounds
 from rlsparse.results.sorting import natural_key
 from rlsparse.storage.atomic import write_whole
 from rlsparse.storage.run_folder import RunFolder
@@ -41,6 +41,11 @@ class Schedule:
     def looks(self) -> int:
         """The number of planned looks: one after each round."""
         return len(self.rounds)
+
+    @property
+    def seeds(self) -> list[str]:
+        """The seeds of all rounds."""
+        return [seed for one in self.rounds for seed in one]
 
     def until(self, look: int) -> set[str]:
         """Return the seeds of the rounds up to a look, which is counted from 0."""
@@ -74,8 +79,8 @@ def schedule(seeds: Sequence[str], first: int, step: int) -> Schedule:
     """
     if len(seeds) <= first:
         raise ConfigError(
-            f"sweep.first_seeds={first}: with {len(seeds)} seeds there is a single round; lower it, or raise "
-            "sweep.max_seeds"
+            f"sweep.first_seeds={first}: with {len(seeds)} seeds there is a single round; raise "
+            f"sweep.max_seeds to at least {first + 1}"
         )
     starts = [0, *range(first, len(seeds), step)]
     return Schedule(tuple(tuple(seeds[a:b]) for a, b in zip(starts, [*starts[1:], len(seeds)], strict=True)))
@@ -88,13 +93,9 @@ def jobs_of_round(jobs: Sequence[Job], seeds: Sequence[str], methods: Collection
         jobs: of the grid, with any seeds.
         methods: jobs without their seed (see ``method_of``); None for all.
     """
-    found: dict[tuple[str, ...], Job] = {}
-    for job in jobs:
-        if methods is None or method_of(job) in methods:
-            for seed in seeds:
-                one = [word for word in job if key_of(word) != SEED] + [f"{SEED}={seed}"]
-                found.setdefault(tuple(one), one)
-    return list(found.values())
+    wanted = [one for one in dict.fromkeys(map(method_of, jobs)) if methods is None or one in methods]
+    # by seed, so that changes in the load of the machine affect the times of all methods alike
+    return [[*method, f"{SEED}={seed}"] for seed in seeds for method in wanted]
 
 
 def seed_of(job: Sequence[str]) -> list[str]:
@@ -164,6 +165,12 @@ class SeedRounds:
 
         runs = collect(self.folder).runs
         names = dict(zip(runs["id"], runs["method"], strict=True))
+        unknown = sorted(set(look.open) - set(names.values()))
+        if unknown:
+            raise ConfigError(
+                f"sweep.until=decided: {self.folder / ROUNDS} names {', '.join(unknown)}, which no run has: another "
+                "sweep of this experiment has changed the names of methods; give this one its own experiment.name"
+            )
         return lambda run_id: names.get(run_id) in look.open
 
     def is_over_time(self) -> bool:
@@ -177,7 +184,10 @@ def earlier_looks(folder: Path, plan: Schedule) -> list[Look]:
     Raises:
         ConfigError: they belong to other rounds.
     """
-    found = read_rounds(folder)
+    try:
+        found = read_rounds(folder)
+    except RoundsError as error:
+        raise ConfigError(f"sweep.until=decided: {error}") from error
     if found is None:
         return []
     if found.planned_looks != plan.looks or any(
@@ -198,7 +208,7 @@ def look_at(study: "Study", seeds: Collection[str], planned: int) -> Look:
             baseline.
         planned: the number of planned looks.
     """
-    from rlsparse.results.claims import INCONCLUSIVE, matching_methods  # imports pandas and scipy
+    from rlsparse.results.claims import INCONCLUSIVE, methods_of  # imports pandas and scipy
     from rlsparse.results.comparisons import INCONCLUSIVE as UNDECIDED
 
     runs = study.runs[study.runs["seed"].astype(str).isin(list(seeds))]
@@ -209,7 +219,7 @@ def look_at(study: "Study", seeds: Collection[str], planned: int) -> Look:
         for one in study.outcomes():
             verdicts[one.claim.claim] = one.verdict
             if one.verdict == INCONCLUSIVE:
-                still_open |= set(matching_methods([*one.claim.of, *(one.claim.versus or [])], methods))
+                still_open |= set(methods_of(one.claim, methods))
     else:
         for method, found in study.comparisons().items():
             verdicts[method] = found.verdict

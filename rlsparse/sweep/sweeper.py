@@ -175,10 +175,10 @@ class SweepRunner:
         methods: set[tuple[str, ...]] | None = None
         for number, seeds in enumerate(rounds.schedule.rounds):
             begun = jobs_of_round(jobs, seeds, methods)
-            planned = self.run(begun, tuned_keys=tuned_keys, earlier=[job for job, _ in done])
-            while any(one.state().state == "running" for one in planned):  # by another process of the same sweep
-                time.sleep(POLL_INTERVAL)
+            planned = self._run_round(begun, tuned_keys, [job for job, _ in done])
             done += zip(begun, planned, strict=True)
+            if any(one.state().state not in ("finished", "diverged") for one in planned):
+                break  # a look without them would be another test than the planned one
             look = rounds.look(number)
             print(look.line(number, rounds.schedule.looks), file=sys.stderr)
             is_open = rounds.is_open(look)
@@ -186,6 +186,15 @@ class SweepRunner:
             if not methods or rounds.is_over_time():
                 break
         return [one for _, one in done]
+
+    def _run_round(self, jobs: list[Job], tuned_keys: Sequence[str], earlier: Sequence[Job]) -> list[PlannedJob]:
+        """Do the jobs of a round, and wait for those that another process of the same sweep does."""
+        planned = self.run(jobs, tuned_keys=tuned_keys, earlier=earlier)
+        waited = False
+        while any(one.state().state == "running" for one in planned):
+            waited = True
+            time.sleep(POLL_INTERVAL)
+        return self.run(jobs, tuned_keys=tuned_keys, earlier=earlier) if waited else planned
 
     def _plan(self, points: Sequence[Point], tuned: Tuned, earlier: Sequence[Job]) -> list[PlannedJob]:
         """Check every point and update the plan of each experiment.
@@ -259,6 +268,11 @@ def _print_dry_run(config: DictConfig, spec: LauncherSpec, batch_size: int | Non
     with exit_on_error():
         jobs = sweep_jobs(config)
         tuning = sweep_tuning(config, jobs)
+        rounds = None
+        if OmegaConf.select(config, "sweep.until") == DECIDED:
+            avoided = tuning.seeds if tuning is not None else ()
+            rounds = SeedRounds.of(sweep_points(config, jobs[:1])[0].config, jobs, avoided)
+            jobs = jobs_of_round(jobs, rounds.schedule.seeds, None)
         points = _with_device(sweep_points(config, _expected_jobs(jobs, tuning)), spec, settings)
         with remove_new_folders([point.config for point in points]):
             identities = _check_points(points, spec, lambda check: check())
@@ -274,6 +288,9 @@ def _print_dry_run(config: DictConfig, spec: LauncherSpec, batch_size: int | Non
         for at, (name, point, identity) in enumerate(named)
     ]
     print(describe(runs, parallelism))
+    if rounds is not None:
+        first, looks = len(rounds.schedule.rounds[0]), rounds.schedule.looks
+        print(f"sweep.until=decided: these are all runs of {looks} rounds; the first has {first} seeds of each method")
     if tuning is not None:
         keys = ", ".join(tuning.values)
         print(f"{keys}: the runs of the comparison are listed with the first value; the trials will choose the value")
