@@ -79,7 +79,7 @@ def main() -> None:
             for name, one in found.items():
                 shares = {share_of(key): one[key] / found[BASELINE][key] for key in TIMES}
                 report.setdefault(name, {**one, **shares})
-    Path(__file__).with_name("adapters.json").write_text(json.dumps(report, indent=1) + "\n")
+            Path(__file__).with_name("adapters.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
 
 

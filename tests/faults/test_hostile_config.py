@@ -179,6 +179,8 @@ def bounds_of(key, keys):
     if target is not None:
         module, _, cls = target.rpartition(".")
         return keys_of(getattr(import_module(module), cls))[name].bounds
+    if group and group not in keys_of(Config):  # inside a mapping such as adapter.settings, whose keys are peft's
+        return None
     return keys_of(keys_of(Config)[group].type if group else Config)[name].bounds
 
 

@@ -28,8 +28,10 @@ def until_saved(runs: Path, algorithm: str) -> Path:
 
 
 @pytest.mark.slow
-def test_run_of_a_killed_worker_is_started_again_and_resumes(tmp_path, fork_server):
+def test_run_of_a_killed_worker_is_started_again_and_resumes(tmp_path, fork_server, full):
     pytest.importorskip("ray")
+    if not full:
+        pytest.skip("at full length only (make test-faults)")
     launcher = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2")
     process = subprocess.Popen(
         [sys.executable, "-m", "rlsparse.run", "-m", *SETTING, *AXES, *launcher, f"runs_dir={tmp_path / 'ray'}"],
