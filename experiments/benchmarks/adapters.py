@@ -32,7 +32,7 @@ SIDES = {
     "lora on nf4, dequantized rollout": ["adapter=lora", "model.quantization=nf4", "rollout.dequantize=true"],
 }
 BASELINE = "lora"
-TOGETHER = 4  # contenders beside the baseline in a race
+TOGETHER = 5  # contenders beside the baseline in a race
 TIMES, OTHERS = ("step", "rollout", "update"), ("tokens/s", "memory, GiB", "trained, M")
 
 
