@@ -57,11 +57,12 @@ def main() -> None:
             "train.prompts_per_step=4",
             f"train.steps={options.steps}",
             f"eval.every={options.steps}",
-            "eval.max_rows=8",
+            "eval.max_rows=1",
             "eval.samples=1",
+            "eval.max_new_tokens=8",
             "tracker=none",
             "lora_rank=8",
-            f"threads={options.threads}",
+            "threads=1",
         ]
         work = Work(options.model, "grpo", steps=options.steps, threads=options.threads)
         report: dict[str, Any] = {}
@@ -84,14 +85,17 @@ def main() -> None:
 
 
 def run_in_turns(pipe: Connection, work: Work, overrides: list[str]) -> None:
-    """Do an ordinary run, each of whose steps waits for its turn."""
+    """Do an ordinary run, each of whose steps waits for its turn.
+
+    Outside the steps it has one thread: all contenders start and end at the same time.
+    """
     import torch
 
     from rlsparse.config.compose import compose
     from rlsparse.run import run
     from rlsparse.training.metrics import Recorder
 
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(1)
     gate = Gate(pipe)
     evaluation, step = Recorder.evaluation, Recorder.step
 
@@ -99,10 +103,13 @@ def run_in_turns(pipe: Connection, work: Work, overrides: list[str]) -> None:
         evaluation(self, number, *rest)
         if number == 0:
             gate.wait()
+            torch.set_num_threads(work.threads)
 
     def in_turn(self: Recorder, number: int, *rest: Any) -> None:
         step(self, number, *rest)
         gate.report()
+        if number == work.steps:
+            torch.set_num_threads(1)
         gate.wait()
 
     Recorder.evaluation, Recorder.step = begin, in_turn  # type: ignore[method-assign]
