@@ -131,8 +131,10 @@ def test_own_reward_with_two_ranks_gives_the_results_of_one(mine):
 
 
 @pytest.mark.slow
-def test_own_reward_runs_as_a_ray_task(mine):
+def test_own_reward_runs_as_a_ray_task(mine, full):
     pytest.importorskip("ray")
+    if not full:
+        pytest.skip("with --full only: it starts a Ray cluster")
     words = ["-m", "reward=brief", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1"]
     run(mine, *words, start=[sys.executable])
     assert [one["status"] for one in summaries(mine).values()] == ["finished"]

@@ -48,6 +48,8 @@ SETTINGS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_run_killed_at_random_moments_and_started_again_ends_the_same(name, fork_server, tmp_path, full):
+    if name == "S-GRPO" and not full:
+        pytest.skip("at full length only (make test-faults)")
     overrides = [*SETTINGS[name], *SETTING]
     started = time.monotonic()
     assert fork_server.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
