@@ -277,7 +277,7 @@ def test_committed_claims_name_methods_of_their_study(folder):
         pytest.skip(f"{folder.name}: its runs are not committed yet")
     study = read_study(folder)
     assert study.baseline == claims.baseline is not None
-    assert {one.verdict for one in study.outcomes()} & {"supported", "contradicted", "inconclusive"}
+    assert {one.verdict for one in study.outcomes} & {"supported", "contradicted", "inconclusive"}
 
 
 def test_main_effects_equal_hand_computed_values():

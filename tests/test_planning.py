@@ -299,9 +299,9 @@ def test_level_is_that_of_the_next_step_of_holm_among_claims_of_its_kind(tmp_pat
 @pytest.mark.parametrize(
     ("expect", "finals", "more"),
     [
-        # n equal values: the sign-flip test has p = 2/2ⁿ, which is below 0.05 from 6 on, and 1/2ⁿ on one side, from 5
+        # n equal values: the sign-flip test has p = 2/2ⁿ, which is below 0.05 from 6 on, and so have two one-sided tests
         ({"above": 0}, [0.6] * 4, "2"),
-        ({"above": 0, "below": 0.2}, [0.6] * 4, "1"),
+        ({"above": 0, "below": 0.2}, [0.6] * 4, "2"),
         ({"above": 0.1}, [0.6] * 4, "none would"),  # 0.6 - 0.5 is 0.1 but for rounding
     ],
 )

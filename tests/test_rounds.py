@@ -3,13 +3,16 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from rlsparse.config.schema import ConfigError
+from rlsparse.results.claims_file import Claim, Claims
 from rlsparse.results.correction import at_looks
 from rlsparse.results.rounds import ROUNDS, Look, Rounds, RoundsError, read_rounds
-from rlsparse.sweep.rounds import earlier_looks, jobs_of_round, method_of, more_seeds, schedule
+from rlsparse.results.study import Study
+from rlsparse.sweep.rounds import earlier_looks, jobs_of_round, look_at, method_of, more_seeds, schedule
 from tests.test_cli import FAST, call, summaries
 
 CLAIMS = """
@@ -77,6 +80,16 @@ def test_several_looks_find_something_false_in_at_most_a_twentieth_of_studies():
     assert (corrected <= 0.05).any(axis=0).mean() <= 0.05
 
 
+def test_claim_about_a_setting_opens_no_method():
+    """Its seeds are no repetitions, so that more of them would decide nothing."""
+    rows = [{"id": f"{m}{s}", "method": m, "seed": s, "status": "finished", "lr": 0.1} for m in "ab" for s in range(3)]
+    claim = Claim("c", "p", "s", ["a"], "lr", {"above": 0.0})
+    runs = pd.DataFrame(rows).assign(final_sampled=0.5)
+    study = Study("s", runs, pd.DataFrame(), pd.DataFrame(), [], pd.DataFrame(), None, Claims("b", [claim]))
+    look = look_at(study, ["0", "1", "2"], 2)
+    assert (look.verdicts, look.open) == ({"c": "inconclusive"}, [])
+
+
 @pytest.mark.slow
 def test_sweep_until_decided_gives_seeds_to_open_claims_alone_and_does_nothing_when_repeated(tmp_path):
     (tmp_path / "claims.yaml").write_text(CLAIMS)
@@ -101,6 +114,10 @@ def test_sweep_until_decided_gives_seeds_to_open_claims_alone_and_does_nothing_w
     shown = call(*command, "seed=0,1,2", "--dry-run", cwd=tmp_path)
     assert "15 points: 13 finished, 2 missing" in shown.stdout
     assert "these are all runs of 3 rounds; the first has 3 seeds of each method" in shown.stdout
+    (tmp_path / "claims.yaml").write_text("claims: 3")  # an error is found before the first run
+    refused = call(*command, "seed=0,1,2", "experiment.name=other", cwd=tmp_path)
+    assert "error: sweep.until=decided: claims.yaml: needs baseline: METHOD and claims: a list" in refused.stderr
+    assert not (tmp_path / "runs" / "other").exists()
     refused = call(*[word.replace("claims=.", "claims=nowhere") for word in command], "seed=0,1,2", cwd=tmp_path)
     assert "sweep.claims=nowhere: has no claims.yaml; give the folder that contains it" in refused.stderr
     assert refused.returncode == 1

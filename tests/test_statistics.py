@@ -10,7 +10,7 @@ from scipy import stats
 from rlsparse.results.correction import holm, in_order
 from rlsparse.results.crossed import analyse
 from rlsparse.results.sample import Sample
-from rlsparse.results.statistics import estimate, mean_test, paired, sign_flip_p
+from rlsparse.results.statistics import estimate, mean_test, sign_flip_p
 
 
 def test_mean_and_interquartile_mean_equal_hand_computed_values():
@@ -81,11 +81,6 @@ def test_sign_flip_p_of_many_seeds_takes_random_patterns():
     assert sign_flip_p(values) == pytest.approx(exact.pvalue, abs=0.02)
     # of 2^40 patterns two are as far from 0, and neither is drawn: the observed one alone counts
     assert sign_flip_p(np.ones(40)) == 1 / 2**16
-
-
-def test_paired_differences_are_of_common_seeds():
-    ours, theirs = pd.Series({0: 0.5, 1: 0.6, 2: 0.7}), pd.Series({1: 0.5, 2: 0.5, 3: 0.1})
-    assert paired(ours, theirs).round(9).to_dict() == {1: 0.1, 2: 0.2}
 
 
 def test_sign_flip_without_a_difference_is_significant_in_a_twentieth_of_studies():

@@ -26,6 +26,7 @@ SEEDS, QUESTIONS = (3, 4, 6, 8, 16), (60, 240, 1000)
 # standard deviations of seeds and questions, as shares of one answer; that of the rest is 0.4
 SPREADS = ((0.0, 0.0), (0.02, 0.0), (0.0, 0.1), (0.02, 0.1), (0.05, 0.1), (0.02, 0.3))
 REST = 0.4
+BOOTSTRAPPED, RESAMPLES = 240, 500  # questions of the settings that are bootstrapped too
 LOOKS = (4, 6, 8)  # seeds at each look
 CLAIMS = 5
 STUDIES = Path(__file__).parent.parent
@@ -52,17 +53,38 @@ def normal_effects(repetitions: int) -> list[dict[str, Any]]:
     for S in SEEDS:
         for Q in QUESTIONS:
             for of_seeds, of_questions in SPREADS:
-                random, covered, covered_t = np.random.default_rng([S, Q]), 0, 0
+                random, covered, covered_t, covered_b = np.random.default_rng([S, Q]), 0, 0, 0
                 for _ in range(repetitions):
                     scores = of_seeds * random.normal(size=(S, 1)) + of_questions * random.normal(size=Q)
-                    found = analyse(scores + REST * random.normal(size=(S, Q)))  # (S, Q)
+                    scores = scores + REST * random.normal(size=(S, Q))  # (S, Q)
+                    found = analyse(scores)
                     low, high = found.over_both().interval()
                     covered += low <= 0 <= high
                     low, high = found.over_seeds().interval()
                     covered_t += low <= 0 <= high
+                    if Q == BOOTSTRAPPED:
+                        low, high = bootstrap(scores, random)
+                        covered_b += low <= 0 <= high
                 setting = {"seeds": S, "questions": Q, "of_seeds": of_seeds, "of_questions": of_questions}
-                rows.append({**setting, "covered": covered / repetitions, "covered_by_seeds": covered_t / repetitions})
+                shares = {"covered": covered, "covered_by_seeds": covered_t}
+                if Q == BOOTSTRAPPED:
+                    shares["covered_by_bootstrap"] = covered_b
+                rows.append({**setting, **{name: count / repetitions for name, count in shares.items()}})
     return rows
+
+
+def bootstrap(scores: np.ndarray[Any, Any], random: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a bootstrap that draws seeds and questions (Owen 2007).
+
+    Args:
+        scores: shape (S, Q).
+    """
+    S, Q = scores.shape
+    of_seeds = random.multinomial(S, np.full(S, 1 / S), size=RESAMPLES)  # (R, S) how often each seed is drawn
+    of_questions = random.multinomial(Q, np.full(Q, 1 / Q), size=RESAMPLES)  # (R, Q)
+    means = ((of_seeds @ scores) * of_questions).sum(axis=1) / (S * Q)  # (R,)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def right_or_wrong(repetitions: int) -> list[dict[str, Any]]:
@@ -146,15 +168,19 @@ def decided(scores: np.ndarray[Any, Any]) -> tuple[list[bool], int]:
 
 
 def replayed(folder: Path) -> dict[str, Any] | None:
-    """Return what ``sweep.until=decided`` would have saved in a committed study; None where it has too few seeds."""
+    """Return what ``sweep.until=decided`` would have saved in a committed study.
+
+    Returns:
+        None where the study has too few seeds or no claims.
+    """
     if not (folder / "results.csv").is_file():
         return None
     study = read_study(folder)
     seeds = [str(seed) for seed in sorted(study.runs["seed"].unique())]
-    if len(seeds) <= LOOKS[0]:
+    if len(seeds) <= LOOKS[0] or not study.outcomes:
         return None
     plan = schedule(seeds, LOOKS[0], 2)
-    runs, fixed = study.runs, [one.verdict for one in study.outcomes()]
+    runs, fixed = study.runs, [one.verdict for one in study.outcomes]
     taken = runs[runs["seed"].astype(str).isin(plan.rounds[0])]
     for number in range(plan.looks):
         look = look_at(replace(study, runs=taken), plan.until(number), plan.looks)
@@ -180,13 +206,15 @@ def coverage_table(rows: list[dict[str, Any]]) -> str:
     """Return the lowest and the highest coverage by seeds and questions, as Markdown."""
     cells = []
     for S in SEEDS:
-        row = [str(S)]
+        row, of_seeds = [str(S)], [one for one in rows if one["seeds"] == S]
         for Q in QUESTIONS:
-            those = [100 * one["covered"] for one in rows if (one["seeds"], one["questions"]) == (S, Q)]
+            those = [100 * one["covered"] for one in of_seeds if one["questions"] == Q]
             row.append(f"{min(those):.1f} to {max(those):.1f}")
-        narrow = [100 * one["covered_by_seeds"] for one in rows if one["seeds"] == S and one["of_questions"] == 0.3]
-        cells.append([*row, f"{min(narrow):.1f} to {max(narrow):.1f}"])
-    heads = ["seeds", *(f"{Q} questions" for Q in QUESTIONS), "seeds alone, questions differ much"]
+        drawn = [100 * one["covered_by_bootstrap"] for one in of_seeds if "covered_by_bootstrap" in one]
+        narrow = [100 * one["covered_by_seeds"] for one in of_seeds if one["of_questions"] == 0.3]
+        cells.append([*row, *(f"{min(one):.1f} to {max(one):.1f}" for one in (drawn, narrow))])
+    heads = ["seeds", *(f"{Q} questions" for Q in QUESTIONS)]
+    heads += [f"bootstrap, {BOOTSTRAPPED} questions", "seeds alone, questions differ much"]
     return tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True, colalign=["right"] * len(heads))
 
 

@@ -156,7 +156,7 @@ def _write_all(options: argparse.Namespace) -> None:
         if names.count(folder.name) > 1:  # a study has the same name as the experiment
             studies[folder] = replace(studies[folder], name=str(folder))
     for study in studies.values():
-        for outcome in study.outcomes():
+        for outcome in study.outcomes:
             why = f" ({outcome.reason})" if outcome.reason else ""
             print(f"{study.name}: {outcome.claim.claim}: {outcome.verdict}{why}")
     if options.studies and not options.experiment:

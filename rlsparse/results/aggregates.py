@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from rlsparse.results.crossed import Floats
 from rlsparse.results.formatting import signed
 from rlsparse.results.names import sorted_methods
 from rlsparse.results.table import Table
@@ -27,7 +28,6 @@ GAMMA = 1.0  # the score from which on the optimality gap of a run is 0
 PROBABILITY = "P(better), %"
 SOURCE = "Agarwal et al. 2021, arXiv 2108.13264"
 
-Floats = npt.NDArray[np.floating[Any]]
 TaskScores = Mapping[str, Floats]
 Metric = Callable[[Sequence[Floats]], Floats]
 

@@ -60,6 +60,16 @@ class ClaimOutcome:
     diverged: int = 0
     reason: str = ""
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether seeds can decide it: there are runs, and its measure is no setting, which has no p."""
+        return self.verdict != NOT_RUN and self.claim.measure not in SETTINGS
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether more seeds or questions could decide it."""
+        return self.is_tested and self.verdict == INCONCLUSIVE
+
 
 def judge_all(claims: Sequence[Claim], samples: Samples, looks: int = 1) -> list[ClaimOutcome]:
     """Return the outcomes of the claims of a study, corrected for their number; primary claims come first.

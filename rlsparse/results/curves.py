@@ -10,6 +10,7 @@ from rlsparse.storage.run_folder import RunFolder
 EVALUATION = {"accuracy_sampled": "eval/accuracy_sampled", "accuracy_greedy": "eval/accuracy_greedy"}
 STAGES = ("time/rollout", "time/reward", "time/train")
 CURVES = ["method", "seed", "step", *EVALUATION, "tokens_generated", "tokens_updated", "seconds"]
+BEFORE_FIRST = " †"  # marks what lies before the first evaluation after step 0
 COLLAPSE_BELOW = 0.5  # a run that ends below this share of its best evaluation has collapsed
 
 

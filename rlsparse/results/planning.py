@@ -16,8 +16,6 @@ from scipy import stats
 
 from rlsparse.results.answers import collect_answers
 from rlsparse.results.claims import (
-    INCONCLUSIVE,
-    NOT_RUN,
     ClaimOutcome,
     claim_value,
     counterparts,
@@ -202,11 +200,11 @@ def typical(samples: Samples, baseline: str | None) -> Typical | None:
 
 def plan_claims(study: Study) -> list[ClaimPlan]:
     """Return what would settle each inconclusive claim of a study."""
-    outcomes = study.outcomes()
+    outcomes = study.outcomes
     return [
         _plan_claim(one, level, study.samples)
         for one, level in zip(outcomes, _levels(outcomes, study.looks), strict=True)
-        if one.verdict == INCONCLUSIVE
+        if one.needs_data
     ]
 
 
@@ -222,8 +220,8 @@ def claims_plan(plans: Sequence[ClaimPlan]) -> Table | None:
         "distance: from the value to the bound; of two bounds, to the nearer one. A value between two bounds is "
         "settled by two one-sided tests, and the number is enough for both together. Any other value is settled by "
         "the two-sided test against the nearer bound.",
-        f"level: {LEVEL:g}, divided by the number of claims of the study that are not decided yet. Primary claims are "
-        "counted apart from the others.",
+        f"level: {LEVEL:g}, divided by the number of claims of the study that are not decided yet, and by that of the "
+        "planned looks where seeds were added in rounds. Primary claims are counted apart from the others.",
         _about_deviations([one.outcome.value.n for one in plans]),
         f"{RUN_HOURS}: mean over the runs that the claim needs. {HOURS}: of all methods that the claim needs, one run "
         "at a time. The hours of more questions are not estimated.",
@@ -389,12 +387,11 @@ def _is_between(inside: dict[str, float]) -> bool:
 def _equal_values(inside: dict[str, float], level: float) -> int | None:
     """Return how many seeds settle a claim if the values of all seeds stay equal; None if no number does.
 
-    The sign-flip test decides then. With n seeds, its two-sided p is 2/2ⁿ, and that of one of two one-sided tests half
-    of it.
+    The sign-flip test decides then. With n seeds, its two-sided p is 2/2ⁿ, and so is that of two one-sided tests.
     """
     if abs(min(inside.values())) <= ROUNDING:
         return None
-    return max(FEWEST, math.ceil(math.log2((1 if _is_between(inside) else 2) / level)))
+    return max(FEWEST, math.ceil(math.log2(2 / level)))
 
 
 def _levels(outcomes: Sequence[ClaimOutcome], looks: int) -> list[float | None]:
@@ -405,7 +402,7 @@ def _levels(outcomes: Sequence[ClaimOutcome], looks: int) -> list[float | None]:
     """
     levels: list[float | None] = [None] * len(outcomes)
     for primary in (True, False):
-        those = [at for at, one in enumerate(outcomes) if one.claim.primary == primary and one.verdict != NOT_RUN]
+        those = [at for at, one in enumerate(outcomes) if one.claim.primary == primary and one.is_tested]
         corrected = at_looks(holm([outcomes[at].p for at in those]), looks)
         undecided = [at for at, p in zip(those, corrected, strict=True) if not p <= LEVEL]
         for at in undecided:

@@ -114,7 +114,7 @@ def _text(text: object) -> str:
 
 def _study(study: Study) -> dict[str, object]:
     """Return the variables of the template for one study."""
-    made = study.tables()
+    made = study.tables
     with tempfile.TemporaryDirectory() as scratch:
         names = write_figures(Path(scratch), study, ("svg",)) if made else []
         pictures = [_picture(Path(scratch) / f"{name}.svg", FIGURES[name]) for name in names]
@@ -146,5 +146,5 @@ def _versions(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _verdicts(studies: Mapping[Path, Study]) -> list[tuple[int, str, str, str]]:
     """Return number and name of the study, claim and verdict, for each claim whose verdict is not "not run"."""
-    outcomes = [(n, study.name, one) for n, study in enumerate(studies.values(), 1) for one in study.outcomes()]
+    outcomes = [(n, study.name, one) for n, study in enumerate(studies.values(), 1) for one in study.outcomes]
     return [(n, name, one.claim.claim, one.verdict) for n, name, one in outcomes if one.verdict != NOT_RUN]

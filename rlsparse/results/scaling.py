@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import optimize, special
 
+from rlsparse.results.crossed import Floats
+from rlsparse.results.curves import BEFORE_FIRST
 from rlsparse.results.formatting import signed
 from rlsparse.results.names import sorted_methods
 from rlsparse.results.table import Table
@@ -31,7 +32,6 @@ MIN_METHODS = 3  # below it, the variance between methods says next to nothing
 FIRST_MIDPOINTS = (0.05, 0.25, 0.75)  # starting values of C_mid, as shares of the last cost
 FIRST_EXPONENTS = (0.7, 2.0)
 EXPONENTS = (1e-3, 1e3)  # bounds of B; a curve that jumps from one evaluation to the next has no finite B
-BEFORE_FIRST = " †"  # marks a midpoint before the first evaluation after step 0, and its exponent
 NOTE = (
     "Fit of the sigmoidal compute-performance curve of ScaleRL (Khatri et al. 2025, arXiv 2510.13786) to the sampled "
     "accuracy of each seed over the tokens sampled. asymptote: the accuracy that the curve approaches at unlimited "
@@ -43,7 +43,6 @@ NOTE = (
     "lies before the first evaluation after step 0, so that half of the gain was reached unobserved; midpoint and "
     "exponent are uncertain."
 )
-Floats = npt.NDArray[np.floating[Any]]
 
 
 class FitError(ValueError):

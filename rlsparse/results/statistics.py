@@ -130,15 +130,6 @@ def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
     return MeanTest(found, above, below, p_seeds, side)
 
 
-def paired(values: "pd.Series[float]", baseline: "pd.Series[float]") -> "pd.Series[float]":
-    """Return the differences by seed, for the seeds that both have.
-
-    Args:
-        values, baseline: indexed by seed; each seed occurs once.
-    """
-    return (values.dropna() - baseline.dropna()).dropna()
-
-
 def sign_flip_p(differences: Floats) -> float:
     """Return the two-sided p-value of the paired permutation test.
 

@@ -85,49 +85,34 @@ class Study:
         """The number of planned looks at the results, for which p-values are corrected."""
         return self.rounds.planned_looks if self.rounds is not None else 1
 
-    def comparisons(self) -> dict[str, Comparison]:
-        """Return the comparison of each method with the baseline."""
-        return self._comparisons
-
     @cached_property
-    def _comparisons(self) -> dict[str, Comparison]:
+    def comparisons(self) -> dict[str, Comparison]:
+        """The comparison of each method with the baseline."""
         if self.baseline is None:
             return {}
         main = main_measure(self.runs)
         return compare_all(self.samples, self.baseline, main, self.margin, self.looks)
 
-    def effects(self) -> list[Effect]:
-        """Return the effects of the components; none if fewer than two components were varied."""
-        return self._effects
-
     @cached_property
-    def _effects(self) -> list[Effect]:
+    def effects(self) -> list[Effect]:
+        """The effects of the components; none if fewer than two components were varied."""
         found = effects(self.samples, self.baseline, self.looks)
         return found if len({one.component for one in found}) > 1 else []
 
-    def interactions(self) -> list[Effect]:
-        """Return the interactions of pairs of components; none where no four methods differ in two components alone."""
-        return self._interactions
-
     @cached_property
-    def _interactions(self) -> list[Effect]:
+    def interactions(self) -> list[Effect]:
+        """The interactions of pairs of components; none where no four methods differ in two components alone."""
         return interactions(self.samples, self.baseline, self.looks)
 
-    def outcomes(self) -> list[ClaimOutcome]:
-        """Return the outcome of each claim."""
-        return self._outcomes
-
     @cached_property
-    def _outcomes(self) -> list[ClaimOutcome]:
+    def outcomes(self) -> list[ClaimOutcome]:
+        """The outcome of each claim."""
         return judge_all(self.claims.claims, self.samples, self.looks) if self.claims is not None else []
 
-    def tables(self) -> dict[str, Table]:
-        """Return the tables by file name, in the order of ``TABLES``, without those that would be empty."""
-        return self._tables
-
     @cached_property
-    def _tables(self) -> dict[str, Table]:
-        return tables(self)
+    def tables(self) -> dict[str, Table]:
+        """The tables by file name, in the order of ``TABLES``, without those that would be empty."""
+        return _tables(self)
 
 
 @dataclass(frozen=True)
@@ -240,14 +225,13 @@ def _frame(file: Path) -> pd.DataFrame:
         raise ResultsError(f"{file}: cannot be read ({' '.join(str(error).split())}); save it as CSV, UTF-8") from error
 
 
-def tables(study: Study) -> dict[str, Table]:
-    """Return the tables of a study by file name, in the order of ``TABLES``, without those that would be empty."""
+def _tables(study: Study) -> dict[str, Table]:
     if finished(study.runs).empty:
         return {}
-    outcomes, found, together = study.outcomes(), study.effects(), study.interactions()
+    outcomes, found, together = study.outcomes, study.effects, study.interactions
     main = None
     if finished(study.runs)[main_measure(study.runs).column].notna().any():  # else nothing was trained
-        main = outcome_table(study.samples, study.baseline, study.comparisons(), study.not_counted, study.margin)
+        main = outcome_table(study.samples, study.baseline, study.comparisons, study.not_counted, study.margin)
     if main is not None and study.baseline is None and study.claims is not None:
         main.notes.insert(0, f"No differences: no method is named {study.claims.baseline}, the baseline of {CLAIMS}.")
     judged = claims_table(outcomes) if outcomes else None
@@ -281,7 +265,7 @@ def write_tables(folder: Path, study: Study) -> list[str]:
     Returns:
         The names of the Markdown files.
     """
-    made = study.tables()
+    made = study.tables
     _remove(folder, [f"{name}.{suffix}" for name in TABLES for suffix in FORMATS])
     if not made:
         trials = f" {len(study.trials)} trials have ended." if len(study.trials) else ""
@@ -296,7 +280,7 @@ def write_tables(folder: Path, study: Study) -> list[str]:
 
 def write_verdicts(folder: Path, studies: Sequence[Study]) -> None:
     """Write the claims of all studies with their verdicts as one table: ``claims.{md,tex,csv}``."""
-    found = [(study.name, one) for study in studies for one in study.outcomes()]
+    found = [(study.name, one) for study in studies for one in study.outcomes]
     if found:
         table = claims_table([one for _, one in found], [name for name, _ in found])
         for suffix, write in FORMATS.items():
@@ -323,7 +307,7 @@ def write_figures(folder: Path, study: Study, suffixes: Sequence[str] = ("svg", 
     runs, main, baseline = finished(study.runs), main_measure(study.runs), study.baseline
     margin = None if study.margin is None else study.margin * main.factor
     made = {}
-    if baseline is not None and (compared := study.comparisons()):
+    if baseline is not None and (compared := study.comparisons):
         made["differences"] = difference_figure(compared, baseline, main, margin)
     if not study.curves.empty:
         made["curves"] = curves_figure(study.curves, baseline)
@@ -332,7 +316,7 @@ def write_figures(folder: Path, study: Study, suffixes: Sequence[str] = ("svg", 
         made["costs"] = cost_figure(study.runs, baseline)
     if len(shares := probabilities(runs, baseline, main)) > 1:
         made["probabilities"] = matrix_figure(shares, baseline, main)
-    if found := study.effects():
+    if found := study.effects:
         made["effects"] = effect_figure(found, main)
     if "layers_skipped" in runs and (runs["layers_skipped"].fillna(0) > 0).any():
         made["speed"] = speed_figure(runs)

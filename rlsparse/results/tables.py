@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from rlsparse.results.comparisons import Comparison
-from rlsparse.results.curves import accuracy_at_cost
+from rlsparse.results.curves import BEFORE_FIRST, accuracy_at_cost
 from rlsparse.results.formatting import interval, p_value, values
 from rlsparse.results.measures import (
     COSTS,
@@ -22,15 +22,13 @@ from rlsparse.results.measures import (
 from rlsparse.results.names import sorted_methods
 from rlsparse.results.notes import OVER_SEEDS, P_HOLM, P_SEEDS, P, meaning
 from rlsparse.results.sample import Samples
-from rlsparse.results.scaling import noise_share
+from rlsparse.results.scaling import MIN_METHODS, noise_share
 from rlsparse.results.statistics import FEWEST, LEVEL, Estimate, estimate
 from rlsparse.results.table import Table
 
 # columns of the curves
 BUDGETS = {"tokens_generated": "tokens sampled", "tokens_updated": "tokens updated", "seconds": "seconds of steps"}
 MANY = 1.25  # times the tokens of the method that samples the fewest: above it, tokens sampled are a cost of their own
-FEWEST_METHODS = 3  # whose gains are compared with their noise
-BEFORE_FIRST = " †"  # marks a value before the first evaluation after step 0
 DEFINITIONS = (
     "final: sampled accuracy of the last evaluation. IQM: interquartile mean of the final values. area under curve: "
     "mean of the evaluations after step 0. collapsed: the run ended below half of its best evaluation, or diverged. "
@@ -86,7 +84,7 @@ def outcome_table(
         notes.append(f"Differences are to {baseline}.")
     if margin is not None and baseline is not None:
         width = f"{margin * main.factor:g}{' points' if main.factor == 100 else ''}"
-        tests = f"two one-sided tests, each with p ≤ {LEVEL:g} after the same correction"
+        tests = f"two one-sided tests: twice the larger p, corrected among the methods, is at most {LEVEL:g}"
         notes.append(f"Equivalent: within {width} of the baseline by {tests}.")
     notes += noise_note(samples) + setting_notes(runs) + version_notes(runs) + not_counted_note(not_counted)
     cells = pd.DataFrame(rows)
@@ -164,7 +162,7 @@ def noise_note(samples: Samples) -> list[str]:
         return []
     gains = [estimate(samples.of(one, "final_sampled") - samples.of(one, "base_sampled")) for one in methods]
     known = [one for one in gains if one.n >= FEWEST and one.seeds_error > 0]
-    if len(known) < FEWEST_METHODS:
+    if len(known) < MIN_METHODS:
         return []
     share = noise_share(np.array([one.mean for one in known]), np.array([one.seeds_error for one in known]))
     return [

@@ -7,7 +7,7 @@ by which the sweep stops.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rlsparse.results.study import Study
 
 DECIDED = "decided"  # value of sweep.until
-CLAIMS = "claims.yaml"
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ class SeedRounds:
         plan = schedule(more_seeds(seeds, wanted, avoided), settings.first_seeds, settings.round_seeds)
         folder = Path(config.runs_dir) / name
         claims = Path(settings.claims) if settings.claims is not None else Path("experiments") / name
-        if settings.claims is not None and not (claims / CLAIMS).is_file():
-            raise ConfigError(f"sweep.claims={settings.claims}: has no {CLAIMS}; give the folder that contains it")
+        check_claims(claims, settings.claims)
         return cls(plan, folder, claims, settings.max_hours, earlier_looks(folder, plan))
 
     def look(self, number: int) -> Look:
@@ -159,8 +157,12 @@ class SeedRounds:
             write_whole(self.folder / ROUNDS, json.dumps(content, indent=1))
         return self.looks[number]
 
-    def is_open(self, look: Look) -> Callable[[str], bool]:
-        """Return a function that says of a run, by its id, whether its method gets more seeds after a look."""
+    def open_runs(self, look: Look) -> set[str]:
+        """Return the ids of the runs whose methods get more seeds after a look.
+
+        Raises:
+            ConfigError: the methods have other names than at the look.
+        """
         from rlsparse.results.collect import collect  # imports pandas
 
         runs = collect(self.folder).runs
@@ -171,11 +173,31 @@ class SeedRounds:
                 f"sweep.until=decided: {self.folder / ROUNDS} names {', '.join(unknown)}, which no run has: another "
                 "sweep of this experiment has changed the names of methods; give this one its own experiment.name"
             )
-        return lambda run_id: names.get(run_id) in look.open
+        return {run_id for run_id, name in names.items() if name in look.open}
 
     def is_over_time(self) -> bool:
         """Return whether the runs have taken ``max_hours`` together."""
         return self.max_hours is not None and hours_of(self.folder) >= self.max_hours
+
+
+def check_claims(folder: Path, given: str | None) -> None:
+    """Check the claims file before the first run.
+
+    Args:
+        given: ``sweep.claims``; None where the folder is the default one, which need not have the file.
+
+    Raises:
+        ConfigError: there is none, or it has an error.
+    """
+    from rlsparse.results.claims_file import FILE, ClaimError, read_claims  # imports pandas
+
+    if (folder / FILE).is_file():
+        try:
+            read_claims(folder / FILE)
+        except ClaimError as error:
+            raise ConfigError(f"sweep.until=decided: {error}") from error
+    elif given is not None:
+        raise ConfigError(f"sweep.claims={given}: has no {FILE}; give the folder that contains it")
 
 
 def earlier_looks(folder: Path, plan: Schedule) -> list[Look]:
@@ -208,22 +230,22 @@ def look_at(study: "Study", seeds: Collection[str], planned: int) -> Look:
             baseline.
         planned: the number of planned looks.
     """
-    from rlsparse.results.claims import INCONCLUSIVE, methods_of  # imports pandas and scipy
-    from rlsparse.results.comparisons import INCONCLUSIVE as UNDECIDED
+    from rlsparse.results.claims import methods_of  # imports pandas and scipy
+    from rlsparse.results.comparisons import INCONCLUSIVE
 
     runs = study.runs[study.runs["seed"].astype(str).isin(list(seeds))]
     study = replace(study, runs=runs, rounds=Rounds(planned))
     methods, still_open = list(dict.fromkeys(runs["method"])), set()
     verdicts: dict[str, str] = {}
     if study.claims is not None and study.claims.claims:
-        for one in study.outcomes():
+        for one in study.outcomes:
             verdicts[one.claim.claim] = one.verdict
-            if one.verdict == INCONCLUSIVE:
+            if one.needs_data:
                 still_open |= set(methods_of(one.claim, methods))
     else:
-        for method, found in study.comparisons().items():
+        for method, found in study.comparisons.items():
             verdicts[method] = found.verdict
-            if found.verdict == UNDECIDED:
+            if found.verdict == INCONCLUSIVE:
                 still_open |= {method, str(study.baseline)}
     return Look(sorted(seeds, key=natural_key), verdicts, sorted(still_open, key=natural_key))
 

@@ -179,10 +179,11 @@ class SweepRunner:
             done += zip(begun, planned, strict=True)
             if any(one.state().state not in ("finished", "diverged") for one in planned):
                 break  # a look without them would be another test than the planned one
-            look = rounds.look(number)
+            with exit_on_error():
+                look = rounds.look(number)
+                still_open = rounds.open_runs(look)
             print(look.line(number, rounds.schedule.looks), file=sys.stderr)
-            is_open = rounds.is_open(look)
-            methods = {method_of(job) for job, one in done if is_open(one.folder.name)}
+            methods = {method_of(job) for job, one in done if one.folder.name in still_open}
             if not methods or rounds.is_over_time():
                 break
         return [one for _, one in done]

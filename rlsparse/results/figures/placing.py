@@ -1,11 +1,8 @@
 """Places of labels in a figure, so that none hides another. All functions are pure."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
+from rlsparse.results.crossed import Floats
 
 ANGLES = np.deg2rad([45, 135, -45, -135, 0, 180, 90, -90])  # the order in which free places next to a point are tried
 RADII = (1.0, 1.6, 2.4, 3.4)  # distances of a label from its point, as multiples of the smallest one
