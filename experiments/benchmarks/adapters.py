@@ -68,7 +68,8 @@ def main() -> None:
         report: dict[str, Any] = {}
         others = [name for name in options.only if name != BASELINE]
         for number, start in enumerate(range(0, len(others), TOGETHER)):
-            folder_of = {name: runs / str(number) / name for name in (BASELINE, *others[start : start + TOGETHER])}
+            names = (BASELINE, *others[start : start + TOGETHER])
+            folder_of = {name: runs / f"{number}.{place}" for place, name in enumerate(names)}
             race(
                 {
                     name: Contender(run_in_turns, work, [*common, f"runs_dir={folder_of[name]}", *SIDES[name]])

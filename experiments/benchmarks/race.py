@@ -45,16 +45,21 @@ def race(contenders: Mapping[str, Contender], warmup: int) -> dict[str, Measured
         pipes[name] = ours
         processes.append(process)
     measured = {name: Measured() for name in contenders}
-    for step in range(next(iter(contenders.values())).work.steps):
+    try:
+        for step in range(next(iter(contenders.values())).work.steps):
+            for name, pipe in pipes.items():
+                pipe.send("go")
+                reply = pipe.recv()
+                print(f"step {step} {name}: {reply['wall']:.1f} s", flush=True)
+                if step >= warmup:
+                    measured[name].steps.append(reply)
         for name, pipe in pipes.items():
-            pipe.send("go")
-            reply = pipe.recv()
-            print(f"step {step} {name}: {reply['wall']:.1f} s", flush=True)
-            if step >= warmup:
-                measured[name].steps.append(reply)
-    for name, pipe in pipes.items():
-        pipe.send("finish")
-        measured[name].peak = int(pipe.recv()["peak"])
+            pipe.send("finish")
+            measured[name].peak = int(pipe.recv()["peak"])
+    except BaseException:
+        for process in processes:  # the others would wait for their turn for ever
+            process.kill()
+        raise
     for process in processes:
         process.join()
     return measured
