@@ -106,4 +106,5 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
     parent = cause.parent_node
     path = str(cause.full_key or "").rpartition(".")[0]
     keys = sorted(str(key) for key in parent if key != "_target_") if isinstance(parent, DictConfig) else []
-    return f"{path or 'the config'} as chosen has no key {cause.key}; it has {', '.join(keys) or 'none'}"
+    open_end = f"; a new one begins with +, as in +{path}.{cause.key}=..." if path.endswith(".settings") else ""
+    return f"{path or 'the config'} as chosen has no key {cause.key}; it has {', '.join(keys) or 'none'}{open_end}"

@@ -72,6 +72,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=path_argument, help="folder for the results and tables of the experiment; needs --experiment"
     )
+    parser.add_argument(
+        "--baseline", metavar="METHOD", help="compare with this method, by its name in the tables; needs --experiment"
+    )
     parser.add_argument("--figures", action="store_true", help="also draw the figures (SVG and PNG)")
     parser.add_argument(
         "--report", type=path_argument, metavar="FILE", help="write one HTML page with all results to FILE"
@@ -90,6 +93,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and not (options.experiment or options.across):
         parser.error("--out needs --experiment NAME, or --across NAMES")
+    if options.baseline and not options.experiment:
+        parser.error("--baseline needs --experiment NAME")
     if options.plan and (options.out or options.figures or options.report or options.show):
         parser.error(
             "--plan writes nothing and prints no other tables; leave out --out, --figures, --report and --show"
@@ -149,6 +154,8 @@ def _write_all(options: argparse.Namespace) -> None:
     if options.studies and not options.experiment:
         folders += sorted(file.parent for file in options.studies.glob(f"*/{RESULTS}"))
     studies = {folder: read_study(folder, _claims_folder(folder, options.studies)) for folder in folders}
+    if options.baseline:
+        studies = {folder: study.compared_with(options.baseline) for folder, study in studies.items()}
     for folder, study in studies.items():
         _write_study(folder, study, options)
     names = [folder.name for folder in folders]

@@ -10,8 +10,8 @@ OVER_SEEDS = (
     "Values of the form mean [low, high] are means over seeds with 95 % t intervals to new seeds on the same questions."
 )
 ONLY_SEEDS = (
-    "They generalise to new seeds on the same questions: the answers to each question are not stored, so the choice of "
-    "the questions is not part of them."
+    "They generalise to new seeds on the same questions: the choice of the questions is part of them only where the "
+    "answers to each question are stored, of at least two seeds."
 )
 
 

@@ -1,7 +1,7 @@
 """A study on disk: its collected results, and the tables and figures that are made from them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rlsparse.results.collect import Collected
 from rlsparse.results.comparisons import Comparison, compare_all
 from rlsparse.results.effects import INTERACTION, Effect, effects, effects_table, interactions
 from rlsparse.results.measures import finished, main_measure
-from rlsparse.results.names import baseline_of
+from rlsparse.results.names import baseline_of, sorted_methods
 from rlsparse.results.ranks import Ranks, rank_table
 from rlsparse.results.rounds import ROUNDS, Rounds, read_rounds
 from rlsparse.results.sample import Samples
@@ -50,6 +50,7 @@ class Study:
         config: the config of one of the runs as YAML, without keys that cannot change a result; empty if unknown.
         answers: of the runs to each question; may be empty.
         rounds: the looks of a sweep that added seeds until its claims were decided; None of other sweeps.
+        chosen: the method to compare with; None for the one of the claims file or, without one, the first.
     """
 
     name: str
@@ -63,12 +64,29 @@ class Study:
     config: str = ""
     answers: Answers = field(default_factory=Answers.none)
     rounds: Rounds | None = None
+    chosen: str | None = None
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods with finished runs."""
+        return list(dict.fromkeys(finished(self.runs)["method"]))
 
     @property
     def baseline(self) -> str | None:
         """The method that the others are compared with; None if there is no such method."""
-        wanted = self.claims.baseline if self.claims is not None else None
-        return baseline_of(list(dict.fromkeys(finished(self.runs)["method"])), wanted)
+        of_claims = self.claims.baseline if self.claims is not None else None
+        return baseline_of(self.methods, self.chosen or of_claims)
+
+    def compared_with(self, method: str) -> "Study":
+        """Return the study with another baseline.
+
+        Raises:
+            ResultsError: no finished run has this method.
+        """
+        if method not in self.methods:
+            listed = ", ".join(sorted_methods(self.methods)) or "none"
+            raise ResultsError(f"--baseline {method}: {self.name} has no such method; it has {listed}")
+        return replace(self, chosen=method)
 
     @cached_property
     def samples(self) -> Samples:

@@ -167,6 +167,11 @@ def _refusal(method: str, key: str, value: Any) -> str | None:
 
 def refused_values(method: str, settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the configuration class of a method itself refuses, such as a rank below 1."""
+    if method == "BOFT" and settings.get("boft_n_butterfly_factor", 1) != 1:
+        yield (
+            f"settings.boft_n_butterfly_factor={settings['boft_n_butterfly_factor']}: peft compiles a CUDA extension "
+            "for it, and takes 1 without a word where that fails; give 1"
+        )
     try:
         config_class(method)(**settings, target_modules=".*")
     except Exception as error:  # of peft, whose classes raise ValueError, TypeError, AssertionError and others
