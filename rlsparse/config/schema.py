@@ -4,18 +4,42 @@ Config groups of components (``advantage``, ``reward``, …) are plain mappings 
 their schema is that class, and ``rlsparse.components.component.build`` checks them.
 """
 
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from hydra.errors import CompactHydraException
 
-from rlsparse.config.ranges import MOST_ROWS, OneOf, Range
+from rlsparse.config.ranges import MOST_ROWS, OneOf, Range, shown
 
+AUTO = "auto"  # value of the key threads
 Node = dict[str, Any]  # of a component: _target_ and a value for each field of that class
 
 
 class ConfigError(CompactHydraException):
     """Bad input: names the key, its value and what would be right. Hydra prints it without a traceback."""
+
+
+class Threads(Range):
+    """The bounds of a number of CPU threads, which may also be ``auto``."""
+
+    def __str__(self) -> str:
+        return f"{AUTO} or a whole number {super().__str__()}"
+
+
+def threads_of(value: int | str | None) -> int | str | None:
+    """Return the value of the key ``threads``, whose type allows other texts than ``auto``.
+
+    The text of a number becomes the number, since an interpolation of an environment variable is a text.
+
+    Raises:
+        ConfigError: another text.
+    """
+    if not isinstance(value, str) or value == AUTO:
+        return value
+    if re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        return int(value)
+    raise ConfigError(f"threads={shown(value)}: must be {Threads(1, 1024)}")
 
 
 @dataclass
@@ -116,7 +140,7 @@ class Config:
     runs_dir: str
     device: str
     dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
-    threads: Annotated[int | None, Range(1, 1024)]
+    threads: Annotated[int | str | None, Threads(1, 1024)]
     algorithm: str
     lora_rank: Annotated[int, Range(1)]
     import_path: list[str]
@@ -141,6 +165,9 @@ class Config:
     train: TrainConfig
     eval: EvalConfig
     tracker: TrackerConfig
+
+    def __post_init__(self) -> None:
+        self.threads = threads_of(self.threads)
 
 
 @dataclass
@@ -169,7 +196,7 @@ class WarmStartConfig:
     out: str
     device: str
     dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
-    threads: Annotated[int | None, Range(1, 1024)]
+    threads: Annotated[int | str | None, Threads(1, 1024)]
     lora_rank: Annotated[int, Range(1)]
     import_path: list[str]
     adapter: Any
@@ -178,6 +205,9 @@ class WarmStartConfig:
     rollout: Any
     eval: EvalConfig
     warm_start: SupervisedConfig
+
+    def __post_init__(self) -> None:
+        self.threads = threads_of(self.threads)
 
 
 @dataclass
@@ -193,12 +223,15 @@ class EvaluateConfig:
     adapter_path: str | None
     device: str
     dtype: Annotated[str, OneOf("auto", "float32", "bfloat16", "float16")]
-    threads: Annotated[int | None, Range(1, 1024)]
+    threads: Annotated[int | str | None, Threads(1, 1024)]
     import_path: list[str]
     sweep: LockConfig
     model: ModelConfig
     rollout: Any
     eval: EvalConfig
+
+    def __post_init__(self) -> None:
+        self.threads = threads_of(self.threads)
 
 
 # group -> name of its schema in the defaults list of an option -> the dataclass; groups of components have none

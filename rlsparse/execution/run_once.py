@@ -263,6 +263,7 @@ class _Attempt:
     def _train(self, progress: "Progress", saved: "Checkpoint | None") -> None:
         """Load, train, evaluate and export; what is known goes into the summary even when it fails."""
         from rlsparse.algorithm import Algorithm
+        from rlsparse.runtime.devices import sharing_cpus
         from rlsparse.tracking.profiling import Clock
         from rlsparse.tracking.tracker import Tracker
         from rlsparse.training.setup import RunContext, device_of, training
@@ -276,7 +277,10 @@ class _Attempt:
             context = RunContext(
                 device, self.process.world, self.folder, saved, tracker, clock, self.stop, self.process.models
             )
-            with training(self.config, algorithm, context) as training_run:
+            with (
+                training(self.config, algorithm, context) as training_run,
+                sharing_cpus(device, self.process.world),
+            ):
                 if self.config.tracker.name == "wandb":
                     self.viewer.show(self.folder.path)  # after the files are cut back to the checkpoint
                 ranks = self.process.world.size

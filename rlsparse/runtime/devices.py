@@ -1,13 +1,26 @@
 """The device of a run, and the number of CPU threads."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from rlsparse.config.schema import ConfigError
+from rlsparse.runtime.distributed import World
+from rlsparse.runtime.machine import (
+    Machine,
+    Work,
+    allowed_cpus,
+    first_number,
+    listed,
+    oversubscription,
+    runs_folder,
+    usable_cpus,
+)
 
+log = logging.getLogger(__name__)
 SMALL_MODEL = 10_000_000  # parameters; below this, one thread is faster than several
 
 
@@ -41,22 +54,56 @@ def device_kind(name: str) -> str:
         raise ConfigError(f"device={name}: torch has no such device; take auto, cpu, or cuda on a GPU") from error
 
 
-@contextmanager
-def cpu_threads(threads: int | None, parameters: int) -> Iterator[None]:
-    """Set the number of CPU threads of torch within the context.
+def auto_threads(parameters: int, environment: Mapping[str, str], default: int, cpus: int) -> int:
+    """Return the number of CPU threads that ``threads=auto`` stands for.
 
-    The number is ``threads`` if it is given; else 1 for a small model; else the CPUs that SLURM has assigned to this
-    process; else the default of torch, which follows OMP_NUM_THREADS (joblib, Ray and torchrun set that variable).
+    It is 1 for a small model; else OMP_NUM_THREADS, which joblib, Ray and torchrun set to the share of each process;
+    else the CPUs that SLURM has assigned; else the default of torch, one thread for each physical core. The last two
+    are at most the CPUs that this process may use.
 
     Args:
-        threads: the key ``threads``.
+        parameters: number of parameters of the model.
+        environment: the environment variables.
+        default: number of threads that torch uses if it is not told another one.
+        cpus: number of CPUs that this process may use.
+    """
+    if parameters < SMALL_MODEL:
+        return 1
+    given = first_number(environment.get("OMP_NUM_THREADS"))
+    return given or min(first_number(environment.get("SLURM_CPUS_PER_TASK")) or default, cpus)
+
+
+@contextmanager
+def cpu_threads(threads: int | str | None, parameters: int) -> Iterator[None]:
+    """Set the number of CPU threads of torch within the context.
+
+    Args:
+        threads: the key ``threads``: a number, or ``auto`` or None for ``auto_threads``.
         parameters: number of parameters of the model.
     """
     before = torch.get_num_threads()
-    given = None if "OMP_NUM_THREADS" in os.environ else os.environ.get("SLURM_CPUS_PER_TASK")
-    share = int(given) if given else before
-    torch.set_num_threads(threads or (1 if parameters < SMALL_MODEL else share))
+    chosen = threads if isinstance(threads, int) else auto_threads(parameters, os.environ, before, usable_cpus())
+    torch.set_num_threads(chosen)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def sharing_cpus(device: torch.device, world: World) -> Iterator[None]:
+    """List a run among those that compute on this machine within the context, and log a warning if they are too many.
+
+    A run on a GPU counts as one thread: it uses the others for short moments only.
+
+    Args:
+        device: of the run.
+        world: its ranks, which all have as many threads as this process.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world.size > 1 else 1
+    work = Work(threads, ranks, allowed_cpus())
+    with listed(work, runs_folder()):  # first, so that of two runs that start together at least one finds the other
+        if line := oversubscription(work, Machine.now(runs_folder())):
+            log.warning("warning: %s", line)
+        yield

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsparse.config.schema import ConfigError
+from rlsparse.runtime.machine import first_number
 from rlsparse.sweep.slurm import check_queue, use_squeue, wait_for_jobs
 
 Settings = Mapping[str, Any]  # the keys of a hydra.launcher node
@@ -75,6 +76,7 @@ def _start_joblib_workers(settings: Settings, preload: Callable[[], None], runs:
     """Start the processes in which joblib will do the runs, so that this process need not import torch itself."""
     from joblib import Parallel, delayed
 
+    limit_threads(share_of_cpus(_core_count(), _joblib_max_parallel(settings)))
     # the same arguments as in the launcher; with other arguments, joblib would start other processes
     given = {key: value for key, value in settings.items() if key != "_target_"} | {"backend": "loky"}
     needed = min(runs, _joblib_max_parallel(settings))
@@ -85,6 +87,22 @@ def _start_joblib_workers(settings: Settings, preload: Callable[[], None], runs:
         return Parallel(**given)([delayed(check)()])[0]
 
     return check_in_worker
+
+
+def share_of_cpus(cpus: int, runs: int) -> int:
+    """Return the CPU threads of each of several runs side by side; at least 1."""
+    return max(1, cpus // runs)
+
+
+def limit_threads(share: int) -> None:
+    """Lower OMP_NUM_THREADS to the share of a run if it is set to more.
+
+    The processes of the runs inherit it. joblib and Ray set it to the share of each process only if it is not set.
+    Otherwise each of them would compute with the threads that are meant for all of them together.
+    """
+    given = first_number(os.environ.get("OMP_NUM_THREADS"))
+    if given is not None and given > share:
+        os.environ["OMP_NUM_THREADS"] = str(share)
 
 
 def _slurm_device(settings: Settings) -> str:
@@ -98,6 +116,12 @@ def _ray_device(settings: Settings) -> str:
 def _prepare_slurm(settings: Settings, preload: Callable[[], None], runs: int) -> RunCheck:
     check_queue()
     use_squeue()
+    return _check_here
+
+
+def _prepare_ray(settings: Settings, preload: Callable[[], None], runs: int) -> RunCheck:
+    if not settings["ray"]["init"].get("address"):  # the processes of a running cluster do not inherit from this one
+        limit_threads(max(1, int(settings["ray"]["remote"].get("num_cpus") or 1)))
     return _check_here
 
 
@@ -143,6 +167,7 @@ LAUNCHERS: dict[str, LauncherSpec] = {
         f"{PLUGINS}.hydra_ray_launcher._config:RayLauncherConf",
         _ray_max_parallel,
         device=_ray_device,
+        prepare=_prepare_ray,
         wait=_end_ray_tasks,
     ),
 }
