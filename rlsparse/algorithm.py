@@ -169,6 +169,7 @@ class Algorithm:
         yield from self._row_problems()
         yield from self._history_problems(train)
         yield from self._off_policy_problems(train)
+        yield from self._engine_problems()
         yield from self._replay_problems(train)
 
     def _reward_problems(self) -> Iterator[str]:
@@ -273,6 +274,22 @@ class Algorithm:
             yield (
                 f"off_policy={label}: the term of a transition (T-SPMO) is no sample whose weight could be corrected, "
                 "since each distinct transition counts once, whichever model sampled it; take off_policy=none"
+            )
+
+    def _engine_problems(self) -> Iterator[str]:
+        """Yield what an engine with a copy of the base model cannot do."""
+        if self.rollout.uses_policy:
+            return
+        label = self.rollout.label
+        if self.layer_skip.active:
+            yield (
+                f"layer_skip: rollout={label} samples from a copy of the whole model; take layer_skip=off, or "
+                "rollout=fast"
+            )
+        if not self.adapter.exports_lora:
+            yield (
+                f"adapter={self.adapter.label}: rollout={label} applies plain LoRA alone; take adapter=lora, or "
+                "rollout=fast"
             )
 
     def _replay_problems(self, train: TrainConfig) -> Iterator[str]:

@@ -103,7 +103,7 @@ class Rollout:
         log_probs: (B, T) float32: log-probability of each token under the behaviour model at the sampling temperature,
             before top-p and top-k (nats); 0 after the end.
         entropy: (B, T) float32: entropy of the behaviour model at each token, before top-p and top-k (nats); 0 after
-            the end.
+            the end. None where the engine does not know it and no token sampler needs it.
         frozen_states: None if they were not kept.
     """
 
@@ -113,7 +113,7 @@ class Rollout:
     lengths: Tensor
     ended: Tensor
     log_probs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     frozen_states: FrozenStates | None = None
 
     @property
@@ -153,7 +153,7 @@ class Rollout:
             lengths=self.lengths[rows],
             ended=self.ended[rows],
             log_probs=self.log_probs[rows],
-            entropy=self.entropy[rows],
+            entropy=None if self.entropy is None else self.entropy[rows],
             frozen_states=states and FrozenStates(states.prompt[groups], states.completion[rows]),
         )
 

@@ -34,6 +34,7 @@ SHARED = ROOT.parent / "shared"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the fault suite at full length (make test-faults)")
     parser.addoption("--slurm", action="store_true", help="sweeps on a SLURM of their own (make test-slurm)")
+    parser.addoption("--vllm", metavar="PYTHON", help="rollouts by a vLLM server of this environment (make test-vllm)")
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,12 @@ def test_engine_with_prepacked_weights_uses_them_at_every_step_and_keeps_its_log
     monkeypatch.setattr(module, "_linear", counted(calls, module._linear))
 
     def rolled(on):
-        setting = ("rollout.max_new_tokens=6", f"rollout.merge_adapter={merged}", f"rollout.prepack_weights={on}")
+        setting = (
+            "rollout.max_new_tokens=6",
+            f"rollout.merge_adapter={merged}",
+            f"rollout.prepack_weights={on}",
+            "rollout.fuse=false",
+        )
         return engine("fast", *setting).generate(policy, Request(prompts(tiny), 4), stream(0, "x"))
 
     rolled("false")

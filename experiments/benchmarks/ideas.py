@@ -107,6 +107,7 @@ def _case(work: Work, overrides: list[str]) -> dict[str, Any]:
         "all on": lambda: sampled(fast),
         "plain engine": lambda: sampled(Algorithm.build(plain_config).rollout),
         "adapter not merged": lambda: sampled(dataclasses.replace(fast, merge_adapter=False)),
+        "products not fused": lambda: sampled(dataclasses.replace(fast, fuse=False)),
         "weights not laid out": lambda: sampled(dataclasses.replace(fast, prepack_weights=False)),
     }
     updates = {

@@ -173,7 +173,7 @@ class _Evaluation:
         from rlsparse.model.adapters import attach_saved
         from rlsparse.model.loading import load_policy
         from rlsparse.rollout import RolloutSampler
-        from rlsparse.runtime.devices import cpu_threads
+        from rlsparse.runtime.devices import cpu_threads, sharing_cpus
         from rlsparse.runtime.distributed import ALONE
         from rlsparse.runtime.oom import MemoryLimits
         from rlsparse.training.evaluate import Examiner
@@ -181,8 +181,11 @@ class _Evaluation:
         policy = load_policy(self.config.model, device, self.config.dtype)
         if self.config.adapter_path is not None:
             attach_saved(policy, self.checked.source)
-        with cpu_threads(self.config.threads, policy.model.num_parameters()):
-            engine = self.checked.engine.fitting(policy)
+        with (
+            cpu_threads(self.config.threads, policy.model.num_parameters()),
+            sharing_cpus(device, ALONE),
+            closing(self.checked.engine.fitting(policy)) as engine,
+        ):
             limits = MemoryLimits(engine.max_rows, microbatch=1, tokens=1)  # the latter two are not used here
             sampler = RolloutSampler(policy, engine, limits, ALONE)
             yield Examiner(sampler, self.config.eval, self.config.seed, clock), policy

@@ -287,7 +287,9 @@ class _Run:
         return _Sampled(prompts, min(prompts * group_size, most), longest, tokens)
 
     def _cache(self, sampled: _Sampled) -> int:
-        """Return the size of keys and values; some engines repeat those of a prompt for each completion."""
+        """Return the size of keys and values here; some engines repeat those of a prompt for each completion."""
+        if not self.algorithm.rollout.uses_policy:
+            return 0
         text = self._model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

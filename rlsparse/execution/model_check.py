@@ -10,7 +10,7 @@ answer is judged. A task that is for evaluation only (``task=math500``) is check
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -175,10 +175,10 @@ def _bos_count(policy: Policy, ids: Sequence[int]) -> str:
 
 def _fast_paths(policy: Policy, config: Config, algorithm: Algorithm) -> str:
     """Return which fast paths the model takes; the reasons against one are logged."""
-    fits = algorithm.rollout.fitting(policy) is algorithm.rollout
+    with closing(algorithm.rollout.fitting(policy)) as engine:
+        used = engine.label
     packing = can_pack(policy) if config.train.packing != "off" else "turned off"
     packed = "yes" if packing is None else f"no ({packing})"
-    used = algorithm.rollout.label if fits else "plain"
     return f"rollout engine: {used}; train.packing: {packed}"
 
 

@@ -73,14 +73,17 @@ def idle_off_policy(points: Points) -> list[str]:
     idle = {
         algorithm.off_policy.label
         for config, algorithm in points
-        if algorithm.off_policy.corrects and not algorithm.layer_skip.active and config.train.staleness == 0
+        if algorithm.off_policy.corrects
+        and algorithm.rollout.uses_policy
+        and not algorithm.layer_skip.active
+        and config.train.staleness == 0
     }
     if not idle:
         return []
     return [
         f"off_policy={','.join(sorted(idle))} corrects nothing where layer_skip=off and train.staleness=0: the policy "
-        "itself samples, so such a run equals that of off_policy=none; add layer_skip=r10 or train.staleness=1, for "
-        "example, or leave off_policy out"
+        "itself samples, so such a run equals that of off_policy=none in float32, and up to rounding in bfloat16; add "
+        "layer_skip=r10 or train.staleness=1, for example, or leave off_policy out"
     ]
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,3 +101,11 @@ def attach_saved(policy: Policy, source: ModelSource) -> None:
     if reason is not None:
         log.info("rollout: not merged into the weights for %s: %s", source.key, reason)
     policy.merged = partial(merged, layers) if reason is None else nullcontext
+    policy.reference = model.disable_adapter
+    config = model.peft_config["default"]
+    plain = getattr(config.peft_type, "value", config.peft_type) == "LORA" and not config.use_dora
+    policy.export_adapter = partial(_export, model) if plain else None
+
+
+def _export(model: Any, folder: Path) -> None:
+    model.save_pretrained(str(folder), save_embedding_layers=False)

@@ -18,16 +18,15 @@ class Capture:
 
 
 @contextmanager
-def captured(decoder: Any, first: int) -> Iterator[Capture]:
-    """Within the context, each forward pass stores the input of layer ``first`` in the returned capture."""
-    capture = Capture()
+def captured(decoder: Any, first: int, capture: Capture) -> Iterator[None]:
+    """Within the context, each forward pass stores the input of layer ``first`` in the capture."""
 
     def keep(_: Any, args: tuple[Any, ...]) -> None:
         capture.hidden = args[0]
 
     handle = decoder.layers[first].register_forward_pre_hook(keep)
     try:
-        yield capture
+        yield
     finally:
         handle.remove()
 

@@ -61,7 +61,8 @@ def load_policy(config: ModelConfig, device: torch.device, dtype: str) -> Policy
     check_finite(source, model)
     check_causal(source, model)
     policy = wrap_policy(model, tokenizer, config.chat_template, config.template_arguments)
-    return replace(policy, key=source.key, revision=source.revision)
+    location = source.location if source.base is None else None
+    return replace(policy, key=source.key, revision=source.revision, location=location)
 
 
 def wrap_policy(model: Any, tokenizer: Any, chat_template: bool, arguments: Mapping[str, Any] | None = None) -> Policy:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,10 +36,13 @@ class Policy:
         template_arguments: of the chat template, such as ``enable_thinking``.
         key: where the model is from, ``model.path=DIR`` or ``model.name=NAME``, for messages.
         revision: of the model on the hub; None for the default one and for a folder.
+        location: folder or hub id whose weights the model has without its adapter; None where no place has them.
         first_adapted: number of the first decoder layer that training changes.
         reference: context manager within which the adapter is off, so that the model is the base model.
         merged: context manager within which the adapter is added to the weights; afterwards the weights are the same
             as before, bit for bit.
+        export_adapter: writes the adapter into a folder, in the format of peft; None without one, and where it is no
+            plain LoRA on the unchanged weights.
     """
 
     model: Any
@@ -55,9 +59,11 @@ class Policy:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     key: str = "model"
     revision: str | None = None
+    location: str | None = None
     first_adapted: int = 0
     reference: Callable[[], AbstractContextManager[None]] = nullcontext
     merged: Callable[[], AbstractContextManager[None]] = nullcontext
+    export_adapter: Callable[[Path], None] | None = None
 
     @property
     def causal_lm(self) -> Any:

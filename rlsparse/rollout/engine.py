@@ -1,4 +1,4 @@
-"""The base class of rollout engines, with the one loop that samples token by token."""
+"""The base classes of rollout engines, with the one loop that samples token by token."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from rlsparse.batch import FrozenStates, Prompt, Rollout
 from rlsparse.components.component import Component, Range
 from rlsparse.model.policy import Policy
+from rlsparse.model.quantization import is_quantized
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad
 from rlsparse.rollout.sampling import sample
 from rlsparse.rollout.stopping import stopping
@@ -29,12 +30,14 @@ class Request:
         group_size: G, completions of each prompt.
         greedy: take the likeliest token at each step; no random numbers are drawn.
         keep_states: keep the outputs of the frozen layers, where the engine can.
+        needs_entropy: whether a token sampler reads the entropies, so that an engine without them computes them.
     """
 
     prompts: Sequence[Prompt]
     group_size: int
     greedy: bool = False
     keep_states: bool = False
+    needs_entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class RolloutEngine(Component, ABC):
-    """Samples completions. A subclass supplies a session: how the model reads prompts and tokens.
+    """Samples completions.
 
     Traits, by which memory is estimated:
         shares_prompts: keys and values of a prompt are in memory once for its group.
@@ -87,6 +90,10 @@ class RolloutEngine(Component, ABC):
         merges: samples with the adapter added to a copy of the weights.
         prepacks: copies weights into the layout of the matrix library.
         dequantizes: samples from a dequantized copy of quantized weights.
+
+    Further traits:
+        uses_policy: samples with the modules of the policy. Otherwise, the engine has a copy of the base model, cannot
+            leave out layers, and serves adapters of the trait ``Adapter.exports_lora`` alone.
 
     Attributes:
         max_new_tokens: the longest completion, EOS included.
@@ -98,6 +105,7 @@ class RolloutEngine(Component, ABC):
 
     shares_prompts: ClassVar[bool] = False
     keeps_states: ClassVar[bool] = False
+    uses_policy: ClassVar[bool] = True
 
     max_new_tokens: Annotated[int, Range(1)]
     max_rows: Annotated[int, Range(1)]
@@ -117,10 +125,6 @@ class RolloutEngine(Component, ABC):
     def dequantizes(self) -> bool:
         return False
 
-    @abstractmethod
-    def session(self, policy: Policy, request: Request) -> AbstractContextManager[Session]:
-        """Open a session on the model of a policy, and leave the model as it was afterwards."""
-
     def check(self, quantized: bool) -> None:
         """Refuse what a model does not allow, before its weights are loaded.
 
@@ -133,18 +137,53 @@ class RolloutEngine(Component, ABC):
         return
 
     def fitting(self, policy: Policy) -> "RolloutEngine":
-        """Return this engine, or another one where it cannot serve the model of this policy."""
+        """Return this engine, or another one where it cannot serve the model of this policy. Call its ``close`` later.
+
+        Raises:
+            ConfigError: neither can.
+        """
         return self
 
-    @torch.no_grad()
+    def close(self) -> None:
+        """Free what ``fitting`` has acquired."""
+        return
+
+    def is_exact(self, policy: Policy) -> bool:
+        """Return whether completions have the probabilities that training computes, up to the rounding of float32."""
+        return False
+
+    @abstractmethod
     def generate(self, policy: Policy, request: Request, generator: Generator) -> Rollout:
-        """Sample the completions of a request, ``max_rows`` rows at a time.
+        """Sample the completions of a request, at most ``max_rows`` rows together.
 
         The random numbers of a row depend neither on the other rows nor on the split.
 
         Args:
-            generator: CPU stream of the uniform numbers.
+            generator: CPU stream of the random numbers.
         """
+
+    @abstractmethod
+    def pass_over(self, request: Request, count: int, generator: Generator) -> None:
+        """Draw the random numbers of ``count`` prompts of a request, which another rank samples."""
+
+
+@dataclass(frozen=True)
+class LocalEngine(RolloutEngine, ABC):
+    """Samples with the modules of the policy. A subclass supplies a session: how the model reads prompts and tokens."""
+
+    @abstractmethod
+    def session(self, policy: Policy, request: Request) -> AbstractContextManager[Session]:
+        """Open a session on the model of a policy, and leave the model as it was afterwards."""
+
+    def is_exact(self, policy: Policy) -> bool:
+        return bool(policy.causal_lm.dtype == torch.float32) and not is_quantized(policy.causal_lm)
+
+    def pass_over(self, request: Request, count: int, generator: Generator) -> None:
+        if not request.greedy:
+            torch.rand(count * request.group_size, self.max_new_tokens, generator=generator)
+
+    @torch.no_grad()
+    def generate(self, policy: Policy, request: Request, generator: Generator) -> Rollout:
         prompt_ids, prompt_lengths = left_pad(request.prompts, policy)  # (P, S), (P,)
         B, T = len(request.prompts) * request.group_size, self.max_new_tokens
         uniform = torch.zeros(B, T) if request.greedy else torch.rand(B, T, generator=generator)  # (B, T)
@@ -178,7 +217,7 @@ class _Draw:
         uniform: (B, T) random numbers in [0, 1). limits: (B,) most tokens of each completion.
     """
 
-    engine: RolloutEngine
+    engine: LocalEngine
     uniform: Tensor
     limits: Tensor
     greedy: bool

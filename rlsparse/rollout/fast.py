@@ -1,9 +1,10 @@
 """The fast engine: adapter merged, each prompt read once for its group, keys and values in place."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,30 +18,34 @@ from rlsparse.model.policy import Policy, positions
 from rlsparse.model.quantization import dequantized, is_quantized
 from rlsparse.model.self_check import TOKENS, differs_from_plain
 from rlsparse.rollout.cache import ATTENTION, GroupCache
-from rlsparse.rollout.engine import Part, Request, RolloutEngine
+from rlsparse.rollout.engine import LocalEngine, Part, Request, RolloutEngine
+from rlsparse.rollout.fused import fused
 from rlsparse.rollout.plain import Plain
 from rlsparse.rollout.prepacked import prepacked
 
+Forward = Callable[[Tensor, Tensor, GroupCache], Tensor]  # ids (b, L), positions (b, L), cache -> logits (b, V)
 PREFILL = 16  # prompts that a CPU reads in one forward pass; more at once do not fit its caches
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fast(RolloutEngine):
+class Fast(LocalEngine):
     """Samples with an attention and a cache of our own in the modules of the model.
 
     Attributes:
         merge_adapter: add the adapter to a copy of the weights that it changes, rounded to their dtype. Quantized
             weights have no such copy, except with ``dequantize``.
-        prepack_weights: bfloat16 on a CPU: copy weights into the layout of the matrix library.
+        fuse: compute the layers of models of the Llama family with fewer and larger products; see ``FusedDecoder``.
+        prepack_weights: on a CPU: copy weights into a layout for few rows.
         dequantize: sample from a dequantized copy of quantized weights.
     """
 
-    neutral: ClassVar[Mapping[str, Any]] = {"dequantize": False}
+    neutral: ClassVar[Mapping[str, Any]] = {"dequantize": False, "fuse": True}
     shares_prompts: ClassVar[bool] = True
     keeps_states: ClassVar[bool] = True
 
     merge_adapter: bool
+    fuse: bool
     prepack_weights: bool
     dequantize: bool
 
@@ -66,6 +71,8 @@ class Fast(RolloutEngine):
     def fitting(self, policy: Policy) -> RolloutEngine:
         """Return this engine; or the plain one where the model does not allow it, and log the reason."""
         reason = self._obstacle(policy)
+        if reason is not None and self.fuse:
+            return replace(self, fuse=False).fitting(policy)
         unmerged = is_quantized(policy.causal_lm) and not self.dequantize
         if reason is None and unmerged and self.merge_adapter and policy.merged is not nullcontext:
             log.info(
@@ -87,14 +94,20 @@ class Fast(RolloutEngine):
                 changed.enter_context(dequantized(policy, first, self.merge_adapter))
             elif self.merge_adapter and not quantized:
                 changed.enter_context(policy.merged())
-            if self.prepack_weights:
-                changed.enter_context(prepacked(policy.causal_lm))
-            changed.enter_context(use_attention(policy.model, ATTENTION))
+            capture = Capture() if request.keep_states and policy.first_adapted > 0 else None
+            forward: Forward | None = fused(policy, self.prepack_weights, capture) if self.fuse else None
+            if forward is None:
+                if self.prepack_weights:
+                    changed.enter_context(prepacked(policy.causal_lm))
+                changed.enter_context(use_attention(policy.model, ATTENTION))
+                if capture is not None:
+                    decoder = policy.causal_lm.get_decoder()
+                    changed.enter_context(captured(decoder, policy.first_adapted, capture))
+                forward = partial(_by_modules, policy.model)
             recorder = None
-            if request.keep_states and policy.first_adapted > 0:
-                capture = changed.enter_context(captured(policy.causal_lm.get_decoder(), policy.first_adapted))
+            if capture is not None:
                 recorder = _Recorder.empty(policy, request, self.max_new_tokens, capture)
-            yield FastSession(policy, self.max_new_tokens, recorder)
+            yield FastSession(policy, forward, self.max_new_tokens, recorder)
 
     def _obstacle(self, policy: Policy) -> str | None:
         """Return why the model needs the plain engine; None where its modules allow this one and a trial is right."""
@@ -113,6 +126,14 @@ class Fast(RolloutEngine):
         return reason
 
 
+def _by_modules(model: Any, ids: Tensor, positions: Tensor, cache: GroupCache) -> Tensor:
+    """Return the logits after the last token of each row, (b, V), by the modules of a model."""
+    logits: Tensor = model(
+        input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, cache=cache
+    ).logits[:, -1]
+    return logits
+
+
 class FastSession:
     """See ``Session``."""
 
@@ -120,8 +141,9 @@ class FastSession:
     _rows: Tensor  # (b,) row numbers into the rollout
     _column: int
 
-    def __init__(self, policy: Policy, max_new_tokens: int, recorder: "_Recorder | None") -> None:
-        self._policy, self._max_new_tokens, self._recorder = policy, max_new_tokens, recorder
+    def __init__(self, policy: Policy, forward: Forward, max_new_tokens: int, recorder: "_Recorder | None") -> None:
+        self._policy, self._forward = policy, forward
+        self._max_new_tokens, self._recorder = max_new_tokens, recorder
 
     def prefill(self, part: Part) -> Tensor:
         self._rows, self._column = part.rows, 0
@@ -137,13 +159,7 @@ class FastSession:
         S = int(in_prompt.sum(dim=1).max())
         in_prompt = in_prompt[:, -S:]  # (q, S), without columns of padding alone
         self._cache.read(some, in_prompt)
-        logits: Tensor = self._policy.model(
-            input_ids=part.prompt_ids[some, -S:],
-            position_ids=positions(in_prompt),
-            use_cache=False,
-            logits_to_keep=1,
-            cache=self._cache,
-        ).logits[:, -1]  # (q, V)
+        logits = self._forward(part.prompt_ids[some, -S:], positions(in_prompt), self._cache)  # (q, V)
         if self._recorder is not None:
             first = part.prompts.start
             self._recorder.read_prompts(slice(first + some.start, first + some.stop))
@@ -155,9 +171,7 @@ class FastSession:
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self._cache.next_column()
-        logits: Tensor = self._policy.model(
-            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, cache=self._cache
-        ).logits[:, -1]  # (b, V)
+        logits = self._forward(tokens[:, None], positions[:, None], self._cache)  # (b, V)
         if self._recorder is not None:
             self._recorder.read_column(self._rows, self._column)
         self._column += 1

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from rlsparse.batch import FrozenStates
 from rlsparse.model.policy import Policy, positions
-from rlsparse.rollout.engine import Part, Request, RolloutEngine
+from rlsparse.rollout.engine import LocalEngine, Part, Request
 
 
 @dataclass(frozen=True)
-class Plain(RolloutEngine):
+class Plain(LocalEngine):
     """Works for any model: the cache of a prompt is repeated for its group, then one token a step."""
 
     @contextmanager

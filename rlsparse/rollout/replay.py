@@ -59,6 +59,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
     states = None
     if len(kept) == len(rollouts):
         states = FrozenStates(_left([one.prompt for one in kept]), _right([one.completion for one in kept]))
+    entropies = [one.entropy for one in rollouts if one.entropy is not None]
     return Rollout(
         prompt_ids=_left([one.prompt_ids for one in rollouts]),
         prompt_lengths=torch.cat([one.prompt_lengths for one in rollouts]),
@@ -66,7 +67,7 @@ def joined(rollouts: Sequence[Rollout]) -> Rollout:
         lengths=torch.cat([one.lengths for one in rollouts]),
         ended=torch.cat([one.ended for one in rollouts]),
         log_probs=_right([one.log_probs for one in rollouts]),
-        entropy=_right([one.entropy for one in rollouts]),
+        entropy=_right(entropies) if len(entropies) == len(rollouts) else None,
         frozen_states=states,
     )
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Generator
@@ -30,6 +31,11 @@ class RolloutSampler:
     limits: MemoryLimits
     world: World
     _warned: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether completions have the probabilities that training computes; see ``RolloutEngine.is_exact``."""
+        return self.engine.is_exact(self.policy)
 
     def __call__(self, request: Request, generator: Generator) -> Rollout:
         """Return the completions of a request, with the random numbers that a single rank would draw.
@@ -78,18 +84,16 @@ class RolloutSampler:
         start, end = self.world.bounds(len(prompts))
         own = replace(request, prompts=prompts[start:end], keep_states=False)
 
-        def pass_over(count: int) -> None:
-            """Draw the numbers of rows of other ranks."""
-            if not request.greedy:
-                torch.rand(count * request.group_size, self.engine.max_new_tokens, generator=generator)
-
-        pass_over(start)
+        self.engine.pass_over(request, start, generator)
         rollouts = [self._sample(own, generator)] if own.prompts else []
-        pass_over(len(prompts) - end)
+        self.engine.pass_over(request, len(prompts) - end, generator)
         parts = self.world.gathered([_moved(one, torch.device("cpu")) for one in rollouts])
         return _moved(joined(parts), self.policy.device)
 
 
 def _moved(rollout: Rollout, device: torch.device) -> Rollout:
-    tensors = {field.name: getattr(rollout, field.name) for field in fields(rollout) if field.name != "frozen_states"}
-    return Rollout(**{name: tensor.to(device) for name, tensor in tensors.items()})
+    parts: dict[str, Any] = {
+        field.name: getattr(rollout, field.name) for field in fields(rollout) if field.name != "frozen_states"
+    }
+    moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts.items()}
+    return Rollout(**moved)

@@ -21,7 +21,10 @@ TRAIN_METRICS: dict[str, tuple[str, str]] = {
     "task/verifier_timeouts": ("count", "answers for which math-verify took too long; they count as wrong"),
     "rollout/length_mean": ("tokens", "mean completion length, EOS included"),
     "rollout/frac_truncated": ("share", "completions cut off at rollout.max_new_tokens"),
-    "rollout/entropy": ("nats", "mean entropy of the sampling model over its tokens"),
+    "rollout/entropy": (
+        "nats",
+        "mean entropy of the sampling model over its tokens; absent where the engine does not know it",
+    ),
     "rollout/frac_degenerate_groups": ("share", "groups whose rewards are all equal"),
     "rollout/tokens_per_second": ("tokens/s", "completion tokens sampled, replay included, per second of rollout"),
     "rollout/layers_skipped": ("count", "decoder layers skipped while sampling"),
@@ -172,8 +175,9 @@ FAMILIES: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
     ),
     (
         "Off-policy",
-        "In `train` rows of steps in which another model than the policy sampled the completions (`layer_skip`), over\n"
-        "the tokens of the loss; absent if there are none.",
+        "In `train` rows of steps in which another model than the policy sampled the completions (`layer_skip`,\n"
+        "`train.staleness`, `rollout=vllm`), or the policy with other rounding (bfloat16), over the tokens of the\n"
+        "loss; absent if there are none.",
         OFF_POLICY_METRICS,
     ),
     (

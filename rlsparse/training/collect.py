@@ -98,6 +98,7 @@ class Collected:
         origins: the number of the prompt that each group of ``all`` belongs to.
         skipped: decoder layers that did not take part in sampling.
         age: how many steps ago the policy that sampled was the current one.
+        exact: whether the engine gives completions the probabilities that training computes.
         rounds: rounds of sampling, without replay.
         filtered: whether a batch filter may leave out groups.
         kept: groups that it kept.
@@ -111,6 +112,7 @@ class Collected:
     origins: list[int]
     skipped: list[int]
     age: int
+    exact: bool
     rounds: int
     filtered: bool
     kept: int
@@ -121,7 +123,7 @@ class Collected:
     @property
     def on_policy(self) -> bool:
         """Whether the policy itself sampled the completions."""
-        return not self.skipped and self.age == 0
+        return self.exact and not self.skipped and self.age == 0
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class Collector:
             origins=origins if replayed is None else origins + replayed[1],
             skipped=skipped,
             age=self.history.age,
+            exact=self.sampler.is_exact,
             rounds=len(rounds),
             filtered=self.algorithm.batch_filter.active,
             kept=len(kept.prompts),
@@ -213,7 +216,12 @@ class Collector:
         policy = self.sampler.policy
         with self.clock("rollout"), without_layers(policy, skipped):
             # the states of another model would be of no use to the training of the policy
-            request = Request(prompts, self.group_size, keep_states=self.keep_states and not skipped)
+            request = Request(
+                prompts,
+                self.group_size,
+                keep_states=self.keep_states and not skipped,
+                needs_entropy=self.algorithm.token_sampler.needs_entropy,
+            )
             rollout = self.sampler(request, draws)
         with self.clock("reward"):
             texts = decode(policy, rollout, prompts)

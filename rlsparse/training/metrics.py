@@ -132,7 +132,7 @@ def rollout_metrics(collected: Collected, clock: Clock) -> dict[str, float]:
         "task/verifier_timeouts": collected.timeouts,
         "rollout/length_mean": first.sampled / len(scores),
         "rollout/frac_truncated": 1 - float(rollout.ended.float().mean()),
-        "rollout/entropy": float(rollout.entropy.sum()) / first.sampled,
+        **({} if rollout.entropy is None else {"rollout/entropy": float(rollout.entropy.sum()) / first.sampled}),
         "rollout/frac_degenerate_groups": float(equal_rewards(rewards).float().mean()),
         "rollout/tokens_per_second": collected.sampled / clock.last["rollout"],
         "rollout/replayed_groups": len(collected.all.prompts) - collected.kept,

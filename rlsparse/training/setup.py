@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,6 +113,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
         with (
             cpu_threads(config.threads, policy.model.num_parameters()),
             judges() as judging,
+            ExitStack() as parts,
         ):
             score = judging.scorer(task)
             sampled = algorithm.rollout.max_new_tokens
@@ -124,7 +125,7 @@ def training(config: Config, algorithm: Algorithm, context: RunContext) -> Itera
                 adapter.keep_start()
             # before a saved state is loaded: whether a model fits the fast paths is judged alike at start and on resume
             with adapter.perturbed():
-                engine = algorithm.rollout.fitting(policy)
+                engine = parts.enter_context(closing(algorithm.rollout.fitting(policy)))
                 path = scoring_path(policy, config.train.packing)
             benchmarks = [
                 benchmark_set(policy, name, judging.scorer(one), config.eval)

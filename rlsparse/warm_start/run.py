@@ -96,7 +96,8 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     Raises:
         ConfigError: bad input, before any model loads.
     """
-    from rlsparse.runtime.devices import cpu_threads, resolve_device
+    from rlsparse.runtime.devices import cpu_threads, resolve_device, sharing_cpus
+    from rlsparse.runtime.distributed import ALONE
     from rlsparse.tracking.profiling import Clock, free_memory, reuse_freed_memory
 
     quieten()
@@ -118,7 +119,7 @@ def warm_start(config: WarmStartConfig, overrides: Sequence[str] = ()) -> Summar
     start = _load(config, checked, device)
     free_memory(device)  # the memory of a warm start is measured alone, also in the process of a sweep
     summary |= {"status": "finished", "error": None, "device": str(device)}
-    with cpu_threads(config.threads, start.policy.model.num_parameters()):
+    with cpu_threads(config.threads, start.policy.model.num_parameters()), sharing_cpus(device, ALONE):
         summary |= _Training(config, checked, start, folder, clock)()
     start.policy.model.save_pretrained(folder.path)
     start.policy.tokenizer.save_pretrained(folder.path)
@@ -298,6 +299,11 @@ def preflight(config: WarmStartConfig, device: str) -> Checked:
         found.append(str(error))
     if found:
         raise ConfigError("\n".join(found))
+    if not parts.rollout.uses_policy:
+        raise ConfigError(
+            f"rollout={parts.rollout.label}: samples from a copy of the base model, and a warm start changes the "
+            "model; take rollout=fast"
+        )
     rows = load_task(parts.task)
     check_noise(rows.train[: config.warm_start.max_rows], config.warm_start.noise)
     from_nothing = isinstance(config.model, ScratchConfig) and config.model.path is None

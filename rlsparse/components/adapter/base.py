@@ -136,6 +136,11 @@ class Adapter(Component, ABC):
         """Return why it cannot be trained on quantized weights; None where it can."""
         return None
 
+    @property
+    def exports_lora(self) -> bool:
+        """Whether ``TrainedAdapter.export`` writes a plain LoRA on the unchanged weights, which vLLM can apply."""
+        return False
+
     def adapted_modules(self, model: nn.Module) -> list[str]:
         """Return the full names of the modules that the adapter is added to, in the order of the model."""
         return []

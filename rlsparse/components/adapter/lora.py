@@ -25,6 +25,10 @@ class Lora(Targeted):
 
     scale: Annotated[float, Range(0, above=True)]
 
+    @property
+    def exports_lora(self) -> bool:
+        return True
+
     def attach(self, policy: Policy, rank: int, seed: int) -> "LoraMatrices":
         return LoraMatrices(policy, self, rank, seed)
 
@@ -91,6 +95,7 @@ class LoraMatrices(TrainedAdapter):
         policy.first_adapted = config.first_adapted(policy.model)
         policy.merged = self.merged
         policy.reference = self.model.disable_adapter
+        policy.export_adapter = self.export
 
     def merged(self) -> AbstractContextManager[None]:
         """Return a context within which the adapter is added to the weights; see ``model.adapters.merged``."""

@@ -100,6 +100,11 @@ class PeftMethod(Targeted):
         return self.method == "LORA" and (start in SUM_OF_STARTS or FAST_PISSA.fullmatch(start) is not None)
 
     @property
+    def exports_lora(self) -> bool:
+        others = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens")
+        return self.method == "LORA" and not any(self.settings.get(key) for key in others)
+
+    @property
     def quantization_obstacle(self) -> str | None:
         """Return why the adapter cannot be put on quantized weights; None where it can."""
         if not for_quantized(self.method):
@@ -295,6 +300,7 @@ class PeftParameters(TrainedAdapter):
             )
         self.budget = sum(self.ranks().values()) or None
         policy.first_adapted, policy.reference = first, self.model.disable_adapter
+        policy.export_adapter = self.export if config.exports_lora else None
         self._warn_of_other_start(before)
         self._noise = self._seen_noise(before)
         self._refuse_wrong_model(before)

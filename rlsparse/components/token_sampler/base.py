@@ -23,11 +23,13 @@ class TokenSampler(Component, ABC):
         per_transition: it picks the distinct transitions that an advantage of the same trait credits.
         cuts_completions: it leaves out the tokens behind a cut so that they need no forward pass. It cannot be
             combined with a surrogate that needs whole completions.
+        needs_entropy: it reads ``Rollout.entropy``, which is None otherwise where the rollout engine knows none.
         makes_passes: it spreads the tokens over several optimizer steps; see ``Selection.passes``.
     """
 
     per_transition: ClassVar[bool] = False
     cuts_completions: ClassVar[bool] = False
+    needs_entropy: ClassVar[bool] = False
     makes_passes: ClassVar[bool] = False
 
     @abstractmethod

@@ -75,6 +75,8 @@ class HighEntropy(SizedSampler):
         scope: ``completion`` or ``batch``. A batch has no budget, since its number of completions may vary.
     """
 
+    needs_entropy: ClassVar[bool] = True
+
     scope: Annotated[str, OneOf("completion", "batch")]
     neutral: ClassVar[Mapping[str, Any]] = {**SizedSampler.neutral, "scope": "completion"}
 
@@ -87,6 +89,7 @@ class HighEntropy(SizedSampler):
             )
 
     def __call__(self, advantages: Tensor, rollout: Rollout, generator: Generator) -> Selection:
+        assert rollout.entropy is not None
         if self.scope == "completion":
             return largest(rollout.entropy, rollout.mask, self.sizes(rollout.lengths))
         assert self.share is not None

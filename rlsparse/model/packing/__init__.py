@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlsparse.batch import FrozenStates, Rollout
 from rlsparse.model.attention import attend, obstacle, register, use_attention
-from rlsparse.model.frozen_layers import captured, starting_from
+from rlsparse.model.frozen_layers import Capture, captured, starting_from
 from rlsparse.model.fused_head import chosen_log_probs, chosen_log_probs_and_entropy
 from rlsparse.model.packing.layout import Layout, PackedRow, pack
 from rlsparse.model.packing.ragged import RaggedLayout, RaggedRow, attend_ragged, ragged_row
@@ -187,7 +187,8 @@ def _small_rollout(policy: Policy) -> Rollout:
     decoder = policy.causal_lm.get_decoder()
     states = None
     if policy.first_adapted > 0:
-        with captured(decoder, policy.first_adapted) as capture:
+        capture = Capture()
+        with captured(decoder, policy.first_adapted, capture):
             decoder(input_ids=sequences, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
         states = FrozenStates(capture.hidden[::2, :S], capture.hidden[:, S:])
     zeros = torch.zeros(B, T, device=policy.device)

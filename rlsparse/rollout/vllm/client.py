@@ -1,0 +1,117 @@
+"""The requests to a vLLM server: health, models, adapters, completions."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for each request
+CONNECT = 10.0  # seconds until a server must have taken a connection
+WANTS_UPDATES = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+
+
+class ServerError(RuntimeError):
+    """A server did not answer, or refused a request.
+
+    Attributes:
+        lost: whether a fresh server may do better: it did not answer in time, or failed by itself.
+    """
+
+    def __init__(self, message: str, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+class Client:
+    """A connection to one server. Its methods may be called from several threads."""
+
+    def __init__(self, url: str, key: str | None, timeout: float) -> None:
+        """Prepare requests; nothing is sent yet.
+
+        Args:
+            url: ``http://host:port``.
+            key: the API key; None where the server asks for none.
+            timeout: seconds until an answer must be there.
+        """
+        self.url = url.rstrip("/")
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        limits = httpx2.Limits(max_connections=None)
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers=headers,
+            limits=limits,
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT), pool=None),
+            trust_env=False,  # a proxy of the environment is not for a server of one's own
+        )
+
+    def check(self) -> None:
+        """Raise ServerError unless the server is healthy, takes the key, and takes adapters while it runs."""
+        self._send("GET", "/health")
+        self.base_models()
+        # vLLM's own answer to this names the adapter; where it has no such route, FastAPI answers
+        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": "rlsparse-none"})
+        if "rlsparse-none" not in reply.text:
+            raise ServerError(f"{self.url} takes no adapters while it runs; {WANTS_UPDATES}")
+
+    def base_models(self) -> list[str]:
+        """Return the names of the base model, as requests must give them."""
+        found = self._send("GET", "/v1/models").get("data", [])
+        return [str(one["id"]) for one in found if one.get("parent") is None]
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Make the server read an adapter in the format of peft.
+
+        Args:
+            name: a new one. Reloading under an old name (``load_inplace``) from the same folder would keep what vLLM has
+                cached of prompts with the old weights.
+            folder: as the server sees it.
+        """
+        self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+    def unload_adapter(self, name: str) -> None:
+        """Make the server forget an adapter; one that it does not know is no error."""
+        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        if reply.status_code not in (200, 400, 404):
+            raise self._error(reply)
+
+    def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the completions of one prompt; see the completions API of OpenAI and vLLM's additions to it."""
+        choices = self._send("POST", "/v1/completions", body)["choices"]
+        return sorted(choices, key=lambda one: int(one["index"]))
+
+    def close(self) -> None:
+        """Close the connections; requests that wait fail."""
+        self._http.close()
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        reply = self._reply(method, path, body)
+        if reply.status_code != 200:
+            raise self._error(reply)
+        try:
+            found: dict[str, Any] = reply.json()
+        except ValueError:
+            found = {}  # /health has no body, and the routes of adapters answer with plain text
+        return found
+
+    def _reply(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
+        try:
+            return self._http.request(method, path, json=body)
+        except httpx2.TimeoutException as error:
+            raise ServerError(f"{self.url}{path}: no answer in time ({type(error).__name__})", lost=True) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: the client is closed
+            raise ServerError(f"{self.url}: cannot be reached ({error})", lost=True) from error
+
+    def _error(self, reply: httpx2.Response) -> ServerError:
+        try:
+            content = reply.json()
+            error = content.get("error", content)
+            text = str(error.get("message", error) if isinstance(error, dict) else error)
+        except (ValueError, AttributeError):
+            text = reply.text
+        text = " ".join(text.split())[:500]
+        if reply.status_code in (401, 403):
+            return ServerError(f"{self.url}: refuses the key; rollout.api_key must name the variable that holds it")
+        # vLLM answers 500 also to an adapter that it cannot use
+        lost = reply.status_code >= 500 and not reply.url.path.endswith("_lora_adapter")
+        return ServerError(f"{self.url}{reply.url.path}: {reply.status_code}: {text}", lost=lost)

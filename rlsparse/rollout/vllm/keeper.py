@@ -1,0 +1,188 @@
+"""Keeps one vLLM server alive as long as a run uses it. A program of its own, started by ``server.OwnServer``.
+
+usage: keeper.py FOLDER
+
+FOLDER has ``command.json`` (command and environment of the server). The keeper starts it, writes ``server.json`` once
+it is ready, and ends it when no process holds a lock on ``users`` any more, when a file ``stop`` names it, or when it
+is asked to end. The server ends with the keeper, also where that is killed. Only the standard library is imported, so
+that it starts at once and needs little memory.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+PERIOD = 0.5  # seconds between two looks at the server and its users
+LINGER = 5.0  # seconds without users before the server ends: the next run of a sweep may be a new process
+PATIENCE = 20.0  # seconds for the server to end by itself
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class Keeper:
+    """See the module."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.key = secrets.token_urlsafe(24)
+        self.server: subprocess.Popen[bytes] | None = None
+        self.asked_to_end = False
+
+    def __call__(self) -> None:
+        """Run the server until nobody uses it."""
+        plan = json.loads((self.folder / "command.json").read_text())
+        for name in ("failed.json", "server.json", "stop"):
+            (self.folder / name).unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the users of the server get it too
+        reason = None
+        try:
+            reason = self._start(plan)
+            if reason is None:
+                self._watch()
+        finally:
+            (self.folder / "server.json").unlink(missing_ok=True)
+            self._stop()
+            if reason is not None:
+                write(self.folder / "failed.json", {"reason": reason, "time": time.time()})
+
+    def _start(self, plan: dict[str, Any]) -> str | None:
+        """Start the server and wait until it is ready; return why it is not, or None."""
+        command = [*plan["command"], "--host", "127.0.0.1", "--port", str(self.port)]
+        # the key is in the environment, since every user of the machine can read the arguments of a process
+        environment = {**os.environ, **plan["environment"], "VLLM_API_KEY": self.key}
+        with (self.folder / "server.log").open("wb") as log:
+            self.server = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        until = time.monotonic() + float(plan["start_timeout"])
+        while not self._is_healthy():
+            if self.server.poll() is not None:
+                return f"the server ended while it started, exit code {self.server.returncode}: {self._last_error()}"
+            if time.monotonic() > until:
+                return f"the server was not ready after {plan['start_timeout']:g} s"
+            if self.asked_to_end or not has_users(self.folder):
+                return "nobody waited for the server any more"
+            time.sleep(PERIOD)
+        about = {"url": f"http://127.0.0.1:{self.port}", "key": self.key, "id": secrets.token_hex(8)}
+        write(self.folder / "server.json", about)
+        self.id = about["id"]
+        return None
+
+    def _watch(self) -> None:
+        """Wait until nobody uses the server, or it has ended by itself, which its users notice."""
+        assert self.server is not None
+        unused_since: float | None = None
+        while not self.asked_to_end and not self._is_unwanted() and self.server.poll() is None:
+            if has_users(self.folder):
+                unused_since = None
+            else:
+                unused_since = unused_since or time.monotonic()
+                if time.monotonic() - unused_since > LINGER and self._close_to_users():
+                    return
+            time.sleep(PERIOD)
+
+    def _close_to_users(self) -> bool:
+        """Make new users wait until this process has ended; return False if one came before."""
+        self.closed = (self.folder / "users").open("r+b")
+        return is_lockable(self.closed)
+
+    def _is_unwanted(self) -> bool:
+        """Return whether a user has found that this very server does not answer."""
+        with suppress(OSError):
+            return (self.folder / "stop").read_text() == self.id
+        return False
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def _last_error(self) -> str:
+        """Return the last line of the log that names an error."""
+        lines = (self.folder / "server.log").read_text(errors="replace").splitlines()
+        named = [line.strip() for line in lines if "Error" in line or "error:" in line]
+        return (named or lines or ["it wrote nothing"])[-1][-300:]
+
+    def _stop(self) -> None:
+        if self.server is None:
+            return
+        for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, PATIENCE)):
+            with suppress(ProcessLookupError):
+                os.killpg(self.server.pid, number)  # its engine is a process of the same group
+            try:
+                self.server.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+        with suppress(ProcessLookupError):
+            os.killpg(self.server.pid, signal.SIGKILL)
+
+    def _end(self, *_: object) -> None:
+        self.asked_to_end = True
+
+
+def has_users(folder: Path) -> bool:
+    """Return whether a process holds a shared lock on the file ``users``. Such a lock ends with its process."""
+    with (folder / "users").open("r+b") as file:
+        return not is_lockable(file)
+
+
+def is_lockable(file: IO[bytes]) -> bool:
+    """Lock a file for this process until it is closed; return False where another process has locked it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, also where that is killed."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Write a file that others see whole or not at all, and that only this user can read."""
+    scratch = file.with_suffix(".new")
+    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        json.dump(content, opened)
+    scratch.replace(file)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with (folder / "keeper").open("a+b") as lock:
+        if is_lockable(lock):  # else another keeper is at work in this folder
+            Keeper(folder)()
+
+
+if __name__ == "__main__":
+    main()

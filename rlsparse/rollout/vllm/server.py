@@ -1,0 +1,185 @@
+"""The servers of ``rollout=vllm``: one that runs of this machine start and share, or those that a user has started."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rlsparse.rollout.vllm.client import Client, ServerError
+
+PERIOD = 0.2  # seconds between two looks for a server that starts
+AGAIN = 3.0  # seconds until a keeper is started again after one has ended
+KEEPER = Path(__file__).with_name("keeper.py")
+MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` looks for a distribution that the wheel for CPUs is not
+log = logging.getLogger(__name__)
+
+
+class Servers(ABC):
+    """The servers that sample for a run."""
+
+    @abstractmethod
+    def clients(self) -> list[Client]:
+        """Return connections to servers that are ready; wait where one is starting.
+
+        Raises:
+            ServerError: one cannot be started, or does not answer.
+        """
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Give up the present connections after one was lost, so that ``clients`` returns others."""
+
+    @property
+    @abstractmethod
+    def exchange(self) -> Path | None:
+        """A folder that they can read; None where the user must name one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A server to start. Runs with equal plans share one.
+
+    Attributes:
+        command: without host and port.
+        environment: variables to add.
+        start_timeout: seconds until it must be ready.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    start_timeout: float
+
+
+class OwnServer(Servers):
+    """A server of this machine that starts with its first user and ends after its last one, however that ends.
+
+    A keeper (a process of its own) watches the server and the locks that its users hold on a file.
+    """
+
+    def __init__(self, plan: Plan, timeout: float) -> None:
+        """Name the server; nothing is started yet.
+
+        Args:
+            timeout: seconds until a request must be answered.
+        """
+        self._plan, self._timeout = plan, timeout
+        self.folder = _private_folder() / hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:16]
+        self._client: Client | None = None
+        self._id = ""
+
+    @property
+    def exchange(self) -> Path:
+        return self.folder / "adapters"
+
+    def clients(self) -> list[Client]:
+        if self._client is None:
+            self.exchange.mkdir(parents=True, exist_ok=True)
+            _use(self.folder)
+            about = self._ready()
+            self._client, self._id = Client(about["url"], about["key"], self._timeout), about["id"]
+        return [self._client]
+
+    def renew(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            (self.folder / "stop").write_text(self._id)  # no effect where another user has renewed it already
+        self._client = None
+
+    def _ready(self) -> dict[str, Any]:
+        """Return address, key and id of the server once it is ready; start it if nobody has."""
+        started, next_try = time.time(), 0.0
+        keeper: subprocess.Popen[bytes] | None = None
+        while True:
+            about = _read(self.folder / "server.json")
+            if about is not None and about["id"] != self._id:
+                return about
+            failed = _read(self.folder / "failed.json")
+            if keeper is not None and keeper.poll() is not None and failed is not None and failed["time"] > started:
+                raise ServerError(f"rollout.server=auto: {failed['reason']} (log: {self.folder / 'server.log'})")
+            if keeper is None:
+                log.info("rollout=vllm: waits for a server, about a minute (log: %s)", self.folder / "server.log")
+            if (keeper is None or keeper.poll() is not None) and time.time() > next_try:
+                # it ends at once where another keeper is at work
+                keeper, next_try = self._start_keeper(), time.time() + AGAIN
+            if time.time() - started > 2 * self._plan.start_timeout:
+                raise ServerError(f"rollout.server=auto: no server was ready (log: {self.folder / 'server.log'})")
+            time.sleep(PERIOD)
+
+    def _start_keeper(self) -> "subprocess.Popen[bytes]":
+        scratch = self.folder / f"command.{os.getpid()}"
+        scratch.write_text(json.dumps(asdict(self._plan)))
+        scratch.replace(self.folder / "command.json")
+        return subprocess.Popen(
+            [sys.executable, str(KEEPER), str(self.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+class GivenServers(Servers):
+    """Servers that a user has started."""
+
+    def __init__(self, urls: Sequence[str], key: str | None, timeout: float, exchange: str | None) -> None:
+        self._urls, self._key, self._timeout = urls, key, timeout
+        self._exchange = None if exchange is None else Path(exchange)
+        self._clients: list[Client] = []
+
+    @property
+    def exchange(self) -> Path | None:
+        return self._exchange
+
+    def clients(self) -> list[Client]:
+        if not self._clients:
+            self._clients = [Client(url, self._key, self._timeout) for url in self._urls]
+        return self._clients
+
+    def renew(self) -> None:
+        for one in self._clients:
+            one.close()
+        self._clients = []
+
+
+# process id and folder of a server -> the open file on which this process holds a lock; a fork holds none
+_users: dict[tuple[int, Path], IO[bytes]] = {}
+
+
+def _use(folder: Path) -> None:
+    """Hold a lock on the server of a folder until this process ends; a keeper that is ending its server comes first."""
+    if (os.getpid(), folder) in _users:
+        return
+    file = (folder / "users").open("a+b")
+    fcntl.lockf(file, fcntl.LOCK_SH)
+    _users[os.getpid(), folder] = file
+
+
+def _private_folder() -> Path:
+    """Return the folder of this user's servers on this machine.
+
+    Raises:
+        ServerError: it belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"rlsparse-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ServerError(f"rollout.server=auto: {folder} belongs to another user; set TMPDIR to a folder of your own")
+    return folder
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content
+    return None

@@ -1,0 +1,73 @@
+"""What is wrong with the keys of rollout=vllm is said before anything starts; no server is needed here."""
+
+import http.server
+import sys
+import threading
+
+import pytest
+
+from rlsparse.algorithm import Algorithm
+from rlsparse.config.compose import compose
+from rlsparse.config.schema import ConfigError
+from rlsparse.execution.preflight import identity_of, preflight
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["layer_skip=r25"], "layer_skip: rollout=vllm samples from a copy of the whole model"),
+        (["adapter=dora"], "adapter=dora: rollout=vllm applies plain LoRA alone"),
+        (["adapter=full"], "adapter=full: rollout=vllm applies plain LoRA alone"),
+        (["adapter=adalora"], "adapter=adalora: rollout=vllm applies plain LoRA alone"),
+        (["rollout.top_p=0.9"], "rollout.top_p=0.9: with rollout.top_k=0, vLLM returns"),
+        (["rollout.server=localhost:8000"], "rollout.server=localhost:8000: must be auto or an address"),
+        (["rollout.server=http://localhost:1"], "rollout.exchange=null: the server gets adapters through a folder"),
+        (["rollout.api_key=KEY"], "rollout.api_key=KEY: is for a server with an address"),
+        (["rollout.max_lora_rank=600"], "rollout.max_lora_rank=600: must be"),
+        (["rollout.arguments=[1]"], "rollout.arguments=\\[1\\]: must be a list of texts"),
+        (["rollout.python=/nowhere/python"], "rollout.python=/nowhere/python: there is no such program; make vllm"),
+        ([f"rollout.python={sys.executable}"], "this environment has no vLLM; make vllm"),
+    ],
+)
+def test_bad_values_are_refused_in_one_message(overrides, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        preflight([compose(["rollout=vllm", f"runs_dir={tmp_path}", "tracker=none", *overrides])])
+
+
+def given(url, tmp_path):
+    keys = [f"rollout.server={url}", f"rollout.exchange={tmp_path}", f"runs_dir={tmp_path}", "tracker=none"]
+    return compose(["rollout=vllm", *keys])
+
+
+def test_an_address_without_a_server_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"rollout\.server=http://127\.0\.0\.1:9: .*cannot be reached"):
+        preflight([given("http://127.0.0.1:9", tmp_path)])
+
+
+def test_an_unset_variable_of_the_key_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RLSPARSE_TEST_KEY", raising=False)
+    config = given("http://127.0.0.1:9", tmp_path)
+    config.rollout["api_key"] = "RLSPARSE_TEST_KEY"
+    with pytest.raises(ConfigError, match=r"rollout\.api_key=RLSPARSE_TEST_KEY: no environment variable"):
+        preflight([config])
+
+
+def test_a_server_that_is_no_vllm_is_refused(tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(ConfigError, match="404"):
+            preflight([given(f"http://127.0.0.1:{server.server_port}", tmp_path)])
+    finally:
+        server.shutdown()
+
+
+def test_where_the_server_is_does_not_count_in_the_run_id():
+    def run_id(*overrides):
+        config = compose(["rollout=vllm", *overrides])
+        return identity_of(config, Algorithm.build(config), "cpu").id
+
+    elsewhere = ["rollout.server=http://gpu:8000", "rollout.exchange=/shared", "rollout.timeout=5", "rollout.retries=3"]
+    assert run_id() == run_id(*elsewhere)
+    assert run_id() != run_id("rollout.temperature=0.9")
+    assert run_id() != run_id("rollout=fast")
