@@ -31,13 +31,18 @@ def servers(tmp_path):
 
 
 class Processes:
-    """The keeper of a folder of servers, and the session of each of its servers, whose engine is a process of it."""
+    """The keeper of a folder of servers with its guard, and the session of each of its servers, whose engine is a process of it."""
 
     def __init__(self, tmp_path):
         self._folder, self._sessions = str(tmp_path / "tmp").encode(), set()
 
     def keepers(self):
         return [one for one, words in running() if any(b"keeper.py" in w for w in words) and self._folder in words[-1]]
+
+    def keeper(self):
+        """Return the keeper itself, the parent of the first process of a server."""
+        (server,) = [one for one in self.servers() if one in self._sessions]
+        return int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
 
     def servers(self):
         """Return the processes of all servers that were seen; call it once while a server runs."""
@@ -165,8 +170,7 @@ def test_the_server_ends_when_its_keeper_is_killed(keys, tmp_path):
     try:
         wait_until(lambda: servers(tmp_path), START, "no server")
         assert len(all_of.servers()) > 1
-        for process in all_of.keepers():
-            os.kill(process, signal.SIGKILL)
+        os.kill(all_of.keeper(), signal.SIGKILL)
         _, errors = run.communicate(timeout=120)
     finally:
         run.kill()

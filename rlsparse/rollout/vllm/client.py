@@ -63,8 +63,8 @@ class Client:
         """Make the server read an adapter in the format of peft.
 
         Args:
-            name: a new one. Reloading under an old name (``load_inplace``) from the same folder would keep what vLLM has
-                cached of prompts with the old weights.
+            name: a new one. Reloading under an old name (``load_inplace``) from the same folder would keep what vLLM
+                has cached of prompts with the old weights.
             folder: as the server sees it.
         """
         self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})

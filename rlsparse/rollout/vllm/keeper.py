@@ -8,7 +8,6 @@ is asked to end. The server ends with the keeper, also where that is killed. Onl
 that it starts at once and needs little memory.
 """
 
-import ctypes
 import fcntl
 import json
 import os
@@ -27,7 +26,6 @@ from typing import IO, Any
 PERIOD = 0.5  # seconds between two looks at the server and its users
 LINGER = 5.0  # seconds without users before the server ends: the next run of a sweep may be a new process
 PATIENCE = 20.0  # seconds for the server to end by itself
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Keeper:
@@ -71,8 +69,8 @@ class Keeper:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
             )
+        self.guard = guard(self.server.pid)
         until = time.monotonic() + float(plan["start_timeout"])
         while not self._is_healthy():
             if self.server.poll() is not None:
@@ -136,6 +134,7 @@ class Keeper:
                 continue
         with suppress(ProcessLookupError):
             os.killpg(self.server.pid, signal.SIGKILL)
+        os.write(self.guard, b"x")
 
     def _end(self, *_: object) -> None:
         self.asked_to_end = True
@@ -156,10 +155,23 @@ def is_lockable(file: IO[bytes]) -> bool:
     return True
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, also where that is killed."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+def guard(group: int) -> int:
+    """Start a process that kills a process group when this process ends; return the pipe that tells it not to.
+
+    The signal that Linux can send at the death of a parent reaches one process alone, and a server whose engine is gone
+    may wait for ever.
+    """
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.close(writer)
+        if os.read(reader, 1) == b"":  # the other end was closed without a word
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        os._exit(0)
+    os.close(reader)
+    return writer
 
 
 def free_port() -> int:
