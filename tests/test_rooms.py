@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rlsparse"
 # a room may import itself and the rooms of the lines below it
 LEVELS = [
-    {"run", "check", "evaluate", "status", "sync", "dashboard"},
+    {"run", "check", "selfcheck", "evaluate", "status", "sync", "dashboard"},
     {"sweep"},
     {"execution"},
     {"train", "warm_start"},
@@ -78,6 +78,7 @@ def test_no_kind_of_component_imports_another(kind):
         ("rlsparse.sweep.sweeper", {"torch", "transformers"}),
         ("rlsparse.sweep.dry_run", {"torch", "transformers", "wandb"}),
         ("rlsparse.status", {"torch", "transformers", "wandb"}),
+        ("rlsparse.selfcheck", {"torch", "transformers", "wandb"}),
         ("rlsparse.sync", {"torch", "transformers"}),
         ("rlsparse.dashboard", {"torch", "transformers", "wandb", "wandb_workspaces"}),
     ],
