@@ -100,7 +100,7 @@ def sample(logits: Tensor, uniform: Tensor, settings: Settings, greedy: bool) ->
     weights = shifted.exp()  # (b, V)
     total = weights.sum(dim=1)  # (b,)
     # a dot product, since torch.special.entr over the vocabulary would take as long as the rest of this function
-    entropy = total.log() - (weights[:, None] @ shifted[:, :, None]).flatten() / total
+    entropy = total.log() - torch.linalg.vecdot(weights, shifted) / total
     if greedy:
         tokens = logits.argmax(dim=1)
     else:
