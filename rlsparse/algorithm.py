@@ -264,7 +264,7 @@ class Algorithm:
         if not self.off_policy.corrects:
             return
         label, rollout = self.off_policy.label, self.rollout
-        if (self.layer_skip.active or train.staleness > 0) and (rollout.top_p < 1 or rollout.top_k > 0):
+        if rollout.top_p < 1 or rollout.top_k > 0:
             yield (
                 f"off_policy={label}: its ratios need the probability that a token was sampled with, and "
                 f"rollout.top_p={rollout.top_p} rollout.top_k={rollout.top_k} change that; take rollout.top_p=1 "

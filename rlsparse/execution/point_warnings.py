@@ -82,8 +82,8 @@ def idle_off_policy(points: Points) -> list[str]:
         return []
     return [
         f"off_policy={','.join(sorted(idle))} corrects nothing where layer_skip=off and train.staleness=0: the policy "
-        "itself samples, so such a run equals that of off_policy=none in float32, and up to rounding in bfloat16; add "
-        "layer_skip=r10 or train.staleness=1, for example, or leave off_policy out"
+        "itself samples, so such a run equals that of off_policy=none in float32, and in bfloat16 only the rounding of "
+        "the rollout is corrected; add layer_skip=r10 or train.staleness=1, for example, or leave off_policy out"
     ]
 
 

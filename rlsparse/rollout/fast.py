@@ -72,7 +72,10 @@ class Fast(LocalEngine):
         """Return this engine; or the plain one where the model does not allow it, and log the reason."""
         reason = self._obstacle(policy)
         if reason is not None and self.fuse:
-            return replace(self, fuse=False).fitting(policy)
+            unfused = replace(self, fuse=False).fitting(policy)
+            if isinstance(unfused, Fast):
+                log.info("rollout.fuse: off for this model: %s", reason)
+            return unfused
         unmerged = is_quantized(policy.causal_lm) and not self.dequantize
         if reason is None and unmerged and self.merge_adapter and policy.merged is not nullcontext:
             log.info(
@@ -81,7 +84,9 @@ class Fast(LocalEngine):
             )
         if reason is None:
             return self
-        log.info("rollout: plain for this model: %s", reason)
+        # such as DoRA: it computes norms of weights, whose rounding differs from one path to the other
+        hint = "" if policy.causal_lm.dtype == torch.float32 else "; with dtype=float32 it may take the fast engine"
+        log.info("rollout: plain for this model: %s%s", reason, hint)
         return Plain(**{field.name: getattr(self, field.name) for field in fields(Plain)})
 
     @contextmanager

@@ -20,6 +20,7 @@ from rlsparse.rollout.cache import GroupCache
 from rlsparse.rollout.prepacked import can_prepack
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers compute what ``FusedLayer`` does
+SMALL = 2**18  # numbers of a product whose weights are copied for speed alone
 Product = Callable[[Tensor], Tensor]
 ProductAdded = Callable[[Tensor, Tensor], Tensor]
 
@@ -145,7 +146,7 @@ class _Products:
     def product(self, modules: Sequence[Any]) -> Product:
         """Return the function x → the outputs of some linear modules one after the other."""
         linears = [_plain(module) for module in modules]
-        if len(linears) > 1 and (not self._copies or linears[0].weight.device.type != "cpu"):
+        if len(linears) > 1 and not self._may_copy(sum(one.weight.numel() for one in linears), linears[0].weight):
             return lambda x: torch.cat([F.linear(x, one.weight, one.bias) for one in linears], dim=-1)
         weight, bias = _joined([one.weight for one in linears]), None
         if any(one.bias is not None for one in linears):
@@ -156,6 +157,10 @@ class _Products:
             packed = ops._reorder_linear_weight(weight)
             return lambda x: ops._linear_pointwise(x, packed, bias, "none", [], "")
         return partial(F.linear, weight=weight, bias=bias)
+
+    def _may_copy(self, numbers: int, weight: Tensor) -> bool:
+        """Return whether several weights may be joined in a copy: for its layout, or where it is small."""
+        return self._copies and weight.device.type == "cpu" and (self._can_prepack(weight) or numbers <= SMALL)
 
     def added(self, module: Any) -> ProductAdded:
         """Return the function x, residual → residual + the output of a linear module."""

@@ -164,6 +164,7 @@ class _Minibatch:
         completion_ratios: (B, 1) π_old/μ of whole completions; None where no weight depends on them.
         old: (B, T) log π_old, on the same code path as π; None before it is known.
         scales: (B, T) corrected for the model that sampled the tokens; such a weight may underflow to 0.
+        measures: whether the mismatch of its tokens is measured.
     """
 
     updater: Updater
@@ -173,6 +174,7 @@ class _Minibatch:
     old: Tensor | None = None
     scales: Tensor | None = None
     mismatch: Mismatch = field(default_factory=Mismatch)
+    measures: bool = True
 
     @classmethod
     def of(cls, updater: Updater, batch: ScoredBatch) -> "_Minibatch":
@@ -185,8 +187,11 @@ class _Minibatch:
 
     def score_old(self) -> None:
         """Compute log π_old now, where the loss or a weight depends on it; else the first gradient does."""
-        if self.updater.algorithm.token_objective.uses_old_policy or not self.batch.on_policy:
+        algorithm = self.updater.algorithm
+        if algorithm.token_objective.uses_old_policy or (not self.batch.on_policy and algorithm.off_policy.corrects):
             self.old, self.scales = self.updater.fit(self.batch, self._old)
+        else:
+            self.measures = False  # its first forward pass comes after a step, and is not that of π_old
 
     def gradient(self, pieces: list[Microbatch], _: int) -> _Sums:
         """Compute the gradient of the loss from zero and store it in the parameters."""
@@ -287,7 +292,8 @@ class _Minibatch:
             ratio = self.completion_ratios[piece.rows].expand_as(old)
         weights = torch.where(chosen, correction(ratio), 0.0)  # (b, T)
         with_shape("off_policy", correction, weights, tuple(chosen.shape))  # they may overflow, as ratios do
-        self.mismatch.add((old - behaviour)[chosen], weights[chosen], correction.cut(ratio[chosen]))
+        if self.measures:
+            self.mismatch.add((old - behaviour)[chosen], weights[chosen], correction.cut(ratio[chosen]))
         return torch.where(chosen, scales * weights, 0.0)
 
 

@@ -11,7 +11,7 @@ CONNECT = 10.0  # seconds until a server must have taken a connection
 WANTS_UPDATES = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
 
 
-class ServerError(RuntimeError):
+class ServerError(Exception):
     """A server did not answer, or refused a request.
 
     Attributes:
@@ -36,7 +36,8 @@ class Client:
         """
         self.url = url.rstrip("/")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        limits = httpx2.Limits(max_connections=None)
+        # vLLM closes a connection that was idle for 5 s; one that is closed while it is used would look like a failure
+        limits = httpx2.Limits(max_connections=None, keepalive_expiry=2.0)
         self._http = httpx2.Client(
             base_url=self.url,
             headers=headers,
@@ -102,6 +103,12 @@ class Client:
         except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: the client is closed
             raise ServerError(f"{self.url}: cannot be reached ({error})", lost=True) from error
 
+    def _is_healthy(self) -> bool:
+        try:
+            return self._http.get("/health", timeout=CONNECT).status_code == 200
+        except (httpx2.HTTPError, RuntimeError):
+            return False
+
     def _error(self, reply: httpx2.Response) -> ServerError:
         try:
             content = reply.json()
@@ -112,6 +119,6 @@ class Client:
         text = " ".join(text.split())[:500]
         if reply.status_code in (401, 403):
             return ServerError(f"{self.url}: refuses the key; rollout.api_key must name the variable that holds it")
-        # vLLM answers 500 also to an adapter that it cannot use
-        lost = reply.status_code >= 500 and not reply.url.path.endswith("_lora_adapter")
+        # a server that is healthy refuses this request alone, such as an adapter that it cannot use
+        lost = reply.status_code >= 500 and not self._is_healthy()
         return ServerError(f"{self.url}{reply.url.path}: {reply.status_code}: {text}", lost=lost)

@@ -8,9 +8,10 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ SEEDS = 2**31  # vLLM gives completion i of a request the seed of the request pl
 PROBE = 16  # tokens that are compared before training
 # nats, in the mean over these tokens: bfloat16 differs by 0.02 to 0.1, another model by more than 1
 ALLOWED = 0.5
+NOISE = 0.02  # deviation of the noise in the adapter while servers are compared
 SCORED = 2048  # tokens of a forward pass for entropies
 CPU_CACHE = "1"  # GiB for keys and values on a CPU
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Vllm(RolloutEngine):
     """
 
     uses_policy: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any]] = {"arguments": []}
 
     server: str | list[str]
     python: str
@@ -100,8 +103,8 @@ class Vllm(RolloutEngine):
             yield f"api_key={self.api_key}: is for a server with an address; one that we start has its own key"
 
     def identity(self, digest: Digest) -> dict[str, Any]:
-        """Return the keys of sampling; where the server is, and how it is reached, changes no number."""
-        sampling = {field.name for field in fields(RolloutEngine)}
+        """Return the keys of sampling and further arguments; where the server is changes no number."""
+        sampling = {"arguments", *(field.name for field in fields(RolloutEngine))}
         return {key: value for key, value in super().identity(digest).items() if key in sampling}
 
     def check(self, quantized: bool) -> None:
@@ -164,7 +167,11 @@ class Vllm(RolloutEngine):
         if not Path(self.python).expanduser().is_file():
             raise ConfigError(f"rollout.python={self.python}: there is no such program; {setup}")
         code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-        if subprocess.run([Path(self.python).expanduser(), "-c", code], check=False, timeout=60).returncode != 0:
+        try:
+            done = subprocess.run([Path(self.python).expanduser(), "-c", code], check=False, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigError(f"rollout.python={self.python}: cannot be run ({error}); {setup}") from error
+        if done.returncode != 0:
             raise ConfigError(f"rollout.python={self.python}: this environment has no vLLM; {setup}")
 
     def _servers(self, policy: Policy | None) -> Servers:
@@ -203,6 +210,9 @@ class Vllm(RolloutEngine):
             environment |= {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)}
         if self.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.devices)
+        elif policy.device.type == "cuda":
+            visible, index = os.environ.get("CUDA_VISIBLE_DEVICES"), policy.device.index or 0
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
         return Plan([*command, *self.arguments], environment, self.start_timeout)
 
 
@@ -273,6 +283,11 @@ class ConnectedVllm(RolloutEngine):
         limits = completion_limits(prompts, T, B // len(prompts), policy).tolist()
         out = Columns.empty(B, T, policy)
         for row, (one, limit) in enumerate(zip(completions, limits, strict=True)):
+            if one["finish_reason"] == "length" and len(one["token_ids"]) < limit:
+                raise ServerError(
+                    f"the context of the server is too short for rollout.max_new_tokens={T}: a completion was cut "
+                    f"after {len(one['token_ids'])} tokens; start it with a larger --max-model-len"
+                )
             ids, log_probs = one["token_ids"][:limit], one["logprobs"]["token_logprobs"][:limit]
             L = len(ids)
             out.ids[row, :L] = torch.tensor(ids, device=policy.device)
@@ -299,7 +314,8 @@ class ConnectedVllm(RolloutEngine):
 
 def _has_host(url: str) -> bool:
     try:
-        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+        found = urlsplit(url)  # a user in it would be a secret in the config of the run
+        return bool(found.hostname) and found.port != 0 and found.username is None
     except ValueError:  # a port that is no number
         return False
 
@@ -335,13 +351,17 @@ class Connection:
     servers: Servers
     folder: Path
     retries: int
-    _base: str = ""
+    _bases: dict[str, str] = field(default_factory=dict)  # address of a server -> name of its base model
     _name: str = ""  # of the adapter that the servers have
     _digest: str = ""
     _count: int = 0
 
     def connect(self, policy: Policy, temperature: float) -> None:
-        """Connect, and compare the model of each server with that of the policy, with and without its adapter.
+        """Connect, and check the servers; see ``_connect``."""
+        self._trying(partial(self._connect, policy, temperature))
+
+    def _connect(self, policy: Policy, temperature: float) -> None:
+        """Compare the model of each server with that of the policy, with and without its adapter.
 
         Raises:
             ConfigError: a server serves another model.
@@ -352,13 +372,14 @@ class Connection:
             models = client.base_models()
             if not models:
                 raise ServerError(f"{client.url}: serves no model")
-            self._base = models[0]
+            self._bases[client.url] = models[0]
             with policy.reference():
-                compare(client, self._base, policy, temperature)
+                compare(client, models[0], policy, temperature)
         if policy.export_adapter is not None:
-            name = self._serve(policy)
-            for client in self.servers.clients():
-                compare(client, name, policy, temperature)
+            with noise(policy.model):  # a LoRA starts at 0, where a wrong adapter would not be seen
+                self._serve(policy)
+                for client in self.servers.clients():
+                    compare(client, self._name, policy, temperature)
 
     def complete(self, policy: Policy, orders: Sequence[Order], at_once: int) -> list[list[dict[str, Any]]]:
         """Return the completions of each order; where a server is lost, all of them are asked for again.
@@ -378,14 +399,16 @@ class Connection:
         except ServerError as error:
             log.info("rollout=vllm: %s", error)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.servers.close()
 
     def _complete(self, policy: Policy, orders: Sequence[Order], at_once: int) -> list[list[dict[str, Any]]]:
-        model = self._serve(policy)
         clients = self.servers.clients()
+        self._serve(policy)
+        names = [self._bases[one.url] if policy.export_adapter is None else self._name for one in clients]
         with ThreadPoolExecutor(min(at_once, len(orders))) as pool:
             waiting = [
-                pool.submit(clients[number % len(clients)].complete, {**order.body, "model": model})
-                for number, order in enumerate(orders)
+                pool.submit(clients[place].complete, {**order.body, "model": names[place]})
+                for order, place in zip(orders, cycle(range(len(clients))), strict=False)
             ]
             try:
                 return [one.result() for one in waiting]
@@ -398,29 +421,32 @@ class Connection:
             try:
                 return work()
             except ServerError as error:
-                if not error.lost or attempt == self.retries:
+                if not error.lost:
+                    raise
+                if attempt == self.retries:
+                    self.servers.renew()  # for a run that comes later
                     raise
                 log.warning("warning: rollout=vllm: %s; the rollout is tried again", error)
                 self.servers.renew()
                 self._name = self._digest = ""  # a fresh server has no adapters
         raise AssertionError
 
-    def _serve(self, policy: Policy) -> str:
-        """Return the name of the model with the present adapter, after giving it to the servers if it is new."""
+    def _serve(self, policy: Policy) -> None:
+        """Give the present adapter to the servers if it is new."""
         if policy.export_adapter is None:
-            return self._base
+            return
         folder = self.folder / str(self._count)
         policy.export_adapter(folder)
         digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
         if digest == self._digest:
             shutil.rmtree(folder)
-            return self._name
+            return
         name, before = f"{self.folder.name}-{self._count}", self._name
+        self._count += 1  # before a server may fail: a name is never used again
         for client in self.servers.clients():
             client.load_adapter(name, str(folder))
-        self._name, self._digest, self._count = name, digest, self._count + 1
+        self._name, self._digest = name, digest
         self._forget(before)
-        return name
 
     def _forget(self, name: str) -> None:
         if name:
@@ -439,9 +465,29 @@ def _adapter_folder(servers: Servers) -> Path:
     assert parent is not None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"rlsparse-{uuid4().hex[:8]}-", dir=parent)).absolute()
+        folder = Path(tempfile.mkdtemp(prefix=f"rlsparse-{uuid4().hex[:8]}-", dir=parent)).absolute()
+        if isinstance(servers, GivenServers):
+            folder.chmod(0o755)  # the server may be of another user
+        return folder
     except OSError as error:
         raise ConfigError(f"rollout.exchange={parent}: cannot be written ({error}); give another folder") from error
+
+
+@contextmanager
+def noise(model: Any) -> Iterator[None]:
+    """Within the context, the trained parameters of a model have noise added."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    kept = [one.detach().clone() for one in trained]
+    generator = Generator().manual_seed(0)
+    with torch.no_grad():
+        for one in trained:
+            one.add_(NOISE * torch.randn(one.shape, generator=generator).to(one))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for one, value in zip(trained, kept, strict=True):
+                one.copy_(value)
 
 
 @torch.no_grad()

@@ -28,6 +28,14 @@ LINGER = 5.0  # seconds without users before the server ends: the next run of a 
 PATIENCE = 20.0  # seconds for the server to end by itself
 
 
+# without the proxies of the environment, which are not for this machine itself
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Unwanted(Exception):
+    """Nobody waits for the server any more, which has not started yet."""
+
+
 class Keeper:
     """See the module."""
 
@@ -50,6 +58,10 @@ class Keeper:
             reason = self._start(plan)
             if reason is None:
                 self._watch()
+        except Unwanted:
+            pass
+        except OSError as error:
+            reason = f"the server cannot be started: {error}"
         finally:
             (self.folder / "server.json").unlink(missing_ok=True)
             self._stop()
@@ -78,7 +90,7 @@ class Keeper:
             if time.monotonic() > until:
                 return f"the server was not ready after {plan['start_timeout']:g} s"
             if self.asked_to_end or not has_users(self.folder):
-                return "nobody waited for the server any more"
+                raise Unwanted
             time.sleep(PERIOD)
         about = {"url": f"http://127.0.0.1:{self.port}", "key": self.key, "id": secrets.token_hex(8)}
         write(self.folder / "server.json", about)
@@ -111,7 +123,7 @@ class Keeper:
 
     def _is_healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as reply:
+            with OPENER.open(f"http://127.0.0.1:{self.port}/health", timeout=5) as reply:
                 return bool(reply.status == 200)
         except (OSError, urllib.error.URLError):
             return False

@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +41,10 @@ class Servers(ABC):
     @abstractmethod
     def renew(self) -> None:
         """Give up the present connections after one was lost, so that ``clients`` returns others."""
+
+    def close(self) -> None:
+        """Use them no more."""
+        return
 
     @property
     @abstractmethod
@@ -86,13 +92,25 @@ class OwnServer(Servers):
         if self._client is None:
             self.exchange.mkdir(parents=True, exist_ok=True)
             _use(self.folder)
-            about = self._ready()
+            _connections[self.folder] += 1
+            try:
+                about = self._ready()
+            except BaseException:
+                _connections[self.folder] -= 1
+                raise
             self._client, self._id = Client(about["url"], about["key"], self._timeout), about["id"]
         return [self._client]
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+            _connections[self.folder] -= 1
 
     def renew(self) -> None:
         if self._client is not None:
             self._client.close()
+            _connections[self.folder] -= 1
             (self.folder / "stop").write_text(self._id)  # no effect where another user has renewed it already
         self._client = None
 
@@ -101,6 +119,8 @@ class OwnServer(Servers):
         started, next_try = time.time(), 0.0
         keeper: subprocess.Popen[bytes] | None = None
         while True:
+            if not _is_locked(self.folder / "keeper"):  # such as after a restart of the machine
+                (self.folder / "server.json").unlink(missing_ok=True)
             about = _read(self.folder / "server.json")
             if about is not None and about["id"] != self._id:
                 return about
@@ -154,10 +174,16 @@ class GivenServers(Servers):
 
 # process id and folder of a server -> the open file on which this process holds a lock; a fork holds none
 _users: dict[tuple[int, Path], IO[bytes]] = {}
+_connections: Counter[Path] = Counter()  # open ones of this process, by the folder of the server
 
 
 def _use(folder: Path) -> None:
-    """Hold a lock on the server of a folder until this process ends; a keeper that is ending its server comes first."""
+    """Hold a lock on the server of a folder until this process ends, or uses another one and this one no more.
+
+    A keeper that is ending its server comes first.
+    """
+    for key in [one for one in _users if one != (os.getpid(), folder) and not _connections[one[1]]]:
+        _users.pop(key).close()  # the server of an earlier run with another plan
     if (os.getpid(), folder) in _users:
         return
     file = (folder / "users").open("a+b")
@@ -171,11 +197,23 @@ def _private_folder() -> Path:
     Raises:
         ServerError: it belongs to somebody else.
     """
-    folder = Path(tempfile.gettempdir()) / f"rlsparse-{os.getuid()}"
+    # a shared TMPDIR must not show the servers of other nodes, or of other jobs of SLURM, which end with their job
+    place = "-".join(filter(None, [socket.gethostname(), os.environ.get("SLURM_JOB_ID")]))
+    folder = Path(tempfile.gettempdir()) / f"rlsparse-{os.getuid()}-{place}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise ServerError(f"rollout.server=auto: {folder} belongs to another user; set TMPDIR to a folder of your own")
     return folder
+
+
+def _is_locked(file: Path) -> bool:
+    """Return whether another process has locked a file."""
+    with file.open("a+b") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
 
 
 def _read(file: Path) -> dict[str, Any] | None:
