@@ -97,7 +97,8 @@ def test_rollout_without_layers_is_that_of_a_model_that_never_had_them(tiny, nam
     assert float((rollout.log_probs - whole).abs().max()) > 1e-3  # the whole model gives others
 
 
-def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
+@pytest.mark.parametrize("fuse", ["true", "false"])
+def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch, fuse):
     policy = family(tiny, "Llama", num_hidden_layers=6)
     calls = dict.fromkeys(range(6), 0)
     for i, layer in enumerate(policy.model.get_decoder().layers):
@@ -106,13 +107,15 @@ def test_skipped_layers_cost_neither_compute_nor_cache(tiny, monkeypatch):
     original = GroupCache.__init__
     monkeypatch.setattr(GroupCache, "__init__", lambda self, *a: (original(self, *a), caches.append(self))[0])
     prompts = [encode_prompt(policy, Problem("57*4=", "", ""), "57*4=")]
-    fast, request = engine("fast", "rollout.max_new_tokens=4"), Request(prompts, 2)
+    fast, request = engine("fast", "rollout.max_new_tokens=4", f"rollout.fuse={fuse}"), Request(prompts, 2)
     with without_layers(policy, [2, 3]):
         fast.generate(policy, request, stream(0, "r"))
-    assert [calls[i] > 0 for i in range(6)] == [True, True, False, False, True, True]
+    of_modules = fuse == "false"  # fused products do not call the modules of a layer
+    assert [calls[i] > 0 for i in range(6)] == [of_modules and i not in (2, 3) for i in range(6)]
     assert set(caches[0]._layers) == {0, 1, 4, 5}
     fast.generate(policy, request, stream(0, "r"))
-    assert all(calls.values())  # the model is whole again
+    assert all(calls.values()) == of_modules
+    assert set(caches[1]._layers) == set(range(6))  # the model is whole again
 
 
 def scored(policy, overrides, left_out, tokens=99):
