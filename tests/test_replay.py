@@ -160,7 +160,7 @@ def test_groups_of_replay_continue_cut_completions_of_their_prompt(tiny, engine)
 
 def test_replayed_prefix_is_read_once_for_its_group(tiny):
     read = []
-    tiny.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
+    tiny.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0]))
     seen = replayed(tiny)[2].all
     prefills = [ids for ids in read if ids.shape[1] > 1]
     assert [len(ids) for ids in prefills] == [2, len(seen.prompts) - 2]
