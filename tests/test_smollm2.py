@@ -78,7 +78,7 @@ def test_smollm2_without_some_layers_samples_as_a_model_that_never_had_them(load
         part = shallower(policy, left_out)
         plain = torch.cat([token_log_probs(part, rollout, row, rollout.mask[row], 1.0) for row in rows.split(1)])
         whole = token_log_probs(policy, rollout, rows, rollout.mask, 1.0)
-    torch.testing.assert_close(rollout.log_probs, plain, atol=5e-4, rtol=1e-5)
+    torch.testing.assert_close(rollout.log_probs, plain, atol=3e-4, rtol=1e-5)
     assert float((rollout.log_probs - whole).abs().max()) > 0.1
 
 

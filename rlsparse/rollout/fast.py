@@ -36,7 +36,8 @@ class Fast(LocalEngine):
         merge_adapter: add the adapter to a copy of the weights that it changes, rounded to their dtype. Quantized
             weights have no such copy, except with ``dequantize``.
         fuse: compute the layers of models of the Llama family with fewer and larger products; see ``FusedDecoder``.
-        prepack_weights: on a CPU: copy weights into a layout for few rows.
+        prepack_weights: bfloat16 on a CPU: copy weights into the layout of the matrix library; in float32, copy small
+            ones alone.
         dequantize: sample from a dequantized copy of quantized weights.
     """
 

@@ -1,7 +1,7 @@
 """The forward pass of decoders of the Llama family as a few products for each layer, for sampling.
 
-The modules of transformers spend a third of a token step on small operations. Here queries, keys and values are one
-product, and so are the two inputs of the feed-forward block; residuals are added inside the products where the matrix
+The modules of transformers do many small operations for each token. Here queries, keys and values are one product, and
+so are the two inputs of the feed-forward block; residuals are added inside the products where the matrix
 library can do it. The functions are those of the modules up to rounding, which a trial compares before the first use.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from rlsparse.model.frozen_layers import Capture
 from rlsparse.model.policy import Policy
 from rlsparse.rollout.cache import GroupCache
-from rlsparse.rollout.prepacked import can_prepack
+from rlsparse.rollout.prepacked import can_prepack, packed_product, packed_sum
 
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers compute what ``FusedLayer`` does
 SMALL = 2**18  # numbers of a product whose weights are copied for speed alone
@@ -30,12 +30,14 @@ class FusedLayer:
     """A decoder layer.
 
     Attributes:
+        place: its number in the cache.
         qkv: x → queries, keys and values of all heads, in this order.
         queries, keys: norms of single heads; None where the model has none.
         out, down: x, residual → residual + W x.
         gate_up: x → gate and up, in this order.
     """
 
+    place: int
     before_attention: Product
     qkv: Product
     queries: Product | None
@@ -67,7 +69,6 @@ class FusedDecoder:
         self._heads, self._kv = config.num_attention_heads, config.num_key_value_heads
         self._embed, self._rotary = decoder.embed_tokens, decoder.rotary_emb
         self._layers = [make.layer(layer) for layer in decoder.layers]
-        self._places = [layer.self_attn.layer_idx for layer in decoder.layers]
         self._scaling = float(decoder.layers[0].self_attn.scaling)
         self._norm, self._head = _norm(decoder.norm), make.product([causal_lm.lm_head])
 
@@ -78,21 +79,16 @@ class FusedDecoder:
             ids, positions: (b, L).
         """
         hidden: Tensor = self._embed(ids)  # (b, L, H)
-        cos, sin = self._rotary(hidden, positions)  # (b, L, d) each
-        half = sin.shape[2] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=2)  # sign of the rotated half
-        cos, sin = cos[:, :, None], sin[:, :, None]  # (b, L, 1, d)
-        for number, (place, layer) in enumerate(zip(self._places, self._layers, strict=True)):
+        turn = _Rotation.of(*self._rotary(hidden, positions))
+        for number, layer in enumerate(self._layers):
             if self._capture is not None and number == self._first:
                 self._capture.hidden = hidden
-            hidden = layer.out(self._attend(layer, place, hidden, cos, sin, cache), hidden)
+            hidden = layer.out(self._attend(layer, hidden, turn, cache), hidden)
             gate, up = layer.gate_up(layer.before_mlp(hidden)).chunk(2, dim=2)  # (b, L, F) each
             hidden = layer.down(layer.activation(gate) * up, hidden)
         return self._head(self._norm(hidden[:, -1]))
 
-    def _attend(
-        self, layer: FusedLayer, place: int, hidden: Tensor, cos: Tensor, sin: Tensor, cache: GroupCache
-    ) -> Tensor:
+    def _attend(self, layer: FusedLayer, hidden: Tensor, turn: "_Rotation", cache: GroupCache) -> Tensor:
         """Return the attention output of a layer before its last product, (b, L, heads · d)."""
         b, L, _ = hidden.shape
         heads, kv = self._heads, self._kv
@@ -100,11 +96,34 @@ class FusedDecoder:
         qk, value = qkv[:, :, : heads + kv], qkv[:, :, heads + kv :]
         if layer.queries is not None and layer.keys is not None:
             qk = torch.cat([layer.queries(qk[:, :, :heads]), layer.keys(qk[:, :, heads:])], dim=2)
-        half = qk.shape[3] // 2
-        turned = torch.cat([qk[..., half:], qk[..., :half]], dim=3)
-        qk = (qk * cos).addcmul_(turned, sin).transpose(1, 2)  # (b, heads + kv, L, d)
+        qk = turn(qk).transpose(1, 2)  # (b, heads + kv, L, d)
         query, key = qk[:, :heads] * self._scaling, qk[:, heads:]
-        return cache.attend(place, query, key, value.transpose(1, 2)).reshape(b, L, -1)
+        return cache.attend(layer.place, query, key, value.transpose(1, 2)).reshape(b, L, -1)
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """Turns queries and keys by their positions (RoPE, Su et al. 2021, 2104.09864), both halves of a head together.
+
+    Attributes:
+        cos, sin: (b, L, 1, d); the first half of sin has the other sign.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> "_Rotation":
+        """Return the rotation by the angles of a model, (b, L, d) each."""
+        half = sin.shape[2] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=2)  # (b, L, d)
+        return cls(cos[:, :, None], signed[:, :, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the heads x, (b, L, n, d), turned."""
+        half = x.shape[3] // 2
+        swapped = torch.cat([x[..., half:], x[..., :half]], dim=3)  # (b, L, n, d)
+        return (x * self.cos).addcmul_(swapped, self.sin)
 
 
 def fused(policy: Policy, copies: bool, capture: Capture | None = None) -> FusedDecoder | None:
@@ -132,6 +151,7 @@ class _Products:
         attention, mlp = layer.self_attn, layer.mlp
         queries, keys = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         return FusedLayer(
+            place=attention.layer_idx,
             before_attention=_norm(layer.input_layernorm),
             qkv=self.product([attention.q_proj, attention.k_proj, attention.v_proj]),
             queries=None if queries is None else _norm(queries),
@@ -153,9 +173,7 @@ class _Products:
             zeros = [one.weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in linears]
             bias = _joined(zeros)
         if self._can_prepack(weight):
-            ops: Any = torch.ops.mkldnn
-            packed = ops._reorder_linear_weight(weight)
-            return lambda x: ops._linear_pointwise(x, packed, bias, "none", [], "")
+            return packed_product(weight, bias)
         return partial(F.linear, weight=weight, bias=bias)
 
     def _may_copy(self, numbers: int, weight: Tensor) -> bool:
@@ -167,9 +185,7 @@ class _Products:
         linear = _plain(module)
         weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
         if self._can_prepack(weight):
-            ops: Any = torch.ops.mkldnn
-            packed = ops._reorder_linear_weight(weight)
-            return lambda x, residual: ops._linear_pointwise.binary(x, residual, packed, bias, "add")
+            return packed_sum(weight, bias)
         return lambda x, residual: F.linear(x, weight, bias).add_(residual)
 
     def _can_prepack(self, weight: Tensor) -> bool:
@@ -188,7 +204,7 @@ def _plain(module: Any) -> nn.Linear:
     """
     if getattr(module, "merged_adapters", None):
         module = module.get_base_layer()
-    if type(module) is not nn.Linear:
+    if type(module) is not nn.Linear or "forward" in vars(module):
         raise AttributeError(f"{type(module).__name__} is no plain linear module")
     return module
 

@@ -51,10 +51,20 @@ def _is_plain(linear: nn.Linear) -> bool:
 
 
 def _multiply(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return packed_product(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+
+
+def packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return the function x → W x + bias with a copy of the weight in oneDNN's layout."""
     ops: Any = torch.ops.mkldnn
-    weight = ops._reorder_linear_weight(linear.weight.detach())
-    bias = None if linear.bias is None else linear.bias.detach()
-    return partial(_linear, ops._linear_pointwise, weight, bias)
+    return partial(_linear, ops._linear_pointwise, ops._reorder_linear_weight(weight), bias)
+
+
+def packed_sum(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function x, residual → residual + W x + bias, likewise, in one operation."""
+    ops: Any = torch.ops.mkldnn
+    packed = ops._reorder_linear_weight(weight)
+    return lambda x, residual: ops._linear_pointwise.binary(x, residual, packed, bias, "add")
 
 
 def _linear(product: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:

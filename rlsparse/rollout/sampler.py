@@ -87,11 +87,12 @@ class RolloutSampler:
         self.engine.pass_over(request, start, generator)
         rollouts = [self._sample(own, generator)] if own.prompts else []
         self.engine.pass_over(request, len(prompts) - end, generator)
-        parts = self.world.gathered([_moved(one, torch.device("cpu")) for one in rollouts])
-        return _moved(joined(parts), self.policy.device)
+        parts = self.world.gathered([moved(one, torch.device("cpu")) for one in rollouts])
+        return moved(joined(parts), self.policy.device)
 
 
-def _moved(rollout: Rollout, device: torch.device) -> Rollout:
+def moved(rollout: Rollout, device: torch.device) -> Rollout:
+    """Return a rollout on another device, without the outputs of the frozen layers."""
     parts: dict[str, Any] = {
         field.name: getattr(rollout, field.name) for field in fields(rollout) if field.name != "frozen_states"
     }

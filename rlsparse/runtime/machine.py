@@ -235,7 +235,7 @@ def listed(work: Work, folder: Path) -> Iterator[None]:
 @contextmanager
 def _entry(work: Work, folder: Path) -> Iterator[None]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(folder)
+    check_private(folder)
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     hidden, visible = folder / f".{name}", folder / name
     try:
@@ -252,7 +252,7 @@ def _entry(work: Work, folder: Path) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
-def _check_private(folder: Path) -> None:
+def check_private(folder: Path) -> None:
     """Check that nobody else can write in a folder.
 
     Raises:
@@ -271,7 +271,7 @@ def other_runs(folder: Path) -> list[Work]:
     """
     found = []
     with suppress(OSError):
-        _check_private(folder)
+        check_private(folder)
         for file in sorted(folder.glob("[0-9]*-*")):
             # to close a second opening of its own file would release the lock of this process
             if not file.name.startswith(f"{os.getpid()}-"):

@@ -24,8 +24,8 @@ def python(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def keys(python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The overrides of a run on the server of these tests; a small context, so that it needs little memory."""
+def keys(python: Path) -> list[str]:
+    """The overrides of a run on the server of these tests."""
     return ["rollout=vllm", f"rollout.python={python}", "rollout.max_lora_rank=16", "rollout.max_loras=4"]
 
 

@@ -140,7 +140,7 @@ def test_a_step_is_tried_again_on_a_fresh_server_after_one_died_or_hung(keys, tm
     finally:
         run.kill()
     assert run.returncode == 0, errors[-3000:]
-    assert "the rollout is tried again" in errors
+    assert "it is tried again" in errors
     assert statuses(tmp_path / "runs") == ["finished"]
     log = next((tmp_path / "tmp").glob("rlsparse-*/*/server.log")).read_text()
     assert "Application startup complete" in log
@@ -171,7 +171,7 @@ def test_the_server_ends_when_its_keeper_is_killed(keys, tmp_path):
         wait_until(lambda: servers(tmp_path), START, "no server")
         assert len(all_of.servers()) > 1
         os.kill(all_of.keeper(), signal.SIGKILL)
-        _, errors = run.communicate(timeout=120)
+        _, errors = run.communicate(timeout=45)  # no other server is started to end this one
     finally:
         run.kill()
     assert run.returncode == 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlsparse.batch import Prompt, Rollout, ScoredBatch
 from rlsparse.execution.self_check.findings import Figure, Finding, Setting
-from rlsparse.execution.self_check.scene import Scene, difference, distance, moved, scene
+from rlsparse.execution.self_check.scene import Scene, difference, distance, scene
 from rlsparse.model.fused_head import chosen_log_probs_and_entropy
 from rlsparse.model.packing import PACKED, can_pack, packed_log_probs
 from rlsparse.model.packing.layout import pack
@@ -17,6 +17,7 @@ from rlsparse.model.packing.ragged import RaggedRow
 from rlsparse.model.policy import PLAIN, Policy, ScoringPath, token_log_probs
 from rlsparse.model.self_check import TIMES_ROUNDING
 from rlsparse.rollout import Request, RolloutEngine
+from rlsparse.rollout.sampler import moved
 from rlsparse.runtime.distributed import ALONE
 from rlsparse.runtime.oom import MemoryLimits
 from rlsparse.runtime.rng import stream

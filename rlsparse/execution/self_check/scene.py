@@ -3,8 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,13 +76,6 @@ def scene(setting: Setting, prompts: int, *words: str) -> Iterator[Scene]:
             for number, p in enumerate(adapter.parameters()):
                 p.add_((NOISE * torch.randn(p.shape, generator=stream(number, "adapter"))).to(p.device))
         yield Scene(config, algorithm, policy, adapter, data.train[:prompts], list(words))
-
-
-def moved(rollout: Rollout, device: torch.device) -> Rollout:
-    """Return a rollout on another device, without the outputs of the frozen layers."""
-    own = {field.name: getattr(rollout, field.name) for field in fields(rollout) if field.name != "frozen_states"}
-    parts: dict[str, Any] = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in own.items()}
-    return Rollout(**parts)
 
 
 def difference(name: str, found: Tensor, expected: Tensor, absolute: float) -> Figure:

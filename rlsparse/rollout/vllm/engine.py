@@ -357,16 +357,15 @@ class Connection:
     _count: int = 0
 
     def connect(self, policy: Policy, temperature: float) -> None:
-        """Connect, and check the servers; see ``_connect``."""
-        self._trying(partial(self._connect, policy, temperature))
-
-    def _connect(self, policy: Policy, temperature: float) -> None:
         """Compare the model of each server with that of the policy, with and without its adapter.
 
         Raises:
             ConfigError: a server serves another model.
             ServerError: a server cannot be used.
         """
+        self._trying(partial(self._connect, policy, temperature))
+
+    def _connect(self, policy: Policy, temperature: float) -> None:
         for client in self.servers.clients():
             client.check()
             models = client.base_models()
@@ -423,12 +422,11 @@ class Connection:
             except ServerError as error:
                 if not error.lost:
                     raise
-                if attempt == self.retries:
-                    self.servers.renew()  # for a run that comes later
-                    raise
-                log.warning("warning: rollout=vllm: %s; the rollout is tried again", error)
-                self.servers.renew()
+                self.servers.renew()  # after the last attempt too, for a run that comes later
                 self._name = self._digest = ""  # a fresh server has no adapters
+                if attempt == self.retries:
+                    raise
+                log.warning("warning: rollout=vllm: %s; it is tried again", error)
         raise AssertionError
 
     def _serve(self, policy: Policy) -> None:

@@ -26,8 +26,6 @@ from typing import IO, Any
 PERIOD = 0.5  # seconds between two looks at the server and its users
 LINGER = 5.0  # seconds without users before the server ends: the next run of a sweep may be a new process
 PATIENCE = 20.0  # seconds for the server to end by itself
-
-
 # without the proxies of the environment, which are not for this machine itself
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -43,7 +41,10 @@ class Keeper:
         self.folder = folder
         self.port = free_port()
         self.key = secrets.token_urlsafe(24)
+        self.id = secrets.token_hex(8)
         self.server: subprocess.Popen[bytes] | None = None
+        self.guard = -1  # a pipe; see ``guard``
+        self.closed: IO[bytes] | None = None  # the locked file that makes new users wait
         self.asked_to_end = False
 
     def __call__(self) -> None:
@@ -89,12 +90,11 @@ class Keeper:
                 return f"the server ended while it started, exit code {self.server.returncode}: {self._last_error()}"
             if time.monotonic() > until:
                 return f"the server was not ready after {plan['start_timeout']:g} s"
-            if self.asked_to_end or not has_users(self.folder):
+            if self.asked_to_end or not is_locked(self.folder / "users"):
                 raise Unwanted
             time.sleep(PERIOD)
-        about = {"url": f"http://127.0.0.1:{self.port}", "key": self.key, "id": secrets.token_hex(8)}
+        about = {"url": f"http://127.0.0.1:{self.port}", "key": self.key, "id": self.id}
         write(self.folder / "server.json", about)
-        self.id = about["id"]
         return None
 
     def _watch(self) -> None:
@@ -102,7 +102,7 @@ class Keeper:
         assert self.server is not None
         unused_since: float | None = None
         while not self.asked_to_end and not self._is_unwanted() and self.server.poll() is None:
-            if has_users(self.folder):
+            if is_locked(self.folder / "users"):
                 unused_since = None
             else:
                 unused_since = unused_since or time.monotonic()
@@ -137,25 +137,21 @@ class Keeper:
     def _stop(self) -> None:
         if self.server is None:
             return
-        for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, PATIENCE)):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # its engine is a process of the same group, and may remain
             with suppress(ProcessLookupError):
-                os.killpg(self.server.pid, number)  # its engine is a process of the same group
-            try:
-                self.server.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
-        with suppress(ProcessLookupError):
-            os.killpg(self.server.pid, signal.SIGKILL)
+                os.killpg(self.server.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.server.wait(PATIENCE)
         os.write(self.guard, b"x")
 
     def _end(self, *_: object) -> None:
         self.asked_to_end = True
 
 
-def has_users(folder: Path) -> bool:
-    """Return whether a process holds a shared lock on the file ``users``. Such a lock ends with its process."""
-    with (folder / "users").open("r+b") as file:
-        return not is_lockable(file)
+def is_locked(file: Path) -> bool:
+    """Return whether another process has locked a file. A lock ends with its process."""
+    with file.open("a+b") as opened:
+        return not is_lockable(opened)
 
 
 def is_lockable(file: IO[bytes]) -> bool:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlsparse.rollout.vllm.client import Client, ServerError
+from rlsparse.rollout.vllm.keeper import is_locked
+from rlsparse.runtime.machine import check_private
 
 PERIOD = 0.2  # seconds between two looks for a server that starts
 AGAIN = 3.0  # seconds until a keeper is started again after one has ended
@@ -119,7 +121,7 @@ class OwnServer(Servers):
         started, next_try = time.time(), 0.0
         keeper: subprocess.Popen[bytes] | None = None
         while True:
-            if not _is_locked(self.folder / "keeper"):  # such as after a restart of the machine
+            if not is_locked(self.folder / "keeper"):  # such as after a restart of the machine
                 (self.folder / "server.json").unlink(missing_ok=True)
             about = _read(self.folder / "server.json")
             if about is not None and about["id"] != self._id:
@@ -166,10 +168,13 @@ class GivenServers(Servers):
             self._clients = [Client(url, self._key, self._timeout) for url in self._urls]
         return self._clients
 
-    def renew(self) -> None:
+    def close(self) -> None:
         for one in self._clients:
             one.close()
         self._clients = []
+
+    def renew(self) -> None:
+        self.close()
 
 
 # process id and folder of a server -> the open file on which this process holds a lock; a fork holds none
@@ -195,25 +200,17 @@ def _private_folder() -> Path:
     """Return the folder of this user's servers on this machine.
 
     Raises:
-        ServerError: it belongs to somebody else.
+        ServerError: it cannot be made, or others can write in it.
     """
     # a shared TMPDIR must not show the servers of other nodes, or of other jobs of SLURM, which end with their job
     place = "-".join(filter(None, [socket.gethostname(), os.environ.get("SLURM_JOB_ID")]))
     folder = Path(tempfile.gettempdir()) / f"rlsparse-{os.getuid()}-{place}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ServerError(f"rollout.server=auto: {folder} belongs to another user; set TMPDIR to a folder of your own")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        check_private(folder)
+    except OSError as error:
+        raise ServerError(f"rollout.server=auto: {error}; set TMPDIR to a folder of your own") from error
     return folder
-
-
-def _is_locked(file: Path) -> bool:
-    """Return whether another process has locked a file."""
-    with file.open("a+b") as opened:
-        try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        return False
 
 
 def _read(file: Path) -> dict[str, Any] | None:
