@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
-from rlsparse.batch import Problem, Prompt
+from rlsparse.batch import NonFiniteError, Problem, Prompt
 from rlsparse.components.component import build
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
@@ -102,6 +102,20 @@ def test_another_adapter_is_sent_when_the_weights_change(tiny_server):
         for one in tiny_server.adapter.parameters():
             one.div_(1.5)
     torch.testing.assert_close(rollout.log_probs, expected, atol=1e-4, rtol=0)
+
+
+def test_policy_that_overflows_has_diverged_and_the_server_is_not_blamed(tiny_server):
+    trained = list(tiny_server.adapter.parameters())
+    kept = [one.detach().clone() for one in trained]
+    request = Request(PROMPTS, group_size=4)
+    with torch.no_grad():
+        for one in trained:
+            one.copy_(torch.full_like(one, 1e30))  # finite, but the product of A and B is not
+        with pytest.raises(NonFiniteError, match="not finite"):
+            tiny_server.engine.generate(tiny_server.policy, request, Generator().manual_seed(0)).require_finite()
+        for one, value in zip(trained, kept, strict=True):
+            one.copy_(value)
+    tiny_server.engine.generate(tiny_server.policy, request, Generator().manual_seed(0)).require_finite()
 
 
 def test_log_probs_of_a_tempered_policy_are_those_at_its_temperature(tiny_server):

@@ -20,7 +20,7 @@ from uuid import uuid4
 import torch
 from torch import Generator, Tensor
 
-from rlsparse.batch import Prompt, Rollout
+from rlsparse.batch import NonFiniteError, Prompt, Rollout
 from rlsparse.components.component import Digest, Range
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, token_log_probs_and_entropy
@@ -244,7 +244,14 @@ class ConnectedVllm(RolloutEngine):
         ]
         at_once = max(1, self.max_rows // min(self.max_rows, copies))
         completions: list[list[dict[str, Any]]] = [[] for _ in request.prompts]
-        for order, found in zip(orders, self.connection.complete(policy, orders, at_once), strict=True):
+        try:
+            answers = self.connection.complete(policy, orders, at_once)
+        except ServerError as error:
+            if _is_finite(policy, request.prompts):
+                raise
+            # a policy that has diverged is a result, not a fault of the server, which cannot send NaN
+            raise NonFiniteError("the policy's log-probabilities are not finite") from error
+        for order, found in zip(orders, answers, strict=True):
             completions[order.prompt] += found * (request.group_size if request.greedy else 1)
         rollout = self._rollout(policy, request.prompts, [one for group in completions for one in group])
         entropy = _entropies(policy, rollout, self.temperature) if request.needs_entropy else None  # (B, T)
@@ -537,6 +544,13 @@ def _log_probs(policy: Policy, ids: list[int], temperature: float) -> Tensor:
 
 def _mean_difference(theirs: Sequence[float], ours: Tensor) -> float:
     return float((torch.tensor(theirs, device=ours.device) - ours).abs().mean())
+
+
+@torch.no_grad()
+def _is_finite(policy: Policy, prompts: Sequence[Prompt]) -> bool:
+    """Return whether the policy computes finite log-probabilities of some prompts."""
+    scored = (_log_probs(policy, list(prompt.ids), 1.0) for prompt in prompts)
+    return all(bool(one.isfinite().all()) for one in scored)
 
 
 @torch.no_grad()
