@@ -96,8 +96,9 @@ def by_seed(runs: pd.DataFrame, method: str, column: str) -> "pd.Series[float]":
     wanted = runs["method"].to_numpy() == method
     if "status" in runs:
         wanted &= runs["status"].to_numpy() == "finished"
-    values = runs[column][wanted]
-    return values.groupby(runs["seed"].to_numpy()[wanted]).mean().astype(float).rename_axis("seed")
+    seeds = pd.Index(runs["seed"].to_numpy()[wanted], name="seed")
+    values = pd.Series(runs[column].to_numpy()[wanted].astype(float), seeds, name=column)
+    return values.sort_index() if seeds.is_unique else values.groupby(level=0).mean()
 
 
 def _has_nonzero(runs: pd.DataFrame, column: str) -> bool:
