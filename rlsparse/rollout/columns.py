@@ -12,7 +12,12 @@ from rlsparse.model.policy import Policy
 
 @dataclass
 class Columns:
-    """Holds the (B,) and (B, T) tensors of a rollout; for their meaning see ``Rollout``."""
+    """Holds the tensors of a rollout; for their meaning see ``Rollout``.
+
+    Attributes:
+        ids, log_probs, entropy: (B, T).
+        lengths, ended: (B,).
+    """
 
     ids: Tensor
     lengths: Tensor

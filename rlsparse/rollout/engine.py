@@ -156,10 +156,19 @@ class RolloutEngine(Component, ABC):
     def generate(self, policy: Policy, request: Request, generator: Generator) -> Rollout:
         """Sample the completions of a request, at most ``max_rows`` rows together.
 
-        The random numbers of a row depend neither on the other rows nor on the split.
+        The random numbers of a row depend neither on the other rows nor on the split. Where memory runs out, the
+        stream is set back and this method is called again with a smaller ``max_rows``.
 
         Args:
+            policy: the model, with its adapter as it is now.
             generator: CPU stream of the random numbers.
+
+        Returns:
+            P · G completions, those of a prompt one after the other. Log-probabilities are in nats, at the temperature
+            and before top-p and top-k. The entropy may be None unless ``request.needs_entropy``.
+
+        Raises:
+            torch.OutOfMemoryError: memory has run out.
         """
 
     @abstractmethod

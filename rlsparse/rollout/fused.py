@@ -31,10 +31,12 @@ class FusedLayer:
 
     Attributes:
         place: its number in the cache.
-        qkv: x → queries, keys and values of all heads, in this order.
+        before_attention, before_mlp: norms, (b, L, H) → the same shape.
+        qkv: (b, L, H) → queries, keys and values of all heads, in this order, (b, L, (heads + 2 kv) · d).
         queries, keys: norms of single heads; None where the model has none.
         out, down: x, residual → residual + W x.
-        gate_up: x → gate and up, in this order.
+        gate_up: (b, L, H) → gate and up, in this order, (b, L, 2 F).
+        activation: of the gate, (b, L, F) → the same shape.
     """
 
     place: int

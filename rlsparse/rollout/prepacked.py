@@ -55,13 +55,18 @@ def _multiply(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 
 def packed_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Return the function x → W x + bias with a copy of the weight in oneDNN's layout."""
+    """Return the function x → W x + bias with a copy of the weight in oneDNN's layout; see ``can_prepack``.
+
+    Args:
+        weight: (out, in) bfloat16, on the CPU; x is (…, in) bfloat16.
+        bias: (out,), or None.
+    """
     ops: Any = torch.ops.mkldnn
     return partial(_linear, ops._linear_pointwise, ops._reorder_linear_weight(weight), bias)
 
 
 def packed_sum(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function x, residual → residual + W x + bias, likewise, in one operation."""
+    """Return the function x, residual → residual + W x + bias, likewise, in one operation; the residual is (…, out)."""
     ops: Any = torch.ops.mkldnn
     packed = ops._reorder_linear_weight(weight)
     return lambda x, residual: ops._linear_pointwise.binary(x, residual, packed, bias, "add")

@@ -38,6 +38,7 @@ class Replay(Component):
 
         Args:
             correct: (P, G) bool.
+            generator: CPU stream of the draws of this stage.
         """
         lengths = rollout.lengths.view(correct.shape).tolist()
         ids = rollout.completion_ids.view(*correct.shape, rollout.completion_ids.shape[1]).tolist()
@@ -54,7 +55,11 @@ class Replay(Component):
 
 
 def joined(rollouts: Sequence[Rollout]) -> Rollout:
-    """Return the groups of all rollouts in one, padded to the longest; padding stays padding."""
+    """Return the groups of all rollouts in one, padded to the longest; padding stays padding.
+
+    With P the sum of their prompts, B that of their completions, and S and T the longest of each, the result has
+    prompts (P, S) and completions (B, T). Entropies and the outputs of frozen layers are None if one rollout has none.
+    """
     kept = [one.frozen_states for one in rollouts if one.frozen_states is not None]
     states = None
     if len(kept) == len(rollouts):

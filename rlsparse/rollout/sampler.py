@@ -45,6 +45,7 @@ class RolloutSampler:
 
         Raises:
             NonFiniteError: the log-probabilities of the policy are not finite.
+            ServerError: of ``rollout=vllm``: no server has answered.
         """
         rollout = self._sample(request, generator) if self.world.size == 1 else self._share(request, generator)
         rollout.require_finite()

@@ -253,10 +253,10 @@ def _entry(work: Work, folder: Path) -> Iterator[None]:
 
 
 def check_private(folder: Path) -> None:
-    """Check that nobody else can write in a folder.
+    """Check that a folder belongs to this user, and nobody else can read or write it.
 
     Raises:
-        PermissionError: somebody can.
+        PermissionError: it does not, or somebody can; or it is a symbolic link or no folder.
     """
     status = folder.lstat()
     if folder.is_symlink() or not folder.is_dir() or status.st_uid != os.getuid() or status.st_mode & 0o077:

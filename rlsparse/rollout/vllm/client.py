@@ -56,7 +56,11 @@ class Client:
             raise ServerError(f"{self.url} takes no adapters while it runs; {WANTS_UPDATES}")
 
     def base_models(self) -> list[str]:
-        """Return the names of the base model, as requests must give them."""
+        """Return the names of the base model, as requests must give them.
+
+        Raises:
+            ServerError: the server does not answer, or refuses; so do the methods below.
+        """
         found = self._send("GET", "/v1/models").get("data", [])
         return [str(one["id"]) for one in found if one.get("parent") is None]
 
@@ -77,7 +81,10 @@ class Client:
             raise self._error(reply)
 
     def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the completions of one prompt; see the completions API of OpenAI and vLLM's additions to it."""
+        """Return the completions of one prompt in their order; see the completions API of OpenAI and vLLM's additions.
+
+        Of each, this package reads ``token_ids``, ``finish_reason`` and ``logprobs.token_logprobs`` (nats).
+        """
         choices = self._send("POST", "/v1/completions", body)["choices"]
         return sorted(choices, key=lambda one: int(one["index"]))
 

@@ -52,12 +52,12 @@ class Vllm(RolloutEngine):
     pass of the policy.
 
     Attributes:
-        server: ``auto``: started by the first run that needs it, shared by all of this machine with the same settings,
-            and ended after the last one. Or one address, ``http://host:port``, or a list of them.
+        server: ``auto``: started by the first run that needs it, shared by all runs with the same ``Plan``, and ended
+            after the last one. Or one address, ``http://host:port``, or a list of them.
         python: ``auto``: the Python of an environment that has vLLM.
-        devices: ``auto``: the GPUs of the server, as for CUDA_VISIBLE_DEVICES; None for those of the run.
+        devices: ``auto``: the GPUs of the server, as for CUDA_VISIBLE_DEVICES; None for that of the run that starts it.
         gpu_memory: ``auto``: share of the memory of its GPU that the server takes.
-        max_lora_rank: ``auto``: the largest rank that it can serve.
+        max_lora_rank: ``auto``: the largest rank that it can serve, rounded up to one of ``RANKS``.
         max_loras: ``auto``: adapters that it can use at the same time; others wait.
         arguments: ``auto``: further arguments of the server.
         api_key: an address: name of the environment variable that holds its key.
@@ -293,7 +293,8 @@ class ConnectedVllm(RolloutEngine):
             if one["finish_reason"] == "length" and len(one["token_ids"]) < limit:
                 raise ServerError(
                     f"the context of the server is too short for rollout.max_new_tokens={T}: a completion was cut "
-                    f"after {len(one['token_ids'])} tokens; start it with a larger --max-model-len"
+                    f"after {len(one['token_ids'])} tokens; give it a larger --max-model-len (by "
+                    "rollout.arguments with rollout.server=auto)"
                 )
             ids, log_probs = one["token_ids"][:limit], one["logprobs"]["token_logprobs"][:limit]
             L = len(ids)
@@ -328,7 +329,7 @@ def _has_host(url: str) -> bool:
 
 
 def seeds_of(request: Request, count: int, generator: Generator) -> list[int]:
-    """Return a seed for each of some prompts; none is drawn for greedy completions."""
+    """Return a seed in [0, ``SEEDS``) for each of some prompts; none is drawn for greedy completions."""
     if request.greedy:
         return [0] * count
     return [int(seed) for seed in torch.randint(SEEDS, (count,), generator=generator)]
@@ -351,6 +352,7 @@ class Connection:
     """What a run shares with its servers: connections and adapters.
 
     Attributes:
+        servers: all with the same base model.
         folder: of its adapters.
         retries: see ``Vllm``.
     """
@@ -367,7 +369,7 @@ class Connection:
         """Compare the model of each server with that of the policy, with and without its adapter.
 
         Raises:
-            ConfigError: a server serves another model.
+            ConfigError: a server serves another model, or returns log-probabilities of another temperature.
             ServerError: a server cannot be used.
         """
         self._trying(partial(self._connect, policy, temperature))
@@ -503,7 +505,8 @@ def compare(client: Client, name: str, policy: Policy, temperature: float) -> No
         name: of the model on the server.
 
     Raises:
-        ConfigError: they differ by more than rounding.
+        ConfigError: they differ by more than rounding, or are those of another temperature.
+        ServerError: the server does not answer, or refuses.
     """
     generator = Generator().manual_seed(0)
     ids = torch.randint(policy.vocabulary, (PROBE,), generator=generator).tolist()

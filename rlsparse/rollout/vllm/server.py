@@ -34,10 +34,10 @@ class Servers(ABC):
 
     @abstractmethod
     def clients(self) -> list[Client]:
-        """Return connections to servers that are ready; wait where one is starting.
+        """Return the connections.
 
         Raises:
-            ServerError: one cannot be started, or does not answer.
+            ServerError: a server that must be started first cannot be started.
         """
 
     @abstractmethod
@@ -91,6 +91,7 @@ class OwnServer(Servers):
         return self.folder / "adapters"
 
     def clients(self) -> list[Client]:
+        """Return the connection to the server once it is ready; start it if nobody has."""
         if self._client is None:
             self.exchange.mkdir(parents=True, exist_ok=True)
             _use(self.folder)
@@ -200,7 +201,7 @@ def _private_folder() -> Path:
     """Return the folder of this user's servers on this machine.
 
     Raises:
-        ServerError: it cannot be made, or others can write in it.
+        ServerError: it cannot be made, or others can read or write it.
     """
     # a shared TMPDIR must not show the servers of other nodes, or of other jobs of SLURM, which end with their job
     place = "-".join(filter(None, [socket.gethostname(), os.environ.get("SLURM_JOB_ID")]))
