@@ -1,6 +1,8 @@
 """Rollouts by a real vLLM server: what comes back is what our engines give."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -148,6 +150,32 @@ def test_the_server_of_another_model_is_refused(tiny_server, keys, tmp_path):
         same.engine.close()
     assert rollout.lengths.min() > 0
     assert not list(tmp_path.glob("rlsparse-*"))
+
+
+def test_a_run_starts_while_others_sample(tiny_server, keys):
+    """All places for adapters are taken, so that vLLM would apply one of them to requests of the base model."""
+    trained, stop = list(tiny_server.adapter.parameters()), Event()
+    kept = [one.detach().clone() for one in trained]
+    request = Request(PROMPTS, group_size=8)
+
+    def sample_until_stopped():
+        generator = Generator().manual_seed(0)
+        while not stop.is_set():
+            with torch.no_grad():
+                trained[0].mul_(1.01)  # a new adapter
+            tiny_server.engine.generate(tiny_server.policy, request, generator)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(sample_until_stopped)
+        try:
+            for _ in range(5):
+                Connected("model=tiny", *keys).engine.close()
+        finally:
+            stop.set()
+        other.result()
+    with torch.no_grad():
+        for one, value in zip(trained, kept, strict=True):
+            one.copy_(value)
 
 
 def test_a_wrong_key_and_a_rank_above_the_largest_are_refused(tiny_server, keys, tmp_path, monkeypatch):

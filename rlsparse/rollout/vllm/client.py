@@ -47,9 +47,12 @@ class Client:
         )
 
     def check(self) -> None:
-        """Raise ServerError unless the server is healthy, takes the key, and takes adapters while it runs."""
+        """Raise ServerError unless the server is healthy and takes the key."""
         self._send("GET", "/health")
         self.base_models()
+
+    def check_takes_adapters(self) -> None:
+        """Raise ServerError unless the server takes adapters while it runs."""
         # vLLM's own answer to this names the adapter; where it has no such route, FastAPI answers
         reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": "rlsparse-none"})
         if "rlsparse-none" not in reply.text:

@@ -119,6 +119,7 @@ class Vllm(RolloutEngine):
         for client in self._servers(None).clients():
             try:
                 client.check()
+                client.check_takes_adapters()
             except ServerError as error:
                 raise ConfigError(f"rollout.server={client.url}: {error}") from error
             finally:
@@ -201,8 +202,9 @@ class Vllm(RolloutEngine):
         command += ["--model", str(Path(location).absolute()) if Path(location).is_dir() else location]
         command += ["--revision", policy.revision] if policy.revision is not None else []
         command += ["--dtype", dtype, "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
-        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(self.max_loras)]
-        command += ["--max-cpu-loras", str(4 * self.max_loras)]
+        if policy.export_adapter is not None:
+            command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(self.max_loras)]
+            command += ["--max-cpu-loras", str(4 * self.max_loras)]
         environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
         if policy.device.type == "cuda":
             command += ["--gpu-memory-utilization", f"{self.gpu_memory:g}"]
@@ -366,7 +368,7 @@ class Connection:
     _count: int = 0
 
     def connect(self, policy: Policy, temperature: float) -> None:
-        """Compare the model of each server with that of the policy, with and without its adapter.
+        """Compare the model of each server with that of the policy, and its adapter with noise in it.
 
         Raises:
             ConfigError: a server serves another model, or returns log-probabilities of another temperature.
@@ -381,10 +383,14 @@ class Connection:
             if not models:
                 raise ServerError(f"{client.url}: serves no model")
             self._bases[client.url] = models[0]
-            with policy.reference():
+            if policy.export_adapter is None:
                 compare(client, models[0], policy, temperature)
+            else:
+                client.check_takes_adapters()
         if policy.export_adapter is not None:
-            with noise(policy.model):  # a LoRA starts at 0, where a wrong adapter would not be seen
+            # Not without the adapter: on a CPU, vLLM applies its last adapter to requests of the base model too if
+            # requests with an adapter are in the same batch (its pull request 48421). A LoRA of 0 would not be seen.
+            with noise(policy.model):
                 self._serve(policy)
                 for client in self.servers.clients():
                     compare(client, self._name, policy, temperature)
