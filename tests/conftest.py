@@ -32,14 +32,21 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the fault suite at full length (make test-faults)")
+    parser.addoption("--full", action="store_true", help="every test at full length (make test-faults)")
     parser.addoption("--slurm", action="store_true", help="sweeps on a SLURM of their own (make test-slurm)")
     parser.addoption("--vllm", metavar="PYTHON", help="rollouts by a vLLM server of this environment (make test-vllm)")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests that are marked ``full`` unless asked for: they take long, and others test most of the same."""
+    for item in [] if config.getoption("--full") else items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="with --full only"))
+
+
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether the fault suite runs at full length; else in the short form of every test run."""
+    """Whether tests run at full length; else in the short form of every test run."""
     return bool(request.config.getoption("--full"))
 
 

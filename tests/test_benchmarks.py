@@ -48,7 +48,7 @@ def test_page_on_performance_and_readme_hold_the_headline_of_the_json(scripts):
     assert f"{min(times):.1f} to {max(times):.1f} times" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_contenders_take_turns_and_report_every_step(scripts):
     from contenders import ours
     from race import Contender, race, ratios

@@ -109,7 +109,7 @@ def test_own_components_of_all_kinds_train_together(mine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["local", "joblib"])
+@pytest.mark.parametrize("launcher", ["local", pytest.param("joblib", marks=pytest.mark.full)])
 def test_own_reward_in_a_sweep_is_named_by_the_tables(mine, launcher):
     run(mine, "-m", "reward=correctness,brief", f"hydra/launcher={launcher}")
     assert {one["status"] for one in summaries(mine).values()} == {"finished"}
@@ -130,11 +130,9 @@ def test_own_reward_with_two_ranks_gives_the_results_of_one(mine):
     assert both["final"] == alone["final"]
 
 
-@pytest.mark.slow
-def test_own_reward_runs_as_a_ray_task(mine, full):
+@pytest.mark.full
+def test_own_reward_runs_as_a_ray_task(mine):
     pytest.importorskip("ray")
-    if not full:
-        pytest.skip("with --full only: it starts a Ray cluster")
     words = ["-m", "reward=brief", "hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=1"]
     run(mine, *words, start=[sys.executable])
     assert [one["status"] for one in summaries(mine).values()] == ["finished"]

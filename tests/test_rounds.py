@@ -123,7 +123,7 @@ def test_sweep_until_decided_gives_seeds_to_open_claims_alone_and_does_nothing_w
     assert refused.returncode == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_round_with_a_failed_run_is_not_judged_until_the_same_command_has_repaired_it(tmp_path):
     (tmp_path / "claims.yaml").write_text(CLAIMS)
     rounds = ["sweep.until=decided", "sweep.first_seeds=3", "sweep.round_seeds=1", "sweep.max_seeds=4"]

@@ -40,7 +40,8 @@ def folder_of(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
 def test_algorithm_on_tiny_learns(algorithm, tmp_path):
-    summary = run(composed(f"algorithm={algorithm}", "tracker=none", "eval.every=30", f"runs_dir={tmp_path}"))
+    steps = ("train.steps=30", "eval.every=30")
+    summary = run(composed(f"algorithm={algorithm}", "tracker=none", *steps, f"runs_dir={tmp_path}"))
     base, final = summary["base"]["accuracy_sampled"], summary["final"]["accuracy_sampled"]
     assert base < 0.3
     assert final > base + 0.2, f"{base} -> {final}"

@@ -66,6 +66,7 @@ def test_smollm2_in_float32_has_greedy_rollouts_of_generate_and_packed_log_probs
         torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_smollm2_without_some_layers_samples_as_a_model_that_never_had_them(load):
     policy, prompts, algorithm = load("float32", "rollout.max_new_tokens=16", "layer_skip=r10")
     left_out = algorithm.layer_skip.choose(policy.depth, stream(0, "layer_skip"))
@@ -82,6 +83,7 @@ def test_smollm2_without_some_layers_samples_as_a_model_that_never_had_them(load
     assert float((rollout.log_probs - whole).abs().max()) > 0.1
 
 
+@pytest.mark.full
 def test_smollm2_after_a_rank_update_computes_the_same_and_exports_it(load, tmp_path):
     policy, prompts, algorithm = load("float32", "adapter=l1ra")
     adapter = algorithm.adapter.attach(policy, 4, 0)
@@ -154,6 +156,7 @@ VARIANTS = (
 QUESTIONS = ("What is the capital of France?", "Repeat: cat", "What is 2+2?", "Hi")  # the answers are short
 
 
+@pytest.mark.full
 def test_smollm2_saved_in_another_way_writes_the_same_completions(smollm2, tmp_path):
     def completions(folder: Path) -> list[str]:
         config = composed(f"model.path={folder}", "rollout.max_new_tokens=16")

@@ -103,7 +103,7 @@ def test_sweep_with_a_failing_run_finishes_the_others(launcher, kind, always, tm
     assert len(re.findall("finished before, skipped", text)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_last_lines_of_a_sweep_name_every_failure(tmp_path):
     code, text = ended(sweep(tmp_path, "rollout.max_new_tokens=255,8,254"))
     assert code == 1

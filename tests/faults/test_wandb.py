@@ -122,7 +122,7 @@ def test_run_that_was_killed_and_resumed_is_one_wandb_run_with_every_row(tmp_pat
     assert run["run_id"] == f"default-{folder.name}"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sync_makes_the_wandb_run_of_a_run_without_one(tmp_path):
     subprocess.run(command(tmp_path, "tracker=none"), env=environment(), check=True, stderr=subprocess.DEVNULL)
     folder = only_run(tmp_path)
