@@ -66,7 +66,6 @@ def test_smollm2_in_float32_has_greedy_rollouts_of_generate_and_packed_log_probs
         torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.full
 def test_smollm2_without_some_layers_samples_as_a_model_that_never_had_them(load):
     policy, prompts, algorithm = load("float32", "rollout.max_new_tokens=16", "layer_skip=r10")
     left_out = algorithm.layer_skip.choose(policy.depth, stream(0, "layer_skip"))
