@@ -148,16 +148,16 @@ def test_omp_threads_of_all_runs_are_lowered_to_the_share_of_each(given, share, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [None, "64"])
-def test_process_of_joblib_has_the_share_of_a_run(given, monkeypatch):
-    """joblib gives its processes their share only where OMP_NUM_THREADS is not set; the other case is handled here."""
+@pytest.mark.parametrize(("given", "runs", "at_a_time"), [(None, 2, 2), ("64", 2, 2), (None, 1, 1)])
+def test_process_of_joblib_has_the_share_of_a_run(given, runs, at_a_time, monkeypatch):
+    """joblib divides the CPUs by n_jobs if OMP_NUM_THREADS is not set; a sweep may have fewer runs."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     node = launcher("joblib", n_jobs=2)
     omp_threads = partial(os.getenv, "OMP_NUM_THREADS")  # no function of this file, which takes seconds to import
-    check = launcher_spec(node).prepare(resolve_settings(node), omp_threads, 2)
-    assert check(omp_threads) == str(max(1, joblib.cpu_count() // 2))
+    check = launcher_spec(node).prepare(resolve_settings(node), omp_threads, runs)
+    assert check(omp_threads) == str(max(1, joblib.cpu_count() // at_a_time))
 
 
 @pytest.mark.parametrize(("address", "kept"), [(None, "4"), ("auto", "64")])

@@ -3,6 +3,7 @@
 import http.server
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,6 +11,7 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import identity_of, preflight
+from rlsparse.storage.summary import write_summary
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,17 @@ def given(url, tmp_path):
 def test_an_address_without_a_server_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"rollout\.server=http://127\.0\.0\.1:9: .*cannot be reached"):
         preflight([given("http://127.0.0.1:9", tmp_path)])
+
+
+@pytest.mark.parametrize(("status", "needs_server"), [("finished", False), ("diverged", False), ("failed", True)])
+def test_a_run_that_is_done_needs_no_server_any_more(status, needs_server, tmp_path):
+    config = given("http://127.0.0.1:9", tmp_path)
+    run_id = identity_of(config, Algorithm.build(config), "cpu").id
+    folder = tmp_path / config.experiment.name / run_id
+    folder.mkdir(parents=True)
+    write_summary(folder, {"status": status})
+    with pytest.raises(ConfigError, match="cannot be reached") if needs_server else nullcontext():
+        assert [identity.id for identity in preflight([config]).identities] == [run_id]
 
 
 def test_an_unset_variable_of_the_key_is_refused(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rlsparse.algorithm import Algorithm
@@ -18,6 +19,7 @@ from rlsparse.model.quantization import OFF, is_quantized
 from rlsparse.model.source import model_source
 from rlsparse.rollout.layer_skip import LayerSkip
 from rlsparse.runtime.devices import device_kind, resolve_device
+from rlsparse.storage.summary import DONE, read_summary
 from rlsparse.tracking.wandb_environment import mode_problem
 from rlsparse.tracking.wandb_names import project_problem
 from rlsparse.training.benchmarks import build_benchmarks, check_benchmark, describe_benchmarks, load_benchmark
@@ -93,7 +95,10 @@ class _Check:
         try:
             self._look(config, algorithm)
             self._check_benchmarks(config, algorithm, benchmarks)
-            self.identities.append(identity_of(config, algorithm, self._device(config), self._digest))
+            identity = identity_of(config, algorithm, self._device(config), self._digest)
+            if not _is_done(config, identity):
+                self._check_rollout(config, algorithm)
+            self.identities.append(identity)
             self.done.append((config, algorithm))
         except ConfigError as error:
             return str(error).split("\n")
@@ -114,6 +119,16 @@ class _Check:
         rows = self._rows.get(repr(algorithm.task))  # None: they cannot be loaded, as an earlier point has reported
         if rows is not None and self._once((config.model, algorithm.task)):
             check_prompt(self._outline(config.model), algorithm.task, rows)
+
+    def _check_rollout(self, config: Config, algorithm: Algorithm) -> None:
+        """Check what the engine needs outside the run, such as a server, which a run that is done needs no more.
+
+        Raises:
+            ConfigError: it is not there, or cannot serve this model.
+        """
+        quantized = config.model.quantization != OFF or is_quantized(self._outline(config.model).model)
+        if self._once(("rollout", algorithm.rollout, quantized)):
+            algorithm.rollout.check(quantized)
 
     def _device(self, config: Config) -> str:
         """Return the kind of device of a run.
@@ -172,6 +187,12 @@ def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any =
     return identify(config, Inputs(components, model_source(config.model).digest(digest), device, unused))
 
 
+def _is_done(config: Config, identity: Identity) -> bool:
+    """Return whether the run has ended, so that it will only be read."""
+    summary = read_summary(Path(config.runs_dir) / config.experiment.name / identity.id)
+    return summary is not None and summary["status"] in DONE
+
+
 def refuse_scratch(model: ModelConfig) -> None:
     """Refuse a model with random weights, which exists for warm starts only."""
     if model.name == "scratch" and model.path is None:
@@ -185,7 +206,6 @@ def _check_model(config: Config, algorithm: Algorithm, policy: Policy) -> None:
     _check_weights(config, algorithm, policy)
     algorithm.adapter.check(policy.model, config.lora_rank, config.train.steps)
     _check_layer_skip(policy.model, algorithm.layer_skip)
-    algorithm.rollout.check(config.model.quantization != OFF or is_quantized(policy.model))
     for key, tokens in (("rollout", algorithm.rollout.max_new_tokens), ("eval", config.eval.max_new_tokens or 0)):
         if tokens < policy.context:
             continue

@@ -76,10 +76,13 @@ def _start_joblib_workers(settings: Settings, preload: Callable[[], None], runs:
     """Start the processes in which joblib will do the runs, so that this process need not import torch itself."""
     from joblib import Parallel, delayed
 
-    limit_threads(share_of_cpus(_core_count(), _joblib_max_parallel(settings)))
+    needed = min(runs, _joblib_max_parallel(settings))
+    share = share_of_cpus(_core_count(), needed)
+    # joblib would give each process the share of n_jobs processes, also where there are fewer runs
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    limit_threads(share)
     # the same arguments as in the launcher; with other arguments, joblib would start other processes
     given = {key: value for key, value in settings.items() if key != "_target_"} | {"backend": "loky"}
-    needed = min(runs, _joblib_max_parallel(settings))
     starting = Parallel(**given, return_as="generator")(delayed(preload)() for _ in range(needed))
 
     def check_in_worker(check: Check) -> Any:
@@ -97,7 +100,7 @@ def share_of_cpus(cpus: int, runs: int) -> int:
 def limit_threads(share: int) -> None:
     """Lower OMP_NUM_THREADS to the share of a run if it is set to more.
 
-    The processes of the runs inherit it. joblib and Ray set it to the share of each process only if it is not set.
+    The processes of the runs inherit it. Ray sets it to the share of each process only if it is not set.
     Otherwise each of them would compute with the threads that are meant for all of them together.
     """
     given = first_number(os.environ.get("OMP_NUM_THREADS"))

@@ -52,7 +52,8 @@ def sweep(config: DictConfig, launcher: Launcher, batch_size: int | None) -> Non
     with exit_on_error():
         jobs = sweep_jobs(config)
         tuning = sweep_tuning(config, jobs)
-        runner = SweepRunner(config, spec, launcher, batch_size, spec.prepare(settings, import_all, len(jobs)))
+        most = len(jobs) if tuning is None else len(tuning.all_trials(jobs))  # runs that may be done at the same time
+        runner = SweepRunner(config, spec, launcher, batch_size, spec.prepare(settings, import_all, most))
         if tuning is not None:  # errors in the comparison are reported before the first trial
             runner.check(runner.points([[*job, *words] for job in jobs for words in tuning.combinations()[:1]]))
         rounds = None
