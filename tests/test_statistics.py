@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rlsparse.results.correction import holm, in_order
-from rlsparse.results.crossed import analyse
+from rlsparse.results.crossed import Crossed, analyse
 from rlsparse.results.sample import Sample
 from rlsparse.results.statistics import estimate, mean_test, sign_flip_p
 
@@ -77,8 +77,9 @@ def test_sign_flip_p_equals_the_exact_permutation_test_of_scipy(n):
 
 def test_sign_flip_p_of_many_seeds_takes_random_patterns():
     values = np.random.default_rng(3).normal(0.3, 1, size=20)
-    exact = stats.permutation_test((values, np.zeros(20)), lambda a, b: np.mean(a - b), permutation_type="samples")
-    assert sign_flip_p(values) == pytest.approx(exact.pvalue, abs=0.02)
+    signs = 1 - 2 * ((np.arange(2**20)[:, None] >> np.arange(20)) & 1)  # all 2^20 patterns, (2^20, 20)
+    exact = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-12)
+    assert sign_flip_p(values) == pytest.approx(exact, abs=0.01)  # 65,536 patterns: a standard error of 0.002
     # of 2^40 patterns two are as far from 0, and neither is drawn: the observed one alone counts
     assert sign_flip_p(np.ones(40)) == 1 / 2**16
 
@@ -111,10 +112,10 @@ def test_spread_over_seeds_is_the_t_test_of_the_means_of_the_seeds():
 
 def test_spread_over_both_adds_the_variance_of_questions():
     # error² = (MS_seeds + MS_questions − MS_rest) / (S·Q); with the mean squares 6, 2, 2 above it is 6 / 6
-    assert analyse(np.array([[1.0, 2, 3], [3, 6, 3]])).over_both().error == pytest.approx(1.0)
+    assert analyse(np.array([[1.0, 2, 3], [3, 6, 3]])).two_way().error == pytest.approx(1.0)
     questions = np.random.default_rng(2).normal(size=200)
     scores = questions + 1e-6 * np.random.default_rng(3).normal(size=(8, 200))
-    spread = analyse(scores).over_both()  # only questions vary: the t interval over questions
+    spread = analyse(scores).two_way()  # only questions vary: the t interval over questions
     theirs = stats.ttest_1samp(questions, 0.0)
     assert spread.freedom == pytest.approx(199, rel=1e-3)
     assert spread.interval() == pytest.approx(tuple(theirs.confidence_interval()), abs=1e-5)
@@ -172,10 +173,77 @@ def test_questions_that_one_side_was_not_asked_count_on_neither_side():
     assert Sample.mean([one, other]).by_seed.tolist() == [1, 1, 1]
 
 
-def test_values_of_0_and_1_have_the_p_of_the_permutation_test():
-    # seven of eight collapsed, against one half: the sign patterns of ±0.5 with at least 7 or at most 1 plus: 18 of 256
-    test = mean_test(pd.Series([1.0] * 7 + [0.0]), 0.5)
-    assert test.p == test.p_seeds == pytest.approx(18 / 256)
+def test_bounds_over_both_are_never_inside_those_over_seeds():
+    """Mean squares 2, 3 and 1 of 3 seeds and 1,000 questions: two-way error² (2 + 2) / 3000, df (4)² / (2² / 2 + ...)."""
+    made = Crossed(0.1, 3, 1000, of_seeds=2.0, of_questions=3.0, of_rest=1.0)
+    two_way, seeds, both = made.two_way(), made.over_seeds(), made.over_both()
+    assert two_way.error == pytest.approx((4 / 3000) ** 0.5)
+    assert two_way.freedom == pytest.approx(16 / (4 / 2 + 9 / 999 + 1 / (2 * 999)))
+    # t(2) needs 4.30 · (2 / 3000)^½ = 0.111; t(8.0) needs 2.31 · (4 / 3000)^½ = 0.084
+    assert both.interval() == seeds.interval() == pytest.approx((0.1 - 0.1111, 0.1 + 0.1111), abs=1e-4)
+    assert both.p_above(0) == max(two_way.p_above(0), seeds.p_above(0))
+    assert both.p_below(0) == max(two_way.p_below(0), seeds.p_below(0))
+    assert both.around(0.3).interval() == pytest.approx((0.3 - 0.1111, 0.3 + 0.1111), abs=1e-4)
+
+
+def test_twelve_comparisons_of_equal_methods_find_something_in_a_twentieth_of_studies():
+    """Three seeds, 500 questions: at the levels of Holm's correction too. A baseline is shared; 400 studies."""
+    random, found = np.random.default_rng(0), 0
+    for _ in range(400):
+        runs = 0.014 * random.normal(size=(13, 3, 1)) + 0.28 * random.normal(size=(13, 3, 500))
+        runs += 0.07 * random.normal(size=(13, 1, 500))  # questions suit one method or another
+        spreads = [analyse(one - runs[0]).over_both() for one in runs[1:]]
+        found += min(holm([2 * min(one.p_above(0), one.p_below(0)) for one in spreads])) <= 0.05
+    assert found / 400 < 0.08  # 0.05 + three standard deviations of 0.011; the two-way p alone has 0.15 here
+
+
+def test_seeds_that_are_equal_by_chance_have_no_interval_of_width_0():
+    equal = estimate(pd.Series([0.5, 0.5]))
+    assert math.isnan(equal.low)
+    assert math.isnan(equal.high)
+    three = estimate(pd.Series([0.5, 0.5, 0.5]))
+    assert (three.low, three.high) == (0.5, 0.5)
+    assert analyse(np.array([[1.0, 0, 1, 0], [0, 1, 1, 0]])).two_way().freedom >= 1
+
+
+@pytest.mark.parametrize("bound", [0.5, 0.3, 0.05])
+@pytest.mark.parametrize("collapsed", [0, 1, 7, 8])
+def test_rates_have_the_exact_binomial_test(collapsed, bound):
+    rate = Sample(pd.Series([1.0] * collapsed + [0.0] * (8 - collapsed)), is_rate=True)
+    test = mean_test(rate, bound)
+    higher, lower = (stats.binomtest(collapsed, 8, bound, side) for side in ("greater", "less"))
+    assert (test.above, test.below) == pytest.approx((higher.pvalue, lower.pvalue))
+    assert test.p == test.p_seeds == pytest.approx(min(1, 2 * min(higher.pvalue, lower.pvalue)))
+    interval = stats.binomtest(collapsed, 8).proportion_ci()
+    assert (test.estimate.low, test.estimate.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_differences_of_rates_have_the_test_of_mcnemar_on_either_side():
+    # five of six collapse on one side alone: 2 of 2^5 sign patterns are as far from 0
+    one = Sample(pd.Series([1.0] * 5 + [0.0]), is_rate=True)
+    none = Sample(pd.Series([0.0] * 6), is_rate=True)
+    discordant = stats.binomtest(5, 5, 0.5).pvalue
+    assert mean_test(one - none, 0.0).p == mean_test(none - one, 0.0).p == pytest.approx(discordant) == 2 / 2**5
+    assert mean_test(one - none, 0.0).above < 0.05 < mean_test(none - one, 0.0).above
+
+
+def test_runs_that_were_asked_other_questions_are_not_compared():
+    def answers(columns):
+        frame = pd.DataFrame(np.ones((3, 3)), columns=list(columns))
+        return Sample(frame.mean(axis=1), frame)
+
+    assert (answers("abc") - answers("def")).by_seed.empty
+    # the last seed of one side was asked other questions: it is left out
+    mixed = pd.DataFrame(
+        [[1, 0, 1, math.nan, math.nan]] * 2 + [[math.nan] * 3 + [0, 0]], columns=list("abcde"), dtype=float
+    )
+    difference = Sample(mixed.mean(axis=1), mixed) - answers("abc")
+    assert difference.by_seed.to_dict() == pytest.approx({0: -1 / 3, 1: -1 / 3})
+    assert difference.questions == 3
+    # with the same change on both sides every seed is paired, and no question is common to all seeds
+    both = Sample(mixed.mean(axis=1), mixed) - Sample(mixed.mean(axis=1), mixed)
+    assert both.by_seed.to_dict() == {0: 0, 1: 0, 2: 0}
+    assert both.questions == 0
 
 
 def test_holm_corrects_by_the_number_of_hypotheses_that_are_left():

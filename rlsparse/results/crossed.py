@@ -6,9 +6,13 @@ two-way random-effects model of analysis of variance. The mean over all S·Q sco
     σ_a²/S + σ_b²/Q + σ_e²/(S·Q).
 
 Error bars over questions, and pairing by question: Miller 2024 (2411.00640). Degrees of freedom: Satterthwaite 1946.
+
+With few seeds and many questions, Satterthwaite's degrees of freedom are too many whenever the observed mean square of
+the seeds is small by chance. p-values at small levels, which corrections for many comparisons need, are then several
+times too small. So the t interval over seeds counts too, and the wider bound and the larger p are taken.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,12 +42,49 @@ class Spread:
         return self.mean - half, self.mean + half
 
     def p_above(self, bound: float) -> float:
-        """Return the one-sided p-value of the hypothesis that the true mean is at most ``bound``; needs an error."""
+        """Return the one-sided p-value of the hypothesis that the true mean is at most ``bound``."""
+        if self.error == 0:
+            return float(self.mean <= bound)
         return float(stats.t.sf((self.mean - bound) / self.error, self.freedom))
 
     def p_below(self, bound: float) -> float:
-        """Return the one-sided p-value of the hypothesis that the true mean is at least ``bound``; needs an error."""
+        """Return the one-sided p-value of the hypothesis that the true mean is at least ``bound``."""
+        if self.error == 0:
+            return float(self.mean >= bound)
         return float(stats.t.cdf((self.mean - bound) / self.error, self.freedom))
+
+    def around(self, mean: float) -> "Spread":
+        """Return the same error around another mean."""
+        return replace(self, mean=mean)
+
+
+@dataclass(frozen=True)
+class Widest:
+    """Several errors of one mean, of which each bound and each p-value is the most cautious one."""
+
+    spreads: tuple[Spread, ...]
+
+    @property
+    def error(self) -> float:
+        """The largest error."""
+        return max(one.error for one in self.spreads)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the lowest and the highest bound."""
+        lows, highs = zip(*(one.interval(level) for one in self.spreads), strict=True)
+        return min(lows), max(highs)
+
+    def p_above(self, bound: float) -> float:
+        """Return the largest one-sided p-value of the hypothesis that the true mean is at most ``bound``."""
+        return max(one.p_above(bound) for one in self.spreads)
+
+    def p_below(self, bound: float) -> float:
+        """Return the largest one-sided p-value of the hypothesis that the true mean is at least ``bound``."""
+        return max(one.p_below(bound) for one in self.spreads)
+
+    def around(self, mean: float) -> "Widest":
+        """Return the same errors around another mean."""
+        return Widest(tuple(one.around(mean) for one in self.spreads))
 
 
 @dataclass(frozen=True)
@@ -74,11 +115,16 @@ class Crossed:
         """Return the mean with its error for new seeds on these questions: the t interval of the means of the seeds."""
         return Spread(self.mean, (self.of_seeds / (self.seeds * self.questions)) ** 0.5, self.seeds - 1)
 
-    def over_both(self) -> Spread:
-        """Return the mean with its error for new seeds and new questions.
+    def over_both(self) -> Widest:
+        """Return the mean with its error for new seeds and new questions, where that over seeds counts too."""
+        return Widest((self.two_way(), self.over_seeds()))
+
+    def two_way(self) -> Spread:
+        """Return the mean with its error for new seeds and new questions by the analysis of variance alone.
 
         Its squared error is (MS_seeds + max(MS_questions − MS_rest, 0)) / (S·Q), which is unbiased but for the
-        maximum, and never smaller than for these questions. The degrees of freedom are Satterthwaite's.
+        maximum, and never smaller than for these questions. The degrees of freedom are Satterthwaite's, and at least
+        those of the smaller of S and Q.
         """
         more = max(0.0, self.of_questions - self.of_rest)
         total = self.of_seeds + more
@@ -88,7 +134,7 @@ class Crossed:
         uncertain = self.of_seeds**2 / (S - 1)
         if more > 0:
             uncertain += self.of_questions**2 / (Q - 1) + self.of_rest**2 / ((S - 1) * (Q - 1))
-        return Spread(self.mean, (total / (S * Q)) ** 0.5, total**2 / uncertain)
+        return Spread(self.mean, (total / (S * Q)) ** 0.5, max(total**2 / uncertain, min(S, Q) - 1))
 
 
 def analyse(scores: Floats) -> Crossed:

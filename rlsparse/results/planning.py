@@ -77,6 +77,7 @@ class ClaimPlan:
         level: the level at which its test must be significant; None if it only waits for the primary claims.
         variances: of its value, in the stored unit of the measure; None with a single seed.
         questions: the number of questions; 0 where their scores are not known.
+        seeds_range: the 95 % interval of the standard deviation between seeds, in the same unit.
         distance: from the value to the nearer bound, in the stored unit of the measure; not negative.
         more_seeds: additional seeds on the same questions that settle it; None if no number does, or if it is not
             known.
@@ -89,6 +90,7 @@ class ClaimPlan:
     level: float | None
     variances: Variances | None
     questions: int
+    seeds_range: tuple[float, float]
     distance: float
     more_seeds: int | None
     more_questions: int | None
@@ -290,8 +292,6 @@ def grid_plan(study: Study) -> Table | None:
         f"Smallest detectable difference from {study.baseline}, in {found.unit}, as above, with the variances "
         f"{'averaged over the methods' if several else 'of the table above'}. The hours are those of all "
         f"{len(methods)} methods on the present questions, one run at a time.",
-        "With few seeds, more questions can make the difference larger, because the test then has fewer degrees of "
-        "freedom and needs a larger t.",
     ]
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes)
 
@@ -318,6 +318,7 @@ def _plan_claim(one: ClaimOutcome, level: float | None, samples: Samples) -> Cla
         level=level,
         variances=variances,
         questions=Q,
+        seeds_range=seeds_range(sample),
         distance=abs(min(inside.values())),
         more_seeds=None if seeds is None else max(1, seeds - S),
         more_questions=None if questions is None else questions - Q,
@@ -338,7 +339,7 @@ def _claim_cells(one: ClaimPlan) -> dict[str, str]:
         "distance": _plain(one.distance * factor, decimals),
         "seeds": str(value.n),
         "questions": str(one.questions or UNKNOWN),
-        **_deviation_cells(scaled, one.questions, decimals),
+        **_deviation_cells(scaled, one.questions, decimals, [factor * end for end in one.seeds_range]),
         "level": UNKNOWN if one.level is None else f"{one.level:.3g}",
         MORE_SEEDS: _count(one.more_seeds, without),
         HOURS: _short(one.more_hours),
@@ -356,6 +357,8 @@ def _claim_numbers(one: ClaimPlan) -> dict[str, Any]:
         "seeds": one.outcome.value.n,
         "questions": one.questions,
         **_deviations(None if one.variances is None else _scaled(one.variances, factor)),
+        "SD seeds low": factor * one.seeds_range[0],
+        "SD seeds high": factor * one.seeds_range[1],
         "level": one.level,
         MORE_SEEDS: one.more_seeds,
         HOURS: one.more_hours,
@@ -431,11 +434,14 @@ def _method_row(
     numbers: dict[str, Any] = {"method": name, "seeds": S, "questions": Q}
     if variances is None and difference.scores is not None:
         of_one = float(difference.scores.to_numpy(dtype=float).std(ddof=1))
-        cells |= _deviation_cells(None, Q, main.decimals) | {"SD questions": f"{of_one:.{main.decimals}f}{ONE_SEED}"}
+        cells |= _deviation_cells(None, Q, main.decimals, (NAN, NAN)) | {
+            "SD questions": f"{of_one:.{main.decimals}f}{ONE_SEED}"
+        }
         numbers |= {**_deviations(None), "SD questions and rest": of_one}
     else:
-        cells |= _deviation_cells(variances, Q, main.decimals)
-        numbers |= _deviations(variances)
+        ends = seeds_range(difference)
+        cells |= _deviation_cells(variances, Q, main.decimals, ends)
+        numbers |= _deviations(variances) | dict(zip(("SD seeds low", "SD seeds high"), ends, strict=True))
     cells[title], numbers[title] = _plain(told, main.decimals), told
     if margin is not None:
         of_seeds = of_questions = None
@@ -529,23 +535,55 @@ def _about_deviations(seeds: Collection[int]) -> str:
     """
     text = (
         "SD seeds, SD questions, SD rest: standard deviations of a difference or value on one question between seeds, "
-        "between questions, and beyond both. Where the questions are not known, SD seeds is that of the means."
+        "between questions, and beyond both. SD seeds is followed by its 95 % interval. Where the questions are not "
+        "known, SD seeds is that of the means."
     )
     several = [one for one in seeds if one > 1]
     if not several:
         return text
-    freedom = min(several) - 1
-    low, high = ((freedom / float(stats.chi2.ppf(q, freedom))) ** 0.5 for q in (0.975, 0.025))
     return (
-        f"{text} They are estimates: with {min(several)} seeds, the true SD of the seeds may be from {low:.1f} to "
-        f"{high:.1f} times as large (95 %)."
+        f"{text} With few seeds (here {min(several)} or more) they are uncertain, and so is all that follows from them."
     )
 
 
-def _deviation_cells(variances: Variances | None, questions: int, decimals: int) -> dict[str, str]:
+def seeds_range(sample: Sample) -> tuple[float, float]:
+    """Return the 95 % interval of the standard deviation between seeds, in the unit of the sample.
+
+    Without questions it is the one of a variance by the χ² distribution. With questions, the ratio of the mean squares
+    is (1 + Q·σ_a²/σ_e²) times an F variable, which gives the interval of σ_a²/σ_e²; σ_e² is taken as estimated.
+
+    Returns:
+        NaN for both with fewer than two seeds, or if the values do not vary.
+    """
+    S = len(sample.values)
+    variances = variances_of(sample)
+    if S < 2 or variances is None or not _vary(variances):
+        return NAN, NAN
+    if sample.scores is None:
+        low, high = ((S - 1) / float(stats.chi2.ppf(q, S - 1)) for q in (0.975, 0.025))
+        return (low * variances.seeds) ** 0.5, (high * variances.seeds) ** 0.5
+    found, Q = analyse(sample.scores.to_numpy(dtype=float)), sample.questions
+    low, high = (
+        max(0.0, found.of_seeds / float(stats.f.ppf(q, S - 1, (S - 1) * (Q - 1))) - found.of_rest) / Q
+        for q in (0.975, 0.025)
+    )
+    return low**0.5, high**0.5
+
+
+def _deviation_cells(
+    variances: Variances | None, questions: int, decimals: int, of_seeds: Sequence[float]
+) -> dict[str, str]:
+    """Return the cells of the standard deviations.
+
+    Args:
+        of_seeds: the interval of that between seeds; NaN where it is not known.
+    """
     found = _deviations(variances)
     known = found if questions else {"SD seeds": found["SD seeds"]}
-    return {title: _plain(known.get(title, NAN), decimals) for title in found}
+    cells = {title: _plain(known.get(title, NAN), decimals) for title in found}
+    if of_seeds[0] == of_seeds[0]:
+        cells["SD seeds"] += f" [{_plain(of_seeds[0], decimals)}, {_plain(of_seeds[1], decimals)}]"
+    return cells
 
 
 def _deviations(variances: Variances | None) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A measure of a method by seed and, where it is a mean over questions, by seed and question."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pandas as pd
 from rlsparse.results.answers import MEASURES, Answers
 from rlsparse.results.measures import by_seed, finished
 
+RATES = ("collapsed",)  # columns that are 0 or 1 for each run
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -18,12 +21,16 @@ class Sample:
 
     Attributes:
         by_seed: index seed; no value is missing.
-        scores: index seed, a column for each question; the mean of a row is the value of its seed. None where the
-            measure is no mean over questions, or where the answers are not known.
+        answers: index seed, a column for each question; NaN where the run of a seed was not asked a question. None
+            where the measure is no mean over questions, or where the answers are not known.
+        is_rate: whether each value of a single method is 0 or 1 by its nature, such as whether a run has collapsed.
+        is_difference: whether these are differences of two samples.
     """
 
     by_seed: "pd.Series[float]"
-    scores: pd.DataFrame | None = None
+    answers: pd.DataFrame | None = None
+    is_rate: bool = False
+    is_difference: bool = False
 
     @classmethod
     def of(cls, values: "pd.Series[float] | Sample") -> "Sample":
@@ -35,21 +42,35 @@ class Sample:
         """The values by seed, shape (S,)."""
         return self.by_seed.to_numpy(dtype=float)
 
+    @cached_property
+    def scores(self) -> pd.DataFrame | None:
+        """The scores on the questions that all seeds were asked; None for fewer than two questions.
+
+        The mean of a row is the value of its seed.
+        """
+        known = None if self.answers is None else self.answers.dropna(axis=1)
+        return None if known is None or known.shape[1] < 2 else known
+
     @property
     def questions(self) -> int:
         """The number of questions; 0 where they are not known."""
         return 0 if self.scores is None else self.scores.shape[1]
 
     def __sub__(self, other: "Sample") -> "Sample":
-        """Return the differences over the seeds and questions that both have."""
-        values = (self.by_seed - other.by_seed).dropna()
-        if self.scores is None or other.scores is None:
-            return Sample(values)
-        return _with_scores(values, self.scores - other.scores, len(self.scores.columns), len(other.scores.columns))
+        """Return the differences over the seeds and questions that both have.
+
+        A seed whose two runs were asked no common question is left out.
+        """
+        values, rates = (self.by_seed - other.by_seed).dropna(), self.is_rate and other.is_rate
+        found = Sample(values)
+        if self.answers is not None and other.answers is not None:
+            found = _with_answers(values, self.answers - other.answers)
+        return replace(found, is_rate=rates, is_difference=True)
 
     def scaled(self, factor: float) -> "Sample":
         """Return the sample in another unit."""
-        return Sample(factor * self.by_seed, None if self.scores is None else factor * self.scores)
+        answers = None if self.answers is None else factor * self.answers
+        return replace(self, by_seed=factor * self.by_seed, answers=answers)
 
     def ratio(self, other: "Sample") -> "Sample":
         """Return the ratio to another sample by seed, minus 1. It is no mean over questions."""
@@ -60,28 +81,31 @@ class Sample:
     def mean(cls, samples: "Sequence[Sample]") -> "Sample":
         """Return the mean of samples, over the seeds and questions that all of them have."""
         values = pd.DataFrame(dict(enumerate(one.by_seed for one in samples))).dropna().mean(axis=1)
-        frames = [one.scores for one in samples if one.scores is not None]
-        if not samples or len(frames) < len(samples):
-            return cls(values)
-        total = frames[0]
-        for frame in frames[1:]:
-            total = total + frame
-        return _with_scores(values, total / len(frames), *(len(frame.columns) for frame in frames))
+        frames = [one.answers for one in samples if one.answers is not None]
+        found = cls(values)
+        if frames and len(frames) == len(samples):
+            total = frames[0]
+            for frame in frames[1:]:
+                total = total + frame
+            found = _with_answers(values, total / len(frames))
+        is_rate = bool(samples) and all(one.is_rate for one in samples)
+        return replace(found, is_rate=is_rate, is_difference=any(one.is_difference for one in samples))
 
 
-def _with_scores(values: "pd.Series[float]", scores: pd.DataFrame, *asked: int) -> Sample:
-    """Return a sample whose scores are of the seeds of its values, and of the questions that all of these have.
+def _with_answers(values: "pd.Series[float]", answers: pd.DataFrame) -> Sample:
+    """Return a sample with the answers of the seeds of its values; seeds without any answer are left out.
 
     Args:
-        values: means over all questions. Where some questions are left out, they are replaced by means over the rest.
-        asked: the numbers of questions that the scores are made from.
+        values: means over all questions. Where seeds have different questions, they are replaced by the means over
+            those that all have, or, if these are fewer than two, over those that each has.
+        answers: NaN where a question was not asked.
     """
-    known = scores.reindex(values.index).dropna(axis=1)
-    if known.shape[1] < 2:
-        return Sample(values)
-    if any(known.shape[1] < count for count in (scores.shape[1], *asked)):
-        values = known.mean(axis=1)
-    return Sample(values, known)
+    answers = answers.reindex(values.index).dropna(how="all")
+    values = values.reindex(answers.index)
+    if answers.isna().to_numpy().any():
+        known = answers.dropna(axis=1)
+        values = (known if known.shape[1] > 1 else answers).mean(axis=1)
+    return Sample(values, answers)
 
 
 @dataclass(frozen=True)
@@ -105,14 +129,14 @@ class Samples:
         """
         values = by_seed(self.runs, method, column).dropna()
         if column not in MEASURES or self.answers.empty:
-            return Sample(values)
+            return Sample(values, is_rate=column in RATES)
         done = finished(self.runs)
         done = done[(done["method"] == method) & done["seed"].isin(values.index)]
         scores = self._of_runs(column)
         if not set(done["id"]) <= set(scores.columns):
             return Sample(values)
         frame = scores[list(done["id"])].T.groupby(done["seed"].to_numpy()).mean()  # (S, Q)
-        return _with_scores(values, frame)
+        return _with_answers(values, frame)
 
     def _of_runs(self, column: str) -> pd.DataFrame:
         """Return the scores on each question, a column for each run."""

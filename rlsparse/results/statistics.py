@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from rlsparse.results.crossed import Floats, Spread, analyse, over_seeds
+from rlsparse.results.crossed import Floats, Spread, Widest, analyse, over_seeds
 from rlsparse.results.sample import Sample
 
 EXACT_UP_TO = 16  # seeds: all 2^16 sign patterns are enumerated; with more seeds, as many random patterns are drawn
@@ -26,7 +27,7 @@ class Estimate:
     Attributes:
         mean: NaN without values.
         low, high: bounds of the 95 % interval: for new seeds and new questions where ``questions`` is above 0, else for
-            new seeds. NaN with fewer than two seeds.
+            new seeds. NaN with fewer than two seeds, and with two that are equal by chance.
         seeds_low, seeds_high: bounds of the 95 % interval for new seeds on the same questions.
         seeds_error: standard error over the seeds, for new seeds on the same questions.
         iqm: interquartile mean: the mean without the lowest and the highest quarter, rounded down to whole seeds.
@@ -73,9 +74,10 @@ class MeanTest:
     Attributes:
         estimate: the mean.
         above: one-sided p-value of the hypothesis that the true mean is at most the bound; NaN with fewer than
-            ``FEWEST`` seeds. Where the values are all equal, or all 0 or 1, it is half of ``p_seeds``.
+            ``FEWEST`` seeds. Where the values are all equal, it is half of ``p_seeds``.
         below: the same of the hypothesis that it is at least the bound.
-        p_seeds: two-sided p-value of the sign-flip permutation test over seeds, for new seeds on these questions.
+        p_seeds: two-sided p-value over seeds, for new seeds on these questions: of the sign-flip permutation test, and
+            of the exact binomial test of a rate.
         side: "above" if the mean is above the bound, else "below".
     """
 
@@ -92,7 +94,7 @@ class MeanTest:
 
 
 def estimate(values: "pd.Series[float] | Sample") -> Estimate:
-    """Return the mean and its 95 % t interval.
+    """Return the mean and its 95 % interval: of a rate the exact binomial one, else Student's t interval.
 
     Args:
         values: one value per seed, of which missing ones are left out; or a sample, whose questions then count too.
@@ -107,11 +109,19 @@ def estimate(values: "pd.Series[float] | Sample") -> Estimate:
     cut = n // 4
     iqm = float(np.sort(present)[cut : n - cut].mean())
     questions = sample.questions if outer is not inner else 0
-    return Estimate(inner.mean, *outer.interval(), *inner.interval(), inner.error, iqm, n, questions)
+    bounds = [one.interval() if one.error > 0 or n >= FEWEST else (NAN, NAN) for one in (outer, inner)]
+    if _is_binary(sample) and not sample.is_difference:
+        exact = stats.binomtest(int(present.sum()), n).proportion_ci(method="exact")  # Clopper and Pearson 1934
+        bounds = [(float(exact.low), float(exact.high))] * 2
+    return Estimate(inner.mean, *bounds[0], *bounds[1], inner.error, iqm, n, questions)
 
 
 def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
     """Test whether the true mean lies above or below a bound.
+
+    A rate, whose values are 0 or 1, is tested against a bound by the exact binomial test, and the difference of two
+    rates against 0 by the sign-flip test, which is then the exact test of McNemar 1947. Values that are all equal have
+    no t distribution, and the sign-flip test decides; everything else is tested by t.
 
     Args:
         values: one value per seed, such as paired differences, or a sample.
@@ -120,10 +130,13 @@ def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
     found = estimate(sample)
     spread = _over_both(sample) or _over_seeds(sample)
     p_seeds, side = sign_flip_p(sample.values - bound), "above" if found.mean > bound else "below"
-    if spread is None or found.n < FEWEST:
+    if _is_binary(sample) and not sample.is_difference:
+        above, below = _binomial(sample.values, bound)
+        p_seeds = min(2 * min(above, below), 1.0)
+        above, below = (above, below) if found.n >= FEWEST else (NAN, NAN)
+    elif spread is None or found.n < FEWEST:
         above = below = NAN
-    elif spread.error <= ROUNDING * max(1.0, abs(found.mean)) or _yes_or_no(sample):
-        # values that are all equal, or all 0 or 1, have no t distribution
+    elif spread.error <= ROUNDING * max(1.0, abs(found.mean)) or (_is_binary(sample) and bound == 0):
         above, below = (p_seeds / 2 if side == one and found.mean != bound else 1.0 for one in ("above", "below"))
     else:
         above, below = spread.p_above(bound), spread.p_below(bound)
@@ -156,20 +169,29 @@ def sign_flip_p(differences: Floats) -> float:
     return float((means >= observed - 1e-12 * max(1.0, observed)).mean())
 
 
-def _yes_or_no(sample: Sample) -> bool:
-    """Return whether each value is 0 or 1, such as whether a run has collapsed; an accuracy has its questions."""
-    return sample.scores is None and bool(np.isin(sample.values, (0, 1)).all())
+def _is_binary(sample: Sample) -> bool:
+    """Return whether these are values of 0 and 1 by their nature, or differences of two such values."""
+    return sample.is_rate and bool(np.isin(sample.values, (-1, 0, 1)).all())
+
+
+def _binomial(values: Floats, bound: float) -> tuple[float, float]:
+    """Return the one-sided p-values that a rate is above a bound, and below it.
+
+    Args:
+        values: 0 or 1, shape (n,).
+    """
+    n, count, rate = len(values), int(values.sum()), min(max(bound, 0.0), 1.0)
+    return float(stats.binom.sf(count - 1, n, rate)), float(stats.binom.cdf(count, n, rate))
 
 
 def _over_seeds(sample: Sample) -> Spread | None:
     return over_seeds(sample.values) if len(sample.values) > 1 else None
 
 
-def _over_both(sample: Sample) -> Spread | None:
+def _over_both(sample: Sample) -> Widest | None:
     """Return the mean over seeds with its error for new seeds and questions; None where questions are not known."""
     scores = sample.scores
     if scores is None or min(scores.shape) < 2:
         return None
-    spread = analyse(scores.to_numpy(dtype=float)).over_both()
-    # of the values by seed, from which a mean of shares may differ by rounding
-    return Spread(float(sample.values.mean()), spread.error, spread.freedom)
+    # the mean of the values by seed, from which a mean of shares may differ by rounding
+    return analyse(scores.to_numpy(dtype=float)).over_both().around(float(sample.values.mean()))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PERIOD = 0.5  # seconds between two looks at the server and its users
-LINGER = 5.0  # seconds without users before the server ends: the next run of a sweep may be a new process
+LINGER = 20.0  # seconds without users before the server ends: the next run may be a new process, which starts slowly
 PATIENCE = 20.0  # seconds for the server to end by itself
 # without the proxies of the environment, which are not for this machine itself
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
