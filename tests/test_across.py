@@ -1,5 +1,7 @@
 """Methods over several tasks and models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,5 +62,10 @@ def test_single_task_or_methods_without_common_names_are_refused():
     with pytest.raises(ResultsError, match=r"--across: the runs are of svamp, tiny alone; give studies of two"):
         across_table([one], None)
     other = study("two", tspmo=("svamp", "small", [0.5]))
-    with pytest.raises(ResultsError, match="no method has runs on two tasks or models under the same name"):
+    with pytest.raises(ResultsError, match=r"under the same name.*; one has grpo; two has tspmo"):
         across_table([one, other], None)
+    with pytest.raises(ResultsError, match="--baseline rgra: has no runs on two tasks or models; these have: grpo"):
+        across_table([one, study("two", grpo=("svamp", "small", [0.5]))], "rgra")
+    old = study("old", grpo=("svamp", "small", [0.5]))
+    with pytest.raises(ResultsError, match=r"--across old: its results.csv is older and has no column task"):
+        across_table([one, replace(old, runs=old.runs.drop(columns=["task", "model"]))])

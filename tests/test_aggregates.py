@@ -38,8 +38,16 @@ def test_metrics_equal_hand_computed_values():
     assert mean(tasks) == pytest.approx(1.7 / 3)
     assert median(tasks) == pytest.approx(0.6)
     assert optimality_gap(tasks) == pytest.approx(1 - 1.7 / 3)
-    # 8 runs: 0.1 0.3 | 0.5 0.5 0.8 0.8 | 0.9 1.0, of which the middle four have the mean 2.6 / 4
-    assert interquartile_mean(tasks) == pytest.approx(0.65)
+    # 8 runs: 0.1 and 0.3 of weight 1/6, then 0.5 0.5 0.8 0.8 0.9 1.0 of 1/9; between 1/4 and 3/4 of the weight there are
+    # 1/12 of 0.3, 2/9 of 0.5, 1/9 of 0.8 and 1/12 of the other 0.8
+    by_hand = (0.3 / 12 + 2 * 0.5 / 9 + 0.8 / 9 + 0.8 / 12) / 0.5
+    assert interquartile_mean(tasks) == pytest.approx(by_hand)
+
+
+def test_interquartile_mean_does_not_favour_the_task_with_more_runs():
+    # 30 runs at 0.2 and 60 of them are the same method; so are 5 and 50 at 0.6: both tasks count half
+    few = interquartile_mean([np.full(30, 0.2), np.full(5, 0.6)])
+    assert few == pytest.approx(interquartile_mean([np.full(60, 0.2), np.full(60, 0.6)])) == pytest.approx(0.4)
 
 
 def test_optimality_gap_does_not_count_what_a_score_has_above_one():

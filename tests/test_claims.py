@@ -96,6 +96,20 @@ def test_verdicts_rest_on_corrected_p_and_primary_claims_come_first():
     undecided, after = judge_all([replace(none, primary=True), effect], Samples(table))
     assert (undecided.verdict, after.verdict) == ("inconclusive", "inconclusive")
     assert after.corrected == undecided.corrected
+    # the second is decided but for the first: more of its seeds would change nothing
+    assert (undecided.needs_data, after.needs_data, after.is_open) == (True, False, True)
+
+
+def test_primary_claim_that_cannot_be_tested_is_named_and_asks_for_no_seeds():
+    table = runs(a=[one + 0.01 for one in SIX], b=SIX)
+    missing = claim("typo", claim="first", versus=["b"], expect={"above": 0.0}, primary=True)
+    other = claim("a", versus=["b"], expect={"above": 0.5})
+    outcomes = judge_all([missing, other], Samples(table))
+    assert [one.verdict for one in outcomes] == ["not run", "inconclusive"]
+    assert not outcomes[1].needs_data
+    assert any(
+        "A primary claim is not tested" in note and note.endswith("first.") for note in claims_table(outcomes).notes
+    )
 
 
 def test_equivalence_is_supported_by_two_one_sided_tests():

@@ -9,9 +9,11 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from rlsparse.algorithm import Algorithm
 from rlsparse.components.task import load_task
@@ -24,6 +26,7 @@ from rlsparse.execution.preflight import identity_of, preflight
 from rlsparse.execution.run_once import run
 from rlsparse.model.loading import load_policy
 from rlsparse.model.source import EMBEDDED
+from rlsparse.results.answers import Answers
 from rlsparse.results.benchmarks import benchmark_table, collect_benchmarks
 from rlsparse.results.collect import collect
 from rlsparse.runtime.signals import Interrupted
@@ -377,6 +380,36 @@ def test_table_of_benchmarks_has_a_row_for_each_measure_and_method(trained):
     assert shown["greedy", "grpo"].arithmetic == f"{100 * final:.1f}"
     assert shown["avg@n", "before training"].word_problems == f"{100 * base:.1f}"
     assert "word_problems 6, arithmetic 6" in table.notes[1]
+
+
+def test_methods_are_compared_on_the_mean_over_benchmarks_by_seed_and_question(tmp_path):
+    """Two benchmarks, of two and of four questions; tspmo answers one question more of each, and with seed 2 all."""
+    right = {"grpo": {"a": [0, 1], "b": [0, 0, 1, 1]}, "tspmo": {"a": [1, 1], "b": [0, 1, 1, 1]}}
+    rows, answered = [], []
+    for method, by_benchmark in right.items():
+        for seed in range(3):
+            for name, greedy in by_benchmark.items():
+                given = [1] * len(greedy) if (method, seed) == ("tspmo", 2) else greedy
+                about = {"id": f"{method}{seed}", "when": "final"}
+                accuracy = sum(given) / len(given)
+                rows.append({**about, "method": method, "seed": seed, "benchmark": name, "step": 5})
+                rows[-1] |= {"questions": len(given), "accuracy_greedy": accuracy}
+                text = " ".join(map(str, given))
+                answered.append(
+                    {**about, "benchmark": name, "questions": name, "samples": 1, "right": text, "greedy": text}
+                )
+    questions = pd.DataFrame({"questions": list("aabbbb"), "question": list("uvuvwx")})
+    table = benchmark_table(pd.DataFrame(rows), "grpo", Answers(pd.DataFrame(answered), questions))
+    (row,) = (one for one in table.numbers.to_dict("records") if one["method"] == "tspmo")
+    # differences by seed: (50 + 25) / 2 twice, and (50 + 50) / 2
+    by_seed = np.array([37.5, 37.5, 50.0])
+    assert row["difference, points"] == pytest.approx(by_seed.mean())
+    low, _ = stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed))
+    assert row["difference, points low"] <= low + 1e-9  # the choice of the questions counts too
+    assert float(row["p, seeds"]) == 2 / 2**3
+    assert float(row["p"]) == float(row["p, Holm"]) >= stats.ttest_1samp(by_seed, 0).pvalue
+    assert table.cells["difference, points"][0] == "–"
+    assert any("6 questions" in note or "2 or 4 or 6 questions" in note for note in table.notes)
 
 
 def test_mean_of_benchmarks_is_over_those_that_every_row_has():

@@ -19,6 +19,7 @@ from rlsparse.results.figures.curves import TOGETHER, curves_figure
 from rlsparse.results.figures.forest import THICK, THIN, Row, difference_figure, effect_figure, forest_figure
 from rlsparse.results.figures.matrix import matrix_figure, probabilities
 from rlsparse.results.figures.placing import beside, spread
+from rlsparse.results.figures.profiles import profile_figure
 from rlsparse.results.figures.ranks import rank_figure
 from rlsparse.results.figures.speed import speed_figure
 from rlsparse.results.figures.style import (
@@ -207,7 +208,7 @@ class TestPlacing:
 def one_test(mean, inner, outer=None):
     """Return a test with intervals of the given half widths; without an outer one, the questions are not known."""
     low, high = mean - (outer or inner), mean + (outer or inner)
-    found = Estimate(mean, low, high, mean - inner, mean + inner, inner / 2.57, mean, 6, questions=100 if outer else 0)
+    found = Estimate(mean, low, high, mean - inner, mean + inner, mean, 6, questions=100 if outer else 0)
     return MeanTest(found, 0.01, 0.99, 0.03, "above")
 
 
@@ -282,6 +283,18 @@ class TestForest:
 
 def joined_titles(figure):
     return [panel.get_xlabel().replace("\n", " ") for panel in figure.axes]
+
+
+def test_performance_profiles_have_a_panel_for_each_method():
+    # of four runs of b, two end above 0.45 and all above 0.1
+    scores = {"a": {"t": np.array([0.4, 0.5]), "u": np.array([0.2, 0.3])}}
+    scores["b"] = {"t": np.array([0.5, 0.6]), "u": np.array([0.3, 0.4])}
+    figure = profile_figure(scores, "a")
+    assert len(figure.axes) == 1
+    drawn = next(line for line in figure.axes[0].lines if line.get_linestyle() == "-")
+    shares = dict(zip(np.round(drawn.get_xdata()), drawn.get_ydata(), strict=True))
+    assert (shares[10], shares[45], shares[70]) == (100, 50, 0)
+    assert "b" in check_text(figure)
 
 
 class TestCurves:

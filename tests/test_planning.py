@@ -522,7 +522,25 @@ def test_dry_run_tells_the_smallest_difference_that_the_seeds_of_the_sweep_will_
     assert "tell" not in describe(trials)
 
 
-def test_damaged_runs_do_not_stop_a_dry_run(sweep, tmp_path):
+def test_dry_run_has_the_baseline_of_the_claims_and_the_looks_of_the_rounds(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_six(tmp_path / "new")
+    claims = tmp_path / "experiments" / "new" / "claims.yaml"
+    claims.parent.mkdir(parents=True)
+    claims.write_text("baseline: tspmo\nclaims: []\n")
+    points = sweep(range(6))
+    assert "detect a difference to tspmo of about" in describe(points)
+    # looks at 4, 6 and 8 of 8 seeds: a third of the level; the two-way error² is 4/8 + 133.3/4, with those degrees
+    found = 4 / 8 + 400 / 3 / 4
+    told = found**0.5 * ratio_told(found**2 / (0.5**2 / 7 + (100 / 3) ** 2 / 3), 0.05 / 3)
+    until = replace(points[0].config.sweep, until="decided", max_seeds=8, first_seeds=4, round_seeds=2)
+    points = [replace(one, config=replace(one.config, sweep=until)) for one in points]
+    expected = f"8 seeds x 4 questions detect a difference to tspmo of about {told:.3g} points (80 % power, 3 looks)"
+    assert expected in describe(points)
+
+
+def test_damaged_runs_do_not_stop_a_dry_run(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     put_six(tmp_path / "new")
     points = sweep(range(6))
     (tmp_path / "new" / "grpo-0" / "answers.jsonl").write_bytes(b"\xff\x00{")
@@ -531,5 +549,6 @@ def test_damaged_runs_do_not_stop_a_dry_run(sweep, tmp_path):
     assert "from 4 finished runs" in describe(points)  # seeds 0 and 2 of both methods
     (tmp_path / "new" / "plan.json").write_text('{"points": 3, "trials": [')
     assert "from 4 finished runs" in describe(points)
-    (tmp_path / "new" / "claims.yaml").write_text("claims: 3")
+    (tmp_path / "experiments" / "new").mkdir(parents=True)
+    (tmp_path / "experiments" / "new" / "claims.yaml").write_text("claims: 3")
     assert describe(points).splitlines()[-1] == "12 points: 12 finished; 0 to do"

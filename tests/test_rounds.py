@@ -1,6 +1,7 @@
 """Sweeps that add seeds in rounds until their claims are decided."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,20 @@ def test_several_looks_find_something_false_in_at_most_a_twentieth_of_studies():
     corrected = np.array([at_looks(list(one), 3) for one in p])
     assert (p <= 0.05).any(axis=0).mean() > 0.07
     assert (corrected <= 0.05).any(axis=0).mean() <= 0.05
+
+
+def test_seeds_beyond_the_planned_looks_are_left_out_and_named():
+    """Two looks are planned and made, at 3 and 4 seeds: a third one, at 6, is not corrected for."""
+    rows = [{"id": f"{m}{s}", "method": m, "seed": s, "status": "finished"} for m in "ab" for s in range(6)]
+    runs = pd.DataFrame(rows).assign(final_sampled=0.5)
+    study = Study("s", runs, pd.DataFrame(), pd.DataFrame(), ["earlier"], pd.DataFrame(), None, None)
+    looks = tuple(Look(list(map(str, range(n))), {}, []) for n in (3, 4))
+    kept = replace(study, rounds=Rounds(2, looks)).within_rounds()
+    assert sorted(kept.runs["seed"].unique()) == [0, 1, 2, 3]
+    assert kept.not_counted == ["earlier", "seeds 4, 5: every planned look was made without them (rounds.json)"]
+    # a planned look that was not made may be the one at all seeds; without rounds, all count
+    for rounds in (Rounds(3, looks), None):
+        assert len(replace(study, rounds=rounds).within_rounds().runs) == 12
 
 
 def test_claim_about_a_setting_opens_no_method():

@@ -224,40 +224,48 @@ def test_same_curves_give_the_same_bytes():
 
 
 def test_share_of_noise_equals_hand_computed_values():
-    # gains 0.1, 0.2, 0.3: variance (0.01 + 0 + 0.01) / 2 = 0.01; errors 0.05: mean square 0.0025
-    assert noise_share(np.array([0.1, 0.2, 0.3]), np.full(3, 0.05)) == pytest.approx(0.25)
-    # errors 0.03, 0.04, 0.1: mean square (0.0009 + 0.0016 + 0.01) / 3 = 0.0125 / 3
-    assert noise_share(np.array([0.1, 0.2, 0.3]), np.array([0.03, 0.04, 0.1])) == pytest.approx(1.25 / 3)
-    # noise of 0.04 is more than the variance of 0.01, and equal gains leave nothing but noise
-    assert noise_share(np.array([0.1, 0.2, 0.3]), np.full(3, 0.2)) == 1
-    assert noise_share(np.full(3, 0.1), np.full(3, 0.01)) == 1
-    assert noise_share(np.array([0.1, 0.2, 0.3]), np.zeros(3)) == 0
+    # means 0.1, 0.2, 0.3 over two seeds: MS_methods = 2 · 0.01; rests of ±0.05 in the first two rows, 0 in the last:
+    # 4 · 0.0025 / (2 · 1) = 0.005
+    gains = np.array([[0.15, 0.05], [0.15, 0.25], [0.3, 0.3]])
+    assert noise_share(gains) == pytest.approx(0.005 / 0.02)
+    # a seed that is better for all methods changes nothing
+    assert noise_share(gains + np.array([0.0, 0.4])) == pytest.approx(0.25)
+    # equal means leave nothing but noise, and equal rows up to a constant have none
+    assert noise_share(np.array([[0.1, 0.3], [0.3, 0.1], [0.2, 0.2]])) == 1
+    assert noise_share(np.array([[0.1, 0.2], [0.2, 0.3], [0.4, 0.5]])) == pytest.approx(0, abs=1e-12)
 
 
-def test_share_of_noise_is_one_minus_the_heterogeneity_of_higgins_and_thompson():
-    gains, error = np.array([0.05, 0.12, 0.2, 0.31]), 0.04
-    q = sum(((one - gains.mean()) / error) ** 2 for one in gains)
-    i_squared = (q - 3) / q
-    assert noise_share(gains, np.full(4, error)) == pytest.approx(1 - i_squared)
+def test_share_of_noise_is_one_over_the_f_statistic_of_a_regression_on_methods_and_seeds():
+    gains = np.random.default_rng(2).normal(size=(5, 4)) + np.arange(5)[:, None]
+    seeds, methods = np.tile(np.arange(4), 5), np.repeat(np.arange(5), 4)
+
+    def residuals(*factors):
+        columns = [np.ones(20), *((of == level) for of in factors for level in range(1, of.max() + 1))]
+        design = np.array(columns, dtype=float).T
+        return np.linalg.lstsq(design, gains.ravel())[1].item()
+
+    full = residuals(methods, seeds)
+    f = ((residuals(seeds) - full) / 4) / (full / 12)
+    assert noise_share(gains) == pytest.approx(1 / f)
 
 
 def test_share_of_noise_of_many_methods_is_that_of_their_variances():
-    """True gains with the variance 0.03², and errors with the variance 0.04²: 16 / (9 + 16) is noise."""
+    """True gains with the variance 0.03², and means over four seeds with errors of 0.04²: 16 / (9 + 16) is noise."""
     random = np.random.default_rng(0)
-    gains = random.normal(0.1, 0.03, size=20_000) + random.normal(0, 0.04, size=20_000)
-    assert noise_share(gains, np.full(20_000, 0.04)) == pytest.approx(0.64, abs=0.02)
+    gains = random.normal(0.1, 0.03, size=(20_000, 1)) + random.normal(0, 0.08, size=(20_000, 4))
+    gains += random.normal(0, 0.5, size=4)  # of a seed, for all methods
+    assert noise_share(gains) == pytest.approx(0.64, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("gains", "errors", "message"),
+    ("gains", "message"),
     [
-        (np.ones(2), np.ones(2), "2 methods are fewer than 3"),
-        (np.ones(3), np.ones(4), "one shape"),
-        (np.ones((3, 3)), np.ones((3, 3)), "one shape"),
-        (np.ones(3), -np.ones(3), "not negative"),
-        (np.array([0.1, 0.2, np.nan]), np.ones(3), "finite"),
+        (np.ones((2, 4)), "shape"),
+        (np.ones((3, 1)), "shape"),
+        (np.ones(3), "shape"),
+        (np.full((3, 2), np.nan), "finite"),
     ],
 )
-def test_share_of_noise_refuses_what_it_cannot_estimate(gains, errors, message):
+def test_share_of_noise_refuses_what_it_cannot_estimate(gains, message):
     with pytest.raises(ValueError, match=message):
-        noise_share(gains, errors)
+        noise_share(gains)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rlsparse.results.correction import holm, in_order
-from rlsparse.results.crossed import Crossed, analyse
+from rlsparse.results.crossed import Crossed, analyse, over_several
 from rlsparse.results.sample import Sample
 from rlsparse.results.statistics import estimate, mean_test, sign_flip_p
 
@@ -195,6 +195,30 @@ def test_twelve_comparisons_of_equal_methods_find_something_in_a_twentieth_of_st
         spreads = [analyse(one - runs[0]).over_both() for one in runs[1:]]
         found += min(holm([2 * min(one.p_above(0), one.p_below(0)) for one in spreads])) <= 0.05
     assert found / 400 < 0.08  # 0.05 + three standard deviations of 0.011; the two-way p alone has 0.15 here
+
+
+def test_mean_over_benchmarks_has_the_error_of_their_seeds_and_of_the_questions_of_each():
+    random = np.random.default_rng(4)
+    one, other = random.normal(size=(5, 30)), 3 * random.normal(size=80) + random.normal(size=(5, 80))
+    parts, values = [analyse(one), analyse(other)], (one.mean(axis=1) + other.mean(axis=1)) / 2
+    two_way, seeds = over_several(parts, values).spreads
+    # the variance of the questions of each set in the mean of two: a quarter of (MS_questions − MS_rest) / (S·Q)
+    of_questions = sum(max(0, part.of_questions - part.of_rest) / (5 * part.questions) / 4 for part in parts)
+    assert two_way.error**2 == pytest.approx(values.var(ddof=1) / 5 + of_questions)
+    assert seeds.interval() == pytest.approx(stats.t.interval(0.95, 4, values.mean(), stats.sem(values)))
+    alone = over_several(parts[1:], other.mean(axis=1))
+    assert alone.interval() == pytest.approx(parts[1].over_both().interval())
+
+
+def test_intervals_of_a_mean_over_benchmarks_cover_it():
+    """A benchmark of 30 and one of 300 questions, whose questions differ by 30 points; 500 studies of four seeds."""
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(500):
+        sets = [0.3 * random.normal(size=Q) + 0.4 * random.normal(size=(4, Q)) for Q in (30, 300)]
+        values = np.mean([one.mean(axis=1) for one in sets], axis=0) + 0.02 * random.normal(size=4)
+        low, high = over_several([analyse(one) for one in sets], values).interval()
+        covered += low <= 0 <= high
+    assert 0.93 <= covered / 500 <= 0.99  # 0.95 has a standard deviation of 0.01
 
 
 def test_seeds_that_are_equal_by_chance_have_no_interval_of_width_0():

@@ -3,10 +3,12 @@
 python experiments/benchmarks/coverage.py    # writes coverage.json and prints the tables of docs/results.md
 
 Differences of two methods are drawn from the crossed model d = a_s + b_q + e_sq with true mean 0: normal effects, and
-answers that are right or wrong. A sweep with ``sweep.until=decided`` is simulated with all its looks and claims.
+answers that are right or wrong; and tables with many methods. A sweep with ``sweep.until=decided`` is simulated with
+all its looks and claims.
 """
 
 import argparse
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,8 @@ SEEDS, QUESTIONS = (3, 4, 6, 8, 16), (60, 240, 1000)
 SPREADS = ((0.0, 0.0), (0.02, 0.0), (0.0, 0.1), (0.02, 0.1), (0.05, 0.1), (0.02, 0.3))
 REST = 0.4
 BOOTSTRAPPED, RESAMPLES = 240, 500  # questions of the settings that are bootstrapped too
-LOOKS = (4, 6, 8)  # seeds at each look
+METHODS = 12  # that are compared with a baseline in one table
+LOOKS, LOOK_QUESTIONS = (4, 6, 8), (120, 1000)  # seeds at each look
 CLAIMS = 5
 STUDIES = Path(__file__).parent.parent
 
@@ -39,11 +42,13 @@ def main() -> None:
     report = {
         "normal": normal_effects(options.repetitions),
         "answers": right_or_wrong(options.repetitions),
+        "comparisons": many_comparisons(options.repetitions),
         "looks": sequential(options.repetitions),
         "replayed": [one for one in map(replayed, sorted(STUDIES.glob("*"))) if one is not None],
     }
     Path(__file__).with_name("coverage.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(coverage_table(report["normal"]), answers_table(report["answers"]), looks_table(report["looks"]), sep="\n\n")
+    print(coverage_table(report["normal"]), answers_table(report["answers"]), sep="\n\n")
+    print("\n" + comparisons_table(report["comparisons"]), looks_table(report["looks"]), sep="\n\n")
     print("\n" + replayed_table(report["replayed"]))
 
 
@@ -114,14 +119,55 @@ def right_or_wrong(repetitions: int) -> list[dict[str, Any]]:
     return rows
 
 
+def many_comparisons(repetitions: int) -> list[dict[str, Any]]:
+    """Return how often a table of methods that are all alike finds any of them different from the baseline.
+
+    The verdict rests on Holm's correction of p over seeds and questions; beside it, that of the two-way analysis alone.
+    """
+    rows = []
+    for S in (3, 4, 6, 8):
+        for Q in (120, 1000):
+            for of_seeds, of_questions in SPREADS:
+                random, false = np.random.default_rng([S, Q, 2]), {"p": 0, "p_two_way": 0}
+                scale = 2**-0.5  # the spreads are those of a difference of two methods
+                for _ in range(repetitions):
+                    runs = REST * scale * random.standard_normal((METHODS + 1, S, Q), dtype=np.float32)
+                    runs += of_seeds * scale * random.normal(size=(METHODS + 1, S, 1))
+                    runs += of_questions * scale * random.normal(size=(METHODS + 1, 1, Q))
+                    found = [analyse(one - runs[0]) for one in runs[1:]]
+                    for name, spreads in (
+                        ("p", [one.over_both() for one in found]),
+                        ("p_two_way", [one.two_way() for one in found]),
+                    ):
+                        false[name] += min(holm([2 * min(one.p_above(0), one.p_below(0)) for one in spreads])) <= 0.05
+                setting = {"seeds": S, "questions": Q, "of_seeds": of_seeds, "of_questions": of_questions}
+                rows.append({**setting, **{name: count / repetitions for name, count in false.items()}})
+    return rows
+
+
+def comparisons_table(rows: list[dict[str, Any]]) -> str:
+    """Return the rates of tables with a false finding by seeds and questions, as Markdown."""
+    cells = []
+    for S in sorted({one["seeds"] for one in rows}):
+        row = [str(S)]
+        for Q in (120, 1000):
+            for name in ("p", "p_two_way"):
+                those = [100 * one[name] for one in rows if one["seeds"] == S and one["questions"] == Q]
+                row.append(f"{min(those):.1f} to {max(those):.1f}")
+        cells.append(row)
+    heads = ["seeds", "120 questions", "two-way test alone", "1000 questions", "two-way test alone"]
+    return tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True, colalign=["right"] * len(heads))
+
+
 def sequential(repetitions: int) -> list[dict[str, Any]]:
     """Return how often a sweep that stops when its claims are decided finds something, and the seeds that it takes.
 
     The claims are differences of ``CLAIMS`` methods to a baseline that they share. All are 0, or the first two are not.
     """
     rows = []
-    for name, effects in (("all 0", [0.0] * CLAIMS), ("two of 10 points", [0.1, 0.1, 0.0, 0.0, 0.0])):
-        random, Q = np.random.default_rng(7), 120
+    cases = (("all 0", [0.0] * CLAIMS), ("two of 10 points", [0.1, 0.1, 0.0, 0.0, 0.0]))
+    for Q, (name, effects) in itertools.product(LOOK_QUESTIONS, cases):
+        random = np.random.default_rng(7)
         false, true, seeds = 0, 0, 0
         for _ in range(repetitions):
             questions = 0.1 * random.normal(size=(CLAIMS, Q)) - 0.1 * random.normal(size=Q)  # (C, Q)
@@ -136,6 +182,7 @@ def sequential(repetitions: int) -> list[dict[str, Any]]:
         real = sum(effect != 0 for effect in effects)
         rows.append(
             {
+                "questions": Q,
                 "effects": name,
                 "false": false / repetitions,
                 "found": true / repetitions / real if real else None,
@@ -236,6 +283,7 @@ def looks_table(rows: list[dict[str, Any]]) -> str:
     """Return the results of the simulated sweeps, as Markdown."""
     cells = [
         [
+            str(one["questions"]),
             one["effects"],
             f"{100 * one['false']:.1f} %",
             "–" if one["found"] is None else f"{100 * one['found']:.0f} %",
@@ -243,8 +291,9 @@ def looks_table(rows: list[dict[str, Any]]) -> str:
         ]
         for one in rows
     ]
-    heads = ["true differences", "any false finding", "true ones found", "runs"]
-    return tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True, colalign=["left"] + ["right"] * 3)
+    heads = ["questions", "true differences", "any false finding", "true ones found", "runs"]
+    align = ["right", "left"] + ["right"] * 3
+    return tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True, colalign=align)
 
 
 if __name__ == "__main__":

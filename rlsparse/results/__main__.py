@@ -10,7 +10,8 @@ Each table is written as Markdown, LaTeX (booktabs) and CSV: ``table`` (outcomes
 ``claims`` (the published claims in ``claims.yaml`` and the verdicts of our runs), ``effects`` (effects of the
 components, if several were varied together), ``costs`` (costs, and accuracy at equal cost), ``tuning`` and ``ranks``.
 
-``--across`` compares methods over the tasks and models of several experiments or studies.
+``--across`` compares methods over the tasks and models of several experiments or studies; with ``--out`` and
+``--figures`` it also draws their performance profiles.
 
 ``--plan`` writes nothing. For each experiment and study, it prints how many more seeds or questions would settle the
 inconclusive claims, and which differences other numbers of seeds and questions would tell.
@@ -24,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlsparse.results.across import across_table
+from rlsparse.results.across import across_scores, across_table
 from rlsparse.results.answers import collect_answers
 from rlsparse.results.benchmarks import collect_benchmarks
 from rlsparse.results.claims_file import FILE as CLAIMS
@@ -52,6 +53,8 @@ from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.run_folder import RunFolder, path_argument
 from rlsparse.storage.streams import command
 
+STUDIES = Path("experiments")
+
 
 @command()
 def main() -> None:
@@ -73,7 +76,9 @@ def main() -> None:
         "--out", type=path_argument, help="folder for the results and tables of the experiment; needs --experiment"
     )
     parser.add_argument(
-        "--baseline", metavar="METHOD", help="compare with this method, by its name in the tables; needs --experiment"
+        "--baseline",
+        metavar="METHOD",
+        help="compare with this method, by its name in the tables; needs --experiment or --across",
     )
     parser.add_argument("--figures", action="store_true", help="also draw the figures (SVG and PNG)")
     parser.add_argument(
@@ -93,8 +98,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and not (options.experiment or options.across):
         parser.error("--out needs --experiment NAME, or --across NAMES")
-    if options.baseline and not options.experiment:
-        parser.error("--baseline needs --experiment NAME")
+    if options.baseline and not (options.experiment or options.across):
+        parser.error("--baseline needs --experiment NAME, or --across NAMES")
+    if options.across and options.figures and not options.out:
+        parser.error("--figures with --across needs --out DIR")
     if options.plan and (options.out or options.figures or options.report or options.show):
         parser.error(
             "--plan writes nothing and prints no other tables; leave out --out, --figures, --report and --show"
@@ -190,12 +197,18 @@ def _write_across(options: argparse.Namespace) -> None:
             studies.append(study_of_runs(options.runs / name, _claims_folder(options.runs / name, options.studies)))
         else:
             raise ResultsError(f"--across {name}: is neither a study under --studies nor an experiment under --runs")
-    table = across_table(studies, studies[0].baseline)
+    table = across_table(studies, options.baseline)
     print(markdown(table), end="")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         for suffix, write in FORMATS.items():
             (options.out / f"across.{suffix}").write_text(write(table), encoding="utf-8")
+        if options.figures:
+            from rlsparse.results.figures.profiles import profile_figure  # imports matplotlib
+            from rlsparse.results.figures.style import save
+
+            save(profile_figure(*across_scores(studies, options.baseline)), options.out / "profiles")
+            print(f"figures: {options.out / 'profiles'}.svg")
 
 
 def _print_plans(options: argparse.Namespace) -> None:
@@ -212,6 +225,8 @@ def _print_plans(options: argparse.Namespace) -> None:
         studies += [read_study(file.parent) for file in sorted(options.studies.glob(f"*/{RESULTS}"))]
     if not studies:
         raise ResultsError(f"--studies {options.studies}: holds no study; give the folder that contains the studies")
+    if options.baseline:
+        studies = [study.compared_with(options.baseline) for study in studies]
     print("\n".join(map(plan_text, studies)), end="")
 
 
@@ -222,8 +237,14 @@ def _first_config(experiment: Path, runs: pd.DataFrame) -> dict[str, Any] | None
 
 
 def _claims_folder(folder: Path, studies: Path | None) -> Path:
-    """Return the folder with the claims of an experiment: the study of the same name, if studies are given."""
-    return folder if studies is None else studies / folder.name
+    """Return the folder with the claims of an experiment: the study of the same name.
+
+    Args:
+        studies: the folder of studies; None for ``experiments``, where a sweep finds them too, or else ``folder``.
+    """
+    if studies is None:
+        return STUDIES / folder.name if (STUDIES / folder.name / CLAIMS).is_file() else folder
+    return studies / folder.name
 
 
 def _experiment_folders(runs: Path, only: str | None) -> list[Path]:

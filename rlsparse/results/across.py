@@ -7,7 +7,7 @@ import numpy as np
 
 from rlsparse.results.aggregates import TaskScores, aggregate_table
 from rlsparse.results.measures import finished
-from rlsparse.results.names import baseline_of
+from rlsparse.results.names import baseline_of, sorted_methods
 from rlsparse.results.study import ResultsError, Study
 from rlsparse.results.table import Table
 
@@ -19,7 +19,16 @@ def scores_by_task(studies: Sequence[Study]) -> dict[str, TaskScores]:
     """Return method → task and model → final sampled accuracy by seed, as shares.
 
     A method is named by its words without those that choose the task or the model.
+
+    Raises:
+        ResultsError: a study has no column for the task or the model.
     """
+    for study in studies:
+        if missing := [name for name in (*SETTING, MEASURE) if name not in study.runs]:
+            raise ResultsError(
+                f"--across {study.name}: its results.csv is older and has no column {missing[0]}; publish its runs "
+                "again with --experiment and --out"
+            )
     scores: dict[str, dict[str, list[float]]] = {}
     labels = _labels(studies)
     for number, study in enumerate(studies):
@@ -34,14 +43,15 @@ def scores_by_task(studies: Sequence[Study]) -> dict[str, TaskScores]:
     }
 
 
-def across_table(studies: Sequence[Study], baseline: str | None) -> Table:
-    """Return the aggregate metrics of the methods that all tasks have.
+def across_scores(studies: Sequence[Study], baseline: str | None = None) -> tuple[dict[str, TaskScores], str]:
+    """Return the scores of the methods with several tasks or models, as ``scores_by_task``, and the baseline.
 
     Args:
-        baseline: the method to compare with; None to choose it by name.
+        baseline: the method to compare with; None for that of the first study, or else the one with the fewest words.
 
     Raises:
-        ResultsError: there are fewer than two tasks or models, or no method has a run on two of them.
+        ResultsError: there are fewer than two tasks or models, no method has a run on two of them, or the baseline is
+            none of these.
     """
     scores = scores_by_task(studies)
     tasks = {task for by_task in scores.values() for task in by_task}
@@ -51,11 +61,33 @@ def across_table(studies: Sequence[Study], baseline: str | None) -> Table:
         )
     several = {name: by_task for name, by_task in scores.items() if len(by_task) > 1}
     if not several:
-        raise ResultsError("--across: no method has runs on two tasks or models under the same name")
-    wanted = None if baseline is None else _without_setting(baseline)
+        listed = "; ".join(f"{study.name} has {', '.join(sorted_methods(study.methods)[:3])}" for study in studies)
+        raise ResultsError(
+            "--across: no method has runs on two tasks or models under the same name. Names must be equal but for "
+            f"task=... and model=...; {listed}"
+        )
+    if baseline is not None and _without_setting(baseline) not in several:
+        listed = ", ".join(sorted_methods(list(several)))
+        raise ResultsError(f"--baseline {baseline}: has no runs on two tasks or models; these have: {listed}")
+    wanted = _without_setting(baseline or studies[0].baseline or "")
+    chosen = baseline_of(list(several), wanted if wanted in several else None)
+    assert chosen is not None
+    return several, chosen
+
+
+def across_table(studies: Sequence[Study], baseline: str | None = None) -> Table:
+    """Return the aggregate metrics of the methods that all tasks have.
+
+    Args:
+        baseline: as in ``across_scores``.
+
+    Raises:
+        ResultsError: see ``across_scores``, or no task has all methods.
+    """
+    scores, chosen = across_scores(studies, baseline)
     try:
-        return aggregate_table(several, baseline_of(list(several), wanted if wanted in several else None))
-    except ValueError as error:  # no task has all methods
+        return aggregate_table(scores, chosen)
+    except ValueError as error:
         raise ResultsError(f"--across: {error}") from error
 
 

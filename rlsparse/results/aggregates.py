@@ -119,11 +119,18 @@ def median(tasks: Sequence[Floats]) -> Floats:
 def interquartile_mean(tasks: Sequence[Floats]) -> Floats:
     """Return the mean of the middle half of the runs of all tasks together; shapes as in ``mean``.
 
-    Of n runs, the lowest ⌊n/4⌋ and the highest ⌊n/4⌋ are left out: the 25 % trimmed mean.
+    Of n runs, the lowest ⌊n/4⌋ and the highest ⌊n/4⌋ are left out: the 25 % trimmed mean. rliable has equally many runs
+    of each task. Where their numbers differ, every task counts the same: a run has the weight 1 / (runs of its task),
+    and the share ⌊n/4⌋ / n of the weight is left out on each side.
     """
-    pooled = np.sort(np.concatenate(tasks, axis=-1), axis=-1)  # (..., n)
+    pooled = np.concatenate(tasks, axis=-1)  # (..., n)
     n = pooled.shape[-1]
-    return np.asarray(pooled[..., n // 4 : n - n // 4].mean(axis=-1))
+    of_runs = np.concatenate([np.full(task.shape[-1], 1 / (len(tasks) * task.shape[-1])) for task in tasks])  # (n,)
+    order = pooled.argsort(axis=-1, kind="stable")  # (..., n)
+    weights, cut = of_runs[order], (n // 4) / n  # (..., n)
+    ends = weights.cumsum(axis=-1)  # (..., n)
+    kept = (np.minimum(ends, 1 - cut) - np.maximum(ends - weights, cut)).clip(min=0)  # (..., n)
+    return np.asarray((kept * np.take_along_axis(pooled, order, axis=-1)).sum(axis=-1) / (1 - 2 * cut))
 
 
 def optimality_gap(tasks: Sequence[Floats]) -> Floats:
@@ -302,9 +309,9 @@ def _notes(common: CommonScores, baseline: str | None) -> list[str]:
         "resamples, which draw runs within each task. They hold for new seeds of these tasks; pairing by seed is not "
         "used. A method with a single run of a task has no interval.",
         "mean: mean over tasks of the mean score of each task. median: median over tasks of the same means. IQM "
-        "(interquartile mean): mean of the middle half of the runs of all tasks together; extreme runs do not change "
-        "it. optimality gap: how far runs stay below the score 100 % on average; as no score is above 100 %, it is "
-        "100 % minus the mean.",
+        "(interquartile mean): mean of the middle half of the runs of all tasks together, where each task has the same "
+        "weight; extreme runs do not change it. optimality gap: how far runs stay below the score 100 % on average; as "
+        "no score is above 100 %, it is 100 % minus the mean.",
     ]
     if baseline is not None:
         lines.append(

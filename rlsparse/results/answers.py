@@ -1,7 +1,7 @@
 """The answers of the runs of a study to each held-out question, as files that a study can keep.
 
-``answers.csv`` has a row for each run and end of the run: how many of the sampled answers to each question are right,
-and whether the greedy one is, in the order of the questions in ``questions.csv``.
+``answers.csv`` has a row for each run and end of the run, and for each benchmark: how many of the sampled answers to
+each question are right, and whether the greedy one is, in the order of the questions in ``questions.csv``.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ class Answers:
     """The answers of some runs.
 
     Attributes:
-        rows: columns id, when, questions (the set that was asked), samples, right and greedy; the last two hold
-            numbers separated by spaces, one for each question of the set.
+        rows: columns id, when, benchmark, questions (the set that was asked), samples, right and greedy; the last two
+            hold numbers separated by spaces, one for each question of the set. Without benchmarks, the column is left
+            out.
         questions: columns questions and question, in the order of the numbers above.
     """
 
@@ -52,21 +53,30 @@ class Answers:
         return self.rows.empty
 
     def scores(self, ids: Sequence[str], measure: str) -> pd.DataFrame:
+        """Return the share of right answers of each held-out question; see ``of``.
+
+        Args:
+            ids: of the runs.
+            measure: a key of ``MEASURES``.
+        """
+        return self.of(ids, *MEASURES[measure])
+
+    def of(self, ids: Sequence[str], when: str, kind: str, benchmark: str = HELD_OUT) -> pd.DataFrame:
         """Return the share of right answers of each question, one row for each question and a column for each run.
 
         A question that a run was not asked is missing there. A run without answers has no column.
 
         Args:
             ids: of the runs.
-            measure: a key of ``MEASURES``.
+            when: end of the run.
+            kind: "right" of sampled answers, or "greedy".
+            benchmark: the name of the benchmark, or ``HELD_OUT``.
         """
-        when, kind = MEASURES[measure]
-        wanted = (
-            self.rows[(self.rows["when"] == when) & self.rows["id"].isin(list(ids))] if not self.empty else self.rows
-        )
-        asked = (
-            {} if self.empty else {key: list(names) for key, names in self.questions.groupby("questions")["question"]}
-        )
+        if self.empty:
+            return pd.DataFrame()
+        names = self.rows["benchmark"] if "benchmark" in self.rows else pd.Series(HELD_OUT, self.rows.index)
+        wanted = self.rows[(self.rows["when"] == when) & (names == benchmark) & self.rows["id"].isin(list(ids))]
+        asked = {key: list(names) for key, names in self.questions.groupby("questions")["question"]}
         columns = {}
         for row in wanted.to_dict("records"):
             numbers = np.array(str(row[kind]).split(), dtype=float)
@@ -91,14 +101,26 @@ def collect_answers(folder: Path, runs: pd.DataFrame) -> Answers:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     questions = [{"questions": key, "question": one} for key, asked in sets.items() for one in asked]
-    return Answers(pd.DataFrame(rows), pd.DataFrame(questions))
+    frame = pd.DataFrame(rows)
+    if not frame.empty and (frame["benchmark"] == HELD_OUT).all():
+        frame = frame.drop(columns="benchmark")
+    return Answers(frame, pd.DataFrame(questions))
 
 
 def _answers_of(run: RunFolder, sets: dict[str, list[str]]) -> list[dict[str, Any]]:
     """Return the rows of a run, and add the questions that it was asked to ``sets``, by their key."""
-    found = [row for row in read_rows(run.answers) if row["benchmark"] == HELD_OUT]
+    by_benchmark: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(run.answers):
+        by_benchmark.setdefault(row["benchmark"], []).append(row)
+    return [row for name, found in by_benchmark.items() for row in _answers_to(name, found, run.path.name, sets)]
+
+
+def _answers_to(
+    benchmark: str, found: Sequence[dict[str, Any]], run_id: str, sets: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Return the rows of a run on a benchmark, as ``_answers_of``."""
     steps = sorted({row["step"] for row in found})
-    if len(steps) < 2:  # a run has at least an evaluation before and one after training
+    if benchmark == HELD_OUT and len(steps) < 2:  # a run has at least an evaluation before and one after training
         return []
     rows = []
     for when, step in ((BASE, steps[0]), (FINAL, steps[-1])):
@@ -112,8 +134,9 @@ def _answers_of(run: RunFolder, sets: dict[str, list[str]]) -> list[dict[str, An
         right, greedy = ([int(row[kind]) for row in asked] for kind in ("right", "greedy"))
         rows.append(
             {
-                "id": run.path.name,
+                "id": run_id,
                 "when": when,
+                "benchmark": benchmark,
                 "questions": key,
                 "samples": samples,
                 "right": " ".join(map(str, right)),

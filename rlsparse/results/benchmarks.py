@@ -1,23 +1,27 @@
 """Benchmarks: a tidy table of the evaluations of the runs on them, and the table that a paper shows."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rlsparse.results.formatting import interval
+from rlsparse.results.answers import Answers
+from rlsparse.results.correction import holm
+from rlsparse.results.formatting import interval, p_value
 from rlsparse.results.measures import finished
 from rlsparse.results.names import sorted_methods
-from rlsparse.results.notes import OVER_SEEDS
-from rlsparse.results.statistics import Estimate, estimate
+from rlsparse.results.notes import P_HOLM, P_SEEDS, P, meaning
+from rlsparse.results.sample import Sample, mean_over_benchmarks, with_answers
+from rlsparse.results.statistics import Estimate, MeanTest, estimate, mean_test
 from rlsparse.results.table import Table
 from rlsparse.storage.atomic import read_object
 from rlsparse.storage.run_folder import RunFolder
 
 TIDY = ["method", "seed", "id", "benchmark", "when", "step", "questions"]  # and the metrics of an evaluation
 BASE, FINAL = "base", "final"  # values of the column when: the first and the last evaluation of a run
-MEAN = "mean"  # heading of the mean over benchmarks
+MEAN, DIFFERENCE = "mean", "difference, points"  # headings
 AT_K = re.compile(r"(pass|maj)_at_(\d+)")
 LARGEST = 1e9  # no metric of an evaluation is as large; NaN and infinity are excluded, too
 
@@ -45,40 +49,96 @@ def collect_benchmarks(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     return frame[[*TIDY, *(name for name in frame if name not in TIDY)]] if rows else pd.DataFrame()
 
 
-def benchmark_table(found: pd.DataFrame, baseline: str | None) -> Table:
+def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers | None = None) -> Table:
     """Return accuracies by benchmark, one row for each measure and method, and one for the models before training.
+
+    Accuracies have the difference from the baseline, of the mean over benchmarks; p-values are corrected for the number
+    of methods of each measure.
 
     Args:
         found: as ``collect_benchmarks`` returns it.
         baseline: the method that comes first.
+        answers: of the runs to each question; None where they are not known.
     """
+    answers = answers or Answers.none()
     names = list(dict.fromkeys(found["benchmark"]))
     groups = _groups(found, baseline)
     # a mean over other benchmarks could not be compared
     common = [name for name in names if all((group["benchmark"] == name).any() for _, group in groups)]
-    rows, numbers = [], []
+    rows, numbers, asked_sets = [], [], set[int]()
+    methods = [name for name, group in groups if (group["when"] == FINAL).all()]
+    has_differences = baseline in methods and len(methods) > 1 and bool(common)
     for measure, title, factor in _measures(found):
+        samples = {}
         for method, group in groups:
-            by_seed = factor * group.groupby(["seed", "benchmark"])[measure].mean().unstack().reindex(columns=names)
-            values = {name: by_seed[name].dropna() for name in names}
-            if len(common) > 1:  # of seeds that have all of them
-                values[MEAN] = by_seed[common].mean(axis=1, skipna=False).dropna()
-            estimates = {name: estimate(value) for name, value in values.items()}
+            of_each = {name: _sample(group[group["benchmark"] == name], measure, answers) for name in names}
+            of_each = {name: one.scaled(factor) for name, one in of_each.items()}
+            if len(common) > 1:
+                of_each[MEAN] = mean_over_benchmarks({name: of_each[name] for name in common})
+            samples[method] = of_each
+        of_methods = {name: samples[name][MEAN if len(common) > 1 else common[0]] for name in methods if common}
+        compared = _differences(of_methods, baseline) if has_differences and factor == 100 else {}
+        for method, group in groups:
+            estimates = {name: estimate(one) for name, one in samples[method].items()}
+            asked_sets |= {one.questions for one in estimates.values() if factor == 100 and one.n > 1}
             if factor == 100:
                 estimates = {name: one.within(0, 100) for name, one in estimates.items()}
             seeds = str(group["seed"].nunique())
             shown = {name: interval(value, 1) for name, value in estimates.items()}
-            rows.append({"method": method, "measure": title, **shown, "seeds": seeds})
             unrounded = {key: n for name, value in estimates.items() for key, n in _numbers(name, value).items()}
+            if has_differences:
+                cells, exact = _difference_cells(compared.get(method))
+                shown |= cells
+                unrounded |= exact
+            rows.append({"method": method, "measure": title, **shown, "seeds": seeds})
             numbers.append({"method": method, "measure": title, **unrounded, "seeds": seeds})
     counts = {name: sorted(found[found["benchmark"] == name]["questions"].dropna().unique()) for name in names}
     asked = ", ".join(f"{name} {' or '.join(f'{n:.0f}' for n in several)}" for name, several in counts.items())
-    notes = [OVER_SEEDS]
+    notes = meaning(asked_sets, has_differences)
+    if has_differences:
+        of = f"the mean over {', '.join(common)}" if len(common) > 1 else common[0]
+        notes.append(f"{DIFFERENCE}: to {baseline}, in {of}. {P_HOLM} is corrected for the methods of each measure.")
     notes.append(f"Questions: {asked}. Accuracies are shares of the questions, in %; lengths are in tokens.")
     notes.append("greedy: one completion without sampling. avg@n: mean over n sampled completions of each question.")
     if 1 < len(common) < len(names):
         notes.append(f"mean: over the benchmarks that every row has: {', '.join(common)}.")
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, left=2)
+
+
+def _sample(group: pd.DataFrame, measure: str, answers: Answers) -> Sample:
+    """Return a measure of a method on a benchmark by seed and, where the answers are known, by question.
+
+    Args:
+        group: the rows of its runs on this benchmark.
+    """
+    values = group.groupby("seed")[measure].mean().dropna()
+    kind = {"accuracy_greedy": "greedy", "accuracy_sampled": "right"}.get(measure)
+    if kind is None or group.empty:
+        return Sample(values)
+    (when,), (benchmark,) = set(group["when"]), set(group["benchmark"])
+    scores = answers.of(list(group["id"]), when, kind, benchmark)  # (Q, R)
+    return with_answers(values, scores, dict(zip(group["id"], group["seed"], strict=True)))
+
+
+def _differences(samples: Mapping[str, Sample], baseline: str | None) -> dict[str, tuple[MeanTest, float]]:
+    """Return the test of the difference of each method from the baseline, with its p after Holm's correction."""
+    assert baseline is not None
+    differences = {name: one - samples[baseline] for name, one in samples.items() if name != baseline}
+    tests = {name: mean_test(one, 0.0) for name, one in differences.items() if len(one.values)}
+    corrected = holm([test.p for test in tests.values()])
+    return {name: (test, p) for (name, test), p in zip(tests.items(), corrected, strict=True)}
+
+
+def _difference_cells(found: tuple[MeanTest, float] | None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the cells of a difference, and its unrounded numbers."""
+    if found is None:
+        return dict.fromkeys((DIFFERENCE, P_SEEDS, P, P_HOLM), "–"), {}
+    test, corrected = found
+    difference = test.estimate.within(-100, 100)
+    ps = {P_SEEDS: test.p_seeds, P: test.p, P_HOLM: corrected}
+    cells = {DIFFERENCE: interval(difference, 1), **{name: p_value(p) for name, p in ps.items()}}
+    known = {name: f"{p:.6g}" for name, p in ps.items() if p == p}
+    return cells, {**_numbers(DIFFERENCE, difference), **known}
 
 
 def _measures(found: pd.DataFrame) -> list[tuple[str, str, float]]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rlsparse.results.claims_file import Claim
 from rlsparse.results.comparisons import equivalence_p
-from rlsparse.results.correction import at_looks, in_order
+from rlsparse.results.correction import at_looks, holm, in_order
 from rlsparse.results.formatting import interval, p_value, signed, values
 from rlsparse.results.measures import BY_COLUMN
 from rlsparse.results.sample import Sample, Samples
@@ -19,11 +19,12 @@ SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "i
 NOTE = (
     "A claim is supported if our value lies on the claimed side of the bound, and contradicted if it lies on the other "
     f"side, each with a corrected p ≤ {LEVEL:g}; otherwise it is inconclusive. A claim with two bounds is supported "
-    "by two one-sided tests. p is of the t test over at least three seeds; it is corrected by Holm's procedure for the "
-    "number of claims of the study, where a primary claim is tested before the others. Where the number of questions "
-    "is given, intervals and p are to new seeds and new questions; elsewhere they are to new seeds on the same "
-    "questions. p, seeds is of the two-sided sign-flip permutation test over seeds. The published values were measured "
-    "with the models and data that stand next to them."
+    "by two one-sided tests. p is of the t test over at least three seeds; of a rate of collapse, it is of the exact "
+    "binomial test, and of a difference of two such rates, of the sign-flip test. It is corrected by Holm's procedure "
+    "for the number of claims of the study, where a primary claim is tested before the others. Where the number of "
+    "questions is given, intervals and p are to new seeds and new questions; elsewhere they are to new seeds on the "
+    "same questions. p, seeds is of the sign-flip permutation test over seeds. The published values were measured with "
+    "the models and data that stand next to them."
 )
 NAN = float("nan")
 SETTINGS = ("lr", "steps", "prompts_per_step", "group_size", "minibatches", "updates_per_rollout", "adapter_budget")
@@ -44,6 +45,7 @@ class ClaimOutcome:
         setting: task, model, steps and learning rate of the runs.
         methods: the number of methods that ``claim.of`` matches; the value is their mean.
         spread: the lowest and the highest value of one of these methods; None for a single method.
+        waits: whether it is inconclusive only because a primary claim is, or because a primary claim cannot be tested.
         diverged: diverged runs of these methods and of ``claim.versus``; they have no final value and are left out.
         reason: why the verdict is "not run"; empty for other verdicts.
     """
@@ -59,6 +61,7 @@ class ClaimOutcome:
     spread: tuple[float, float] | None = None
     diverged: int = 0
     reason: str = ""
+    waits: bool = False
 
     @property
     def is_tested(self) -> bool:
@@ -66,9 +69,14 @@ class ClaimOutcome:
         return self.verdict != NOT_RUN and self.claim.measure not in SETTINGS
 
     @property
-    def needs_data(self) -> bool:
-        """Whether more seeds or questions could decide it."""
+    def is_open(self) -> bool:
+        """Whether it is tested and not decided."""
         return self.is_tested and self.verdict == INCONCLUSIVE
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether more seeds or questions of its own could decide it."""
+        return self.is_open and not self.waits
 
 
 def judge_all(claims: Sequence[Claim], samples: Samples, looks: int = 1) -> list[ClaimOutcome]:
@@ -78,10 +86,18 @@ def judge_all(claims: Sequence[Claim], samples: Samples, looks: int = 1) -> list
         looks: the number of planned looks at the results, by which corrected p-values are multiplied.
     """
     alone = [judge(claim, samples) for claim in claims]
-    corrected = at_looks(in_order([one.p for one in alone], [claim.primary for claim in claims]), looks)
+    primary = [claim.primary for claim in claims]
+    corrected = at_looks(in_order([one.p for one in alone], primary), looks)
+    others = at_looks(holm([NAN if is_first else one.p for one, is_first in zip(alone, primary, strict=True)]), looks)
+    is_blocked = any(one.claim.primary and not one.is_tested for one in alone)
     return [
-        replace(one, corrected=p, verdict=one.verdict if p <= LEVEL or one.verdict == NOT_RUN else INCONCLUSIVE)
-        for one, p in zip(alone, corrected, strict=True)
+        replace(
+            one,
+            corrected=p,
+            verdict=one.verdict if p <= LEVEL or one.verdict == NOT_RUN else INCONCLUSIVE,
+            waits=not one.claim.primary and p > LEVEL and (is_blocked or other <= LEVEL),
+        )
+        for one, p, other in zip(alone, corrected, others, strict=True)
     ]
 
 
@@ -150,7 +166,17 @@ def claims_table(outcomes: list[ClaimOutcome], studies: list[str] | None = None)
         unrounded = {"value": value.mean, "low": value.low, "high": value.high, "seeds": value.n}
         unrounded |= {"questions": value.questions, "p": one.p, "p, Holm": one.corrected, "p, seeds": one.p_seeds}
         numbers.append({**study_cell, "claim": one.claim.claim, **unrounded, "verdict": one.verdict})
-    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), [NOTE], left=5 + (studies is not None))
+    notes = [NOTE]
+    untested = [
+        (one.claim.claim if studies is None else f"{study}: {one.claim.claim}")
+        for one, study in zip(outcomes, studies or [""] * len(outcomes), strict=True)
+        if one.claim.primary and not one.is_tested
+    ]
+    if untested:
+        notes.append(
+            f"A primary claim is not tested, so the other claims of its study stay open: {'; '.join(untested)}."
+        )
+    return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, left=5 + (studies is not None))
 
 
 def _verdict(tests: dict[str, MeanTest]) -> tuple[str, float, float]:
@@ -227,6 +253,8 @@ def format_effect(one: ClaimOutcome) -> str:
     measure = BY_COLUMN.get(one.claim.measure)
     if measure is not None and measure.is_share and not compared:
         value = value.within(0, 100)
+    elif measure is not None and measure.is_share and not one.claim.ratio:
+        value = value.within(-100, 100)
     plus = "+" if compared and value.mean > 0 else ""
     methods = []
     if one.spread is not None:

@@ -12,6 +12,7 @@ the seeds is small by chance. p-values at small levels, which corrections for ma
 times too small. So the t interval over seeds counts too, and the wider bound and the larger p are taken.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,6 +156,31 @@ def analyse(scores: Floats) -> Crossed:
         of_questions=float(S * np.square(of_questions - mean).sum() / (Q - 1)),
         of_rest=float(np.square(rest).sum() / ((S - 1) * (Q - 1))),
     )
+
+
+def over_several(parts: Sequence[Crossed], values: Floats) -> Widest:
+    """Return the mean over several sets of questions, each of which counts the same, for new seeds and new questions.
+
+    Its squared error is that over seeds and, for the choice of the questions of each of the K sets, a K²th of the part
+    that ``Crossed.two_way`` has. With one set it is the error of ``Crossed.over_both``.
+
+    Args:
+        parts: the analysis of each set, of the same seeds.
+        values: means over the sets by seed, shape (S,).
+    """
+    K, S, alone = len(parts), len(values), over_seeds(values)
+    total, uncertain = alone.error**2, alone.error**4 / (S - 1)
+    for one in parts:
+        cells = S * one.questions * K**2
+        more = max(0.0, one.of_questions - one.of_rest) / cells
+        if more > 0:
+            total += more
+            uncertain += (one.of_questions / cells) ** 2 / (one.questions - 1)
+            uncertain += (one.of_rest / cells) ** 2 / ((S - 1) * (one.questions - 1))
+    if total == 0:
+        return Widest((alone,))
+    least = min(S, *(one.questions for one in parts)) - 1
+    return Widest((Spread(alone.mean, total**0.5, max(total**2 / uncertain, least)), alone))
 
 
 def over_seeds(values: Floats) -> Spread:

@@ -6,11 +6,11 @@ from rlsparse.results.statistics import Estimate
 
 
 def interval(value: Estimate, decimals: int) -> str:
-    """Return ``91.7 [89.1, 94.0]``; the mean alone for one seed, which has no interval; a dash without seeds."""
+    """Return ``91.7 [89.1, 94.0]``; the mean alone where there is no interval; a dash without seeds."""
     if value.n == 0:
         return "–"
     mean = signed(value.mean, decimals)
-    return mean if value.n == 1 else f"{mean} [{signed(value.low, decimals)}, {signed(value.high, decimals)}]"
+    return mean if value.low != value.low else f"{mean} [{signed(value.low, decimals)}, {signed(value.high, decimals)}]"
 
 
 def signed(value: float, decimals: int, plus: str = "") -> str:

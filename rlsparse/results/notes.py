@@ -2,16 +2,14 @@
 
 from collections.abc import Collection
 
-from rlsparse.results.statistics import EXACT_UP_TO, LEVEL
+from rlsparse.results.statistics import LEVEL
 
 # headings of the p-values
-P_SEEDS, P, P_HOLM = "p, seeds", "p", "p, Holm"
-OVER_SEEDS = (
-    "Values of the form mean [low, high] are means over seeds with 95 % t intervals to new seeds on the same questions."
-)
+P_SEEDS, P, P_HOLM, P_EQUIVALENCE = "p, seeds", "p", "p, Holm", "p, equivalence"
+OVER_SEEDS = "mean [low, high]: mean over seeds and 95 % t interval to new seeds on the same questions."
 ONLY_SEEDS = (
-    "They generalise to new seeds on the same questions: the choice of the questions is part of them only where the "
-    "answers to each question are stored, of at least two seeds."
+    f"{OVER_SEEDS} The answers to each question are not stored for enough of the runs, so nothing is said of other "
+    "questions."
 )
 
 
@@ -24,25 +22,25 @@ def meaning(questions: Collection[int], differences: bool = True) -> list[str]:
     """
     known = sorted(one for one in questions if one > 0)
     if not known:
-        lines = ["Values of the form mean [low, high] are means over seeds with 95 % t intervals. " + ONLY_SEEDS]
+        lines = [ONLY_SEEDS]
     else:
         how_many = " or ".join(map(str, known))
         lines = [
-            "Values of the form mean [low, high] are means with 95 % intervals to new seeds and new questions (two-way "
-            f"analysis of variance: seeds and {how_many} questions, crossed); of measures that are no means over "
-            "questions, 95 % t intervals to new seeds."
+            "mean [low, high]: mean and 95 % interval to new seeds and new questions (two-way analysis of variance of "
+            f"seeds and {how_many} questions). Measures that are no means over questions, such as the area under the "
+            "curve, times and shares of tokens, have intervals to new seeds."
         ]
         if 0 in questions:
-            lines.append(f"Where a run has no stored answers, questions are not part of them. {ONLY_SEEDS}")
+            lines.append(
+                "Values whose runs have no stored answers have intervals and p to new seeds on the same questions."
+            )
     if differences:
-        wide = " and by question" if known else ""
-        to = "to new seeds and new questions" if known else "to new seeds on the same questions"
-        test = "the same model" if known else "the paired t test"
+        wide, to = (
+            ("", "new seeds on the same questions") if not known else (" and question", "new seeds and new questions")
+        )
         lines.append(
-            f"Differences are paired by seed{wide}. {P}: two-sided, from {test}; it generalises {to}. {P_HOLM}: {P}, "
-            f"corrected for the number of comparisons here. The verdict is better or worse if it is at most {LEVEL:g}. "
-            f"{P_SEEDS}: the sign-flip permutation test over seeds, which assumes only that differences are symmetric "
-            f"around their mean (exact up to {EXACT_UP_TO} seeds; with n seeds at least 2/2ⁿ); it generalises to new "
-            "seeds on the same questions."
+            f"Differences are paired by seed{wide}. {P_SEEDS}: for new seeds on the same questions (sign-flip "
+            f"permutation test; with n seeds at least 2/2ⁿ). {P}: for {to} (t test). {P_HOLM}: {P} after the "
+            f"correction for the number of comparisons here, on which the verdict rests (at most {LEVEL:g})."
         )
     return lines

@@ -127,7 +127,7 @@ def study_of_runs(folder: Path, claims: Path) -> Study:
         claims=published,
         answers=collect_answers(folder, every),
         rounds=read_rounds(folder),
-    )
+    ).within_rounds()
 
 
 def plan_text(study: Study) -> str:
@@ -206,7 +206,7 @@ def plan_claims(study: Study) -> list[ClaimPlan]:
     return [
         _plan_claim(one, level, study.samples)
         for one, level in zip(outcomes, _levels(outcomes, study.looks), strict=True)
-        if one.needs_data
+        if one.is_open
     ]
 
 

@@ -1,6 +1,6 @@
 """A measure of a method by seed and, where it is a mean over questions, by seed and question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,8 @@ class Sample:
     Attributes:
         by_seed: index seed; no value is missing.
         answers: index seed, a column for each question; NaN where the run of a seed was not asked a question. None
-            where the measure is no mean over questions, or where the answers are not known.
+            where the measure is no mean over questions, or where the answers are not known. Of the mean over several
+            benchmarks, a column is a pair of benchmark and question.
         is_rate: whether each value of a single method is 0 or 1 by its nature, such as whether a run has collapsed.
         is_difference: whether these are differences of two samples.
     """
@@ -104,8 +105,41 @@ def _with_answers(values: "pd.Series[float]", answers: pd.DataFrame) -> Sample:
     values = values.reindex(answers.index)
     if answers.isna().to_numpy().any():
         known = answers.dropna(axis=1)
-        values = (known if known.shape[1] > 1 else answers).mean(axis=1)
+        values = _means(known if known.shape[1] > 1 else answers)
     return Sample(values, answers)
+
+
+def with_answers(values: "pd.Series[float]", scores: pd.DataFrame, seeds: Mapping[str, int]) -> Sample:
+    """Return a measure with the scores on each question; without them if a run has none.
+
+    Args:
+        values: by seed.
+        scores: a row for each question and a column for each run, by its id.
+        seeds: of each run; runs of one seed are averaged.
+    """
+    if not seeds or not set(seeds) <= set(scores.columns):
+        return Sample(values)
+    return _with_answers(values, scores[list(seeds)].T.groupby(list(seeds.values())).mean())  # (S, Q)
+
+
+def mean_over_benchmarks(samples: "Mapping[str, Sample]") -> Sample:
+    """Return the mean of a measure over benchmarks, each of which counts the same, of the seeds that have all of them.
+
+    Args:
+        samples: by name of the benchmark.
+    """
+    values = pd.DataFrame({name: one.by_seed for name, one in samples.items()}).mean(axis=1, skipna=False).dropna()
+    frames = {name: one.scores for name, one in samples.items()}
+    if any(frame is None for frame in frames.values()):
+        return Sample(values)
+    return Sample(values, pd.concat(frames, axis=1).reindex(values.index))
+
+
+def _means(answers: pd.DataFrame) -> "pd.Series[float]":
+    """Return the mean of each row; of several benchmarks, the mean of their means."""
+    if answers.columns.nlevels == 1:
+        return answers.mean(axis=1)
+    return answers.T.groupby(level=0).mean().mean()
 
 
 @dataclass(frozen=True)
@@ -132,11 +166,7 @@ class Samples:
             return Sample(values, is_rate=column in RATES)
         done = finished(self.runs)
         done = done[(done["method"] == method) & done["seed"].isin(values.index)]
-        scores = self._of_runs(column)
-        if not set(done["id"]) <= set(scores.columns):
-            return Sample(values)
-        frame = scores[list(done["id"])].T.groupby(done["seed"].to_numpy()).mean()  # (S, Q)
-        return _with_answers(values, frame)
+        return with_answers(values, self._of_runs(column), dict(zip(done["id"], done["seed"], strict=True)))
 
     def _of_runs(self, column: str) -> pd.DataFrame:
         """Return the scores on each question, a column for each run."""

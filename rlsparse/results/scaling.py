@@ -151,38 +151,35 @@ def saturation_table(curves: pd.DataFrame, baseline: str | None = None) -> Table
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes)
 
 
-def noise_share(gains: Floats, standard_errors: Floats) -> float:
-    """Return the share of the variance of the gains between methods that noise explains, in [0, 1].
+def noise_share(gains: Floats) -> float:
+    """Return the share of the variance between the mean gains of methods that noise between seeds explains, in [0, 1].
 
-    The observed gains of M methods are y_m = θ_m + e_m, with true gains θ_m of the variance τ² and independent errors
-    e_m of the standard errors s_m. The variance of the observed gains then has the expectation τ² + mean(s_m²), so that
-    the share of the noise is
+    The gain of method m with seed s is y_ms = μ + θ_m + c_s + e_ms. What a seed changes for all methods alike, c_s,
+    such as that of a common start, does not change the differences of the means. Their variance has the expectation
+    τ² + σ_e²/S, with the variance τ² of the θ_m. The share of the noise is (σ_e²/S) / (τ² + σ_e²/S), estimated by
 
-        mean(s_m²) / var(y_m),  with var(y_m) = Σ (y_m − ȳ)² / (M − 1),
+        MS_rest / MS_methods,
 
-    clipped to [0, 1]. This is the unweighted moment estimator of τ² (DerSimonian and Laird 1986), and the factor by
-    which empirical Bayes shrinks the gains towards their mean. With equal standard errors it is 1 − I² (Higgins and
-    Thompson 2002). Gains over a common baseline share the error of the baseline, which moves all of them equally: pass
-    the standard errors of the methods alone.
+    the mean squares of the two-way analysis of variance without repetitions (Fisher's 1/F), clipped to [0, 1].
 
     Args:
-        gains: the mean gain of each method, shape (M,).
-        standard_errors: the standard error of each mean, shape (M,), in the unit of the gains.
+        gains: shape (M, S).
 
     Returns:
-        The share; 1 if the variance of the gains is at most that of the noise.
+        The share; 1 if the variance of the means is at most that of the noise.
 
     Raises:
-        ValueError: fewer than three methods, different shapes, or values that are not finite or below 0 for an error.
+        ValueError: fewer than three methods, fewer than two seeds, or values that are not finite.
     """
-    gains, standard_errors = np.asarray(gains, dtype=float), np.asarray(standard_errors, dtype=float)
-    if gains.ndim != 1 or gains.shape != standard_errors.shape:
-        raise ValueError(f"gains {gains.shape} and standard errors {standard_errors.shape} must have one shape (M,)")
-    if len(gains) < MIN_METHODS:
-        raise ValueError(f"{len(gains)} methods are fewer than {MIN_METHODS}")
-    if not (np.isfinite(gains) & np.isfinite(standard_errors) & (standard_errors >= 0)).all():
-        raise ValueError("gains and standard errors must be finite, and standard errors not negative")
-    noise, observed = float((standard_errors**2).mean()), float(gains.var(ddof=1))
+    gains = np.asarray(gains, dtype=float)
+    if gains.ndim != 2 or len(gains) < MIN_METHODS or gains.shape[1] < 2:
+        raise ValueError(f"gains have the shape {gains.shape}, not (M, S) with M >= {MIN_METHODS} and S >= 2")
+    if not np.isfinite(gains).all():
+        raise ValueError("gains must be finite")
+    M, S = gains.shape
+    means = gains.mean(axis=1)  # (M,)
+    rest = gains - means[:, None] - gains.mean(axis=0) + gains.mean()  # (M, S)
+    noise, observed = float((rest**2).sum() / ((M - 1) * (S - 1))), S * float(means.var(ddof=1))
     return 1.0 if observed <= noise else noise / observed
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlsparse.results.crossed import Floats, Spread, Widest, analyse, over_seeds
+from rlsparse.results.crossed import Floats, Spread, Widest, analyse, over_seeds, over_several
 from rlsparse.results.sample import Sample
 
 EXACT_UP_TO = 16  # seeds: all 2^16 sign patterns are enumerated; with more seeds, as many random patterns are drawn
@@ -29,7 +29,6 @@ class Estimate:
         low, high: bounds of the 95 % interval: for new seeds and new questions where ``questions`` is above 0, else for
             new seeds. NaN with fewer than two seeds, and with two that are equal by chance.
         seeds_low, seeds_high: bounds of the 95 % interval for new seeds on the same questions.
-        seeds_error: standard error over the seeds, for new seeds on the same questions.
         iqm: interquartile mean: the mean without the lowest and the highest quarter, rounded down to whole seeds.
         n: number of seeds.
         questions: number of questions whose choice is part of the interval; 0 where it is not.
@@ -40,7 +39,6 @@ class Estimate:
     high: float
     seeds_low: float
     seeds_high: float
-    seeds_error: float
     iqm: float
     n: int
     questions: int = 0
@@ -63,7 +61,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> "Estimate":
         """Return the estimate in another unit."""
-        names = ("mean", "low", "high", "seeds_low", "seeds_high", "seeds_error", "iqm")
+        names = ("mean", "low", "high", "seeds_low", "seeds_high", "iqm")
         return Estimate(**{name: factor * getattr(self, name) for name in names}, n=self.n, questions=self.questions)
 
 
@@ -105,7 +103,7 @@ def estimate(values: "pd.Series[float] | Sample") -> Estimate:
     outer = _over_both(sample) or inner
     if outer is None or inner is None:
         mean = float(present.mean()) if n else NAN
-        return Estimate(mean, NAN, NAN, NAN, NAN, NAN, mean, n)
+        return Estimate(mean, NAN, NAN, NAN, NAN, mean, n)
     cut = n // 4
     iqm = float(np.sort(present)[cut : n - cut].mean())
     questions = sample.questions if outer is not inner else 0
@@ -113,7 +111,7 @@ def estimate(values: "pd.Series[float] | Sample") -> Estimate:
     if _is_binary(sample) and not sample.is_difference:
         exact = stats.binomtest(int(present.sum()), n).proportion_ci(method="exact")  # Clopper and Pearson 1934
         bounds = [(float(exact.low), float(exact.high))] * 2
-    return Estimate(inner.mean, *bounds[0], *bounds[1], inner.error, iqm, n, questions)
+    return Estimate(inner.mean, *bounds[0], *bounds[1], iqm, n, questions)
 
 
 def mean_test(values: "pd.Series[float] | Sample", bound: float) -> MeanTest:
@@ -193,5 +191,10 @@ def _over_both(sample: Sample) -> Widest | None:
     scores = sample.scores
     if scores is None or min(scores.shape) < 2:
         return None
+    if scores.columns.nlevels > 1:  # several benchmarks
+        parts = [group.T.to_numpy(dtype=float) for _, group in scores.T.groupby(level=0)]
+        if min(part.shape[1] for part in parts) < 2:
+            return None
+        return over_several([analyse(part) for part in parts], sample.values)
     # the mean of the values by seed, from which a mean of shares may differ by rounding
     return analyse(scores.to_numpy(dtype=float)).over_both().around(float(sample.values.mean()))

@@ -23,6 +23,7 @@ from rlsparse.results.ranks import Ranks, rank_table
 from rlsparse.results.rounds import ROUNDS, Rounds, read_rounds
 from rlsparse.results.sample import Samples
 from rlsparse.results.scaling import MIN_EVALUATIONS, saturation_table
+from rlsparse.results.sorting import natural_key
 from rlsparse.results.table import Table, csv, latex, markdown
 from rlsparse.results.tables import cost_table, outcome_table, tuning_table
 from rlsparse.storage.atomic import UTF8
@@ -65,6 +66,23 @@ class Study:
     answers: Answers = field(default_factory=Answers.none)
     rounds: Rounds | None = None
     chosen: str | None = None
+
+    def within_rounds(self) -> "Study":
+        """Return the study without runs with seeds that no planned look has: the correction does not count these looks.
+
+        They count as long as a planned look has not been made, since it may be the one at these seeds.
+        """
+        if self.rounds is None or not self.rounds.looks or len(self.rounds.looks) < self.rounds.planned_looks:
+            return self
+        planned = set(self.rounds.looks[-1].seeds)
+        extra = sorted(set(self.runs["seed"].astype(str)) - planned, key=natural_key)
+        if not extra:
+            return self
+        kept = [
+            frame[~frame["seed"].astype(str).isin(extra)] if len(frame) else frame for frame in (self.runs, self.curves)
+        ]
+        why = f"seeds {', '.join(extra)}: every planned look was made without them ({ROUNDS})"
+        return replace(self, runs=kept[0], curves=kept[1], not_counted=[*self.not_counted, why])
 
     @property
     def methods(self) -> list[str]:
@@ -233,7 +251,8 @@ def read_study(folder: Path, claims: Path | None = None) -> Study:
     if answers.rows.empty != answers.questions.empty:
         raise ResultsError(f"{folder}: {ANSWERS} and {QUESTIONS} belong together; add the other, or delete both")
     rounds = read_rounds(folder)
-    return Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers, rounds)
+    study = Study(folder.name, runs, trials, curves, not_counted, benchmarks, ranks, published, config, answers, rounds)
+    return study.within_rounds()
 
 
 def _frame(file: Path) -> pd.DataFrame:
@@ -258,7 +277,9 @@ def _tables(study: Study) -> dict[str, Table]:
             table.notes.insert(0, study.rounds.note())
     made = {
         "table": main,
-        "benchmarks": None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline),
+        "benchmarks": None
+        if study.benchmarks.empty
+        else benchmark_table(study.benchmarks, study.baseline, study.answers),
         "claims": judged,
         "effects": effects_table(study.runs, found) if found else None,
         "interactions": effects_table(study.runs, together, INTERACTION) if together else None,
@@ -268,6 +289,10 @@ def _tables(study: Study) -> dict[str, Table]:
         "ranks": rank_table(study.ranks.final) if study.ranks is not None else None,
     }
     return {name: table for name, table in made.items() if table is not None}
+
+
+def _benchmarks(study: Study) -> Table | None:
+    return None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline, study.answers)
 
 
 def _saturation(study: Study) -> Table | None:

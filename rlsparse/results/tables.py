@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from rlsparse.results.comparisons import Comparison
@@ -20,7 +19,7 @@ from rlsparse.results.measures import (
     main_measure,
 )
 from rlsparse.results.names import sorted_methods
-from rlsparse.results.notes import OVER_SEEDS, P_HOLM, P_SEEDS, P, meaning
+from rlsparse.results.notes import OVER_SEEDS, P_EQUIVALENCE, P_HOLM, P_SEEDS, P, meaning
 from rlsparse.results.sample import Samples
 from rlsparse.results.scaling import MIN_METHODS, noise_share
 from rlsparse.results.statistics import FEWEST, LEVEL, Estimate, estimate
@@ -72,7 +71,11 @@ def outcome_table(
                 questions.add(found.questions)
                 row["IQM"] = number["IQM"] = f"{found.iqm:.{measure.decimals}f}" if found.n else "–"
         if baseline is not None:
-            difference, unrounded = _difference(compared.get(method), method == baseline, main)
+            difference, unrounded = _difference(compared.get(method), main, margin is not None)
+            if method not in compared:
+                difference["verdict"] = (
+                    "baseline" if method == baseline else _incomparable(samples, method, baseline, main)
+                )
             row |= difference
             number |= unrounded
         row |= _collapsed(runs, method)
@@ -84,8 +87,8 @@ def outcome_table(
         notes.append(f"Differences are to {baseline}.")
     if margin is not None and baseline is not None:
         width = f"{margin * main.factor:g}{' points' if main.factor == 100 else ''}"
-        tests = f"two one-sided tests: twice the larger p, corrected among the methods, is at most {LEVEL:g}"
-        notes.append(f"Equivalent: within {width} of the baseline by {tests}.")
+        tests = f"twice the larger p of two one-sided tests, corrected among the methods, is at most {LEVEL:g}"
+        notes.append(f"equivalent: within {width} of the baseline; {P_EQUIVALENCE}, {tests}.")
     notes += noise_note(samples) + setting_notes(runs) + version_notes(runs) + not_counted_note(not_counted)
     cells = pd.DataFrame(rows)
     return Table(cells, pd.DataFrame(numbers), notes, bold=_best(runs, methods, available(OUTCOMES, finished(runs))))
@@ -160,14 +163,15 @@ def noise_note(samples: Samples) -> list[str]:
     methods = sorted_methods(list(finished(samples.runs)["method"]))
     if not {"base_sampled", "final_sampled"} <= set(samples.runs.columns):
         return []
-    gains = [estimate(samples.of(one, "final_sampled") - samples.of(one, "base_sampled")) for one in methods]
-    known = [one for one in gains if one.n >= FEWEST and one.seeds_error > 0]
-    if len(known) < MIN_METHODS:
+    gains = {one: samples.of(one, "final_sampled") - samples.of(one, "base_sampled") for one in methods}
+    known = {name: one.by_seed for name, one in gains.items() if len(one.by_seed) >= FEWEST}
+    by_seed = pd.DataFrame(known).dropna()  # (S, M)
+    if len(known) < MIN_METHODS or len(by_seed) < FEWEST:
         return []
-    share = noise_share(np.array([one.mean for one in known]), np.array([one.seeds_error for one in known]))
+    share = noise_share(by_seed.to_numpy().T)
     return [
         f"Noise between seeds is {100 * share:.0f} % of the variance between the mean gains of {len(known)} methods "
-        "over their start (the mean squared standard error over that variance)."
+        f"over their start, on {len(by_seed)} common seeds (mean square of method and seed over that of the methods)."
     ]
 
 
@@ -185,15 +189,13 @@ def setting_notes(runs: pd.DataFrame) -> list[str]:
     }
     if "task" not in runs or runs["task"].isna().all():
         return []
-    return [
-        "Setting: "
-        + ", ".join(
-            form.format(values(runs[key]))
-            for key, form in about.items()
-            if key in runs and (minibatches or key != "minibatches")
-        )
-        + "."
-    ]
+    shown = {key: values(runs[key]) for key in about if key in runs and (minibatches or key != "minibatches")}
+    parts = [about[key].format(value) for key, value in shown.items()]
+    single = {"steps": "step", "prompts": "prompt", "passes": "pass", "completions": "completion"}
+    for number, (plain, value) in enumerate(zip(parts, shown.values(), strict=True)):
+        if value == "1":
+            parts[number] = " ".join(single.get(word, word) for word in plain.split(" "))
+    return [f"Setting: {', '.join(parts)}."]
 
 
 def version_notes(runs: pd.DataFrame) -> list[str]:
@@ -214,27 +216,37 @@ def not_counted_note(not_counted: Sequence[str]) -> list[str]:
     return ["Not counted: " + "; ".join(not_counted) + "."] if not_counted else []
 
 
-def _difference(found: Comparison | None, is_baseline: bool, main: Measure) -> tuple[dict[str, str], dict[str, Any]]:
+def _difference(found: Comparison | None, main: Measure, has_margin: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the cells of the difference to the baseline, and the unrounded numbers.
 
     Args:
-        found: None for the baseline, and for a method without a common seed.
+        found: None for the baseline, and for a method without a common seed or question.
+        has_margin: whether equivalence is tested.
     """
     title = f"difference, {'points' if main.factor == 100 else main.title.rsplit(' ', 1)[-1]}"
+    columns = (title, P_SEEDS, P, P_HOLM, *([P_EQUIVALENCE] if has_margin else []), "verdict")
     if found is None:
-        empty = dict.fromkeys((title, P_SEEDS, P, P_HOLM), "–")
-        return {**empty, "verdict": "baseline" if is_baseline else "no common seed"}, {}
+        return dict.fromkeys(columns, "–"), {}
     test = found.test
+    difference = test.estimate.within(-100, 100) if main.is_share else test.estimate
     cells = {
-        title: interval(test.estimate, main.decimals),
+        title: interval(difference, main.decimals),
         P_SEEDS: p_value(test.p_seeds),
         P: p_value(test.p),
         P_HOLM: p_value(found.corrected),
+        P_EQUIVALENCE: p_value(found.equivalent),
         "verdict": found.verdict,
     }
-    unrounded = {P_SEEDS: test.p_seeds, P: test.p, P_HOLM: found.corrected, "p, equivalence": found.equivalent}
+    cells = {column: cells[column] for column in columns}
+    unrounded = {P_SEEDS: test.p_seeds, P: test.p, P_HOLM: found.corrected, P_EQUIVALENCE: found.equivalent}
     known = {name: f"{p:.6g}" for name, p in unrounded.items() if p == p}
-    return cells, {**_numbers(title, test.estimate), **known, "verdict": found.verdict}
+    return cells, {**_numbers(title, difference), **known, "verdict": found.verdict}
+
+
+def _incomparable(samples: Samples, method: str, baseline: str, main: Measure) -> str:
+    """Return why a method is not compared with the baseline."""
+    seeds = [set(samples.of(one, main.column).by_seed.index) for one in (method, baseline)]
+    return "no common question" if seeds[0] & seeds[1] else "no common seed"
 
 
 def _collapsed(runs: pd.DataFrame, method: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from rlsparse.sweep.cost_estimate import (
     makespan,
     workload,
 )
+from rlsparse.sweep.rounds import DECIDED, claims_folder, schedule
 from rlsparse.sweep.status import RunState, format_state, run_state
 
 FLAG, OVERRIDE = "--dry-run", "hydra.sweeper.dry_run=true"
@@ -185,17 +186,21 @@ def _smallest_difference(folder: Path, planned: Sequence[PlannedRun]) -> list[st
     from rlsparse.results.power import POWER
     from rlsparse.results.statistics import FEWEST, LEVEL
 
-    study = study_of_runs(folder, claims=folder)
+    study = study_of_runs(folder, claims_folder(planned[0].config))
     found = typical(study.samples, study.baseline)
     if found is None:
         return []
-    seeds = len(found.seeds | {run.config.seed for run in planned})
+    seeds, looks = len(found.seeds | {run.config.seed for run in planned}), study.looks
+    sweep = planned[0].config.sweep
+    if sweep.until == DECIDED:
+        seeds = sweep.max_seeds or seeds
+        looks = schedule([str(one) for one in range(seeds)], sweep.first_seeds, sweep.round_seeds).looks
     if seeds < FEWEST:
         return [f"{seeds} seeds detect no difference between methods: the test needs at least {FEWEST}"]
     counted = f"{seeds} seeds x {found.questions} questions" if found.questions else f"{seeds} seeds"
     comparisons = max(found.comparisons, len({run.identity.method_hash for run in planned}) - 1)
-    several = f", {comparisons} comparisons" if comparisons > 1 else ""
-    smallest = found.variances.detectable(seeds, max(1, found.questions), LEVEL / comparisons)
+    several = (f", {comparisons} comparisons" if comparisons > 1 else "") + (f", {looks} looks" if looks > 1 else "")
+    smallest = found.variances.detectable(seeds, max(1, found.questions), LEVEL / comparisons / looks)
     return [
         f"{counted} detect a difference to {found.baseline} of about {smallest:.3g} {found.unit} "
         f"({100 * POWER:g} % power{several}), from {found.runs} finished runs"

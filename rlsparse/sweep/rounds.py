@@ -142,7 +142,7 @@ class SeedRounds:
         wanted = settings.max_seeds or len(set(seeds))
         plan = schedule(more_seeds(seeds, wanted, avoided), settings.first_seeds, settings.round_seeds)
         folder = Path(config.runs_dir) / name
-        claims = Path(settings.claims) if settings.claims is not None else Path("experiments") / name
+        claims = claims_folder(config)
         check_claims(claims, settings.claims)
         return cls(plan, folder, claims, settings.max_hours, earlier_looks(folder, plan))
 
@@ -178,6 +178,12 @@ class SeedRounds:
     def is_over_time(self) -> bool:
         """Return whether the runs have taken ``max_hours`` together."""
         return self.max_hours is not None and hours_of(self.folder) >= self.max_hours
+
+
+def claims_folder(config: Config) -> Path:
+    """Return the folder with the claims of an experiment: ``sweep.claims``, or that of the study of its name."""
+    given = config.sweep.claims
+    return Path(given) if given is not None else Path("experiments") / config.experiment.name
 
 
 def check_claims(folder: Path, given: str | None) -> None:

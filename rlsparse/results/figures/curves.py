@@ -1,5 +1,6 @@
 """Figure of learning curves with bands over seeds: few methods in one panel, or each method next to the baseline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ X_TITLE, Y_TITLE = "step", "held-out accuracy, sampled, %"
 
 @dataclass(frozen=True)
 class Curve:
-    """A learning curve over seeds, in percent.
+    """A learning curve over seeds in percent, or another curve with a band.
 
     Attributes:
         steps, mean, low, high: shape (K,), by evaluation; the bounds are NaN for a single seed.
@@ -68,7 +69,7 @@ def curves_figure(curves: pd.DataFrame, baseline: str | None) -> Figure:
     found = {method: by_method[method] for method in sorted_methods(list(by_method), baseline)}
     drawn = baseline if baseline in found else None
     with matplotlib.rc_context(STYLE):
-        return _together(found, drawn) if len(found) <= TOGETHER else _each(found, drawn)
+        return _together(found, drawn) if len(found) <= TOGETHER else panel_figure(found, drawn, (X_TITLE, Y_TITLE))
 
 
 def _curve(rows: pd.DataFrame) -> Curve:
@@ -111,8 +112,14 @@ def _together(curves: dict[str, Curve], baseline: str | None) -> Figure:
     return figure
 
 
-def _each(curves: dict[str, Curve], baseline: str | None) -> Figure:
-    """Draw a panel for each method but the baseline, which all panels show."""
+def panel_figure(curves: Mapping[str, Curve], baseline: str | None, titles_of_axes: tuple[str, str]) -> Figure:
+    """Draw a panel for each method but the baseline, which all panels show dashed; at most ``MAX_METHODS``.
+
+    Args:
+        curves: by method, in order.
+        baseline: one of these; None for no such method.
+        titles_of_axes: of the x axis and of the y axis.
+    """
     every = [method for method in curves if method != baseline]
     methods = every[:MAX_METHODS]
     rows = [methods[at : at + COLUMNS] for at in range(0, len(methods), COLUMNS)]
@@ -142,8 +149,14 @@ def _each(curves: dict[str, Curve], baseline: str | None) -> Figure:
         top += head + PANEL_HEIGHT
     shown = [*methods, baseline] if baseline is not None else methods
     _set_limits(panels, {method: curves[method] for method in shown})
-    figure.text(0.5, EDGE / height, X_TITLE, ha="center", va="bottom")
-    figure.text(EDGE / DOUBLE, 0.5, Y_TITLE, rotation=90, ha="left", va="center")
+    for panel in panels:  # a wide number at the end of an axis must not touch the first one of the next panel
+        end = panel.get_xlim()[1]
+        ticks = [tick for tick in panel.get_xticks() if 0 <= tick <= end]
+        panel.set_xticks(ticks)
+        for label in panel.get_xticklabels()[-1:] if ticks[-1] == end else []:
+            label.set_horizontalalignment("right")
+    figure.text(0.5, EDGE / height, titles_of_axes[0], ha="center", va="bottom")
+    figure.text(EDGE / DOUBLE, 0.5, titles_of_axes[1], rotation=90, ha="left", va="center")
     return figure
 
 
