@@ -39,6 +39,16 @@ def test_page_of_the_benchmarks_holds_the_table_of_the_json(scripts, script):
     assert importlib.import_module(script).table(report) in (FOLDER / "README.md").read_text()
 
 
+def test_page_on_results_holds_the_tables_of_the_simulations(scripts):
+    import coverage
+
+    report, page = json.loads((FOLDER / "coverage.json").read_text()), (ROOT / "docs" / "results.md").read_text()
+    tables = {"normal": coverage.coverage_table, "answers": coverage.answers_table, "looks": coverage.looks_table}
+    tables |= {"comparisons": coverage.comparisons_table, "replayed": coverage.replayed_table}
+    for name, table in tables.items():
+        assert table(report[name]) in page
+
+
 def test_page_on_performance_and_readme_hold_the_headline_of_the_json(scripts):
     import vs_trl
 

@@ -75,7 +75,7 @@ def test_sweep_over_algorithms_reaches_wandb_and_the_tables_and_is_skipped_when_
     assert again.stderr.count("finished before, skipped") == 4
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_runs_without_a_tracker_finish_without_importing_wandb(tmp_path):
     (tmp_path / "wandb.py").write_text("raise ImportError('tracker=none must not import wandb')\n")
     lines = [

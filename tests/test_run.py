@@ -38,7 +38,16 @@ def folder_of(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["grpo", "rgra", "sgrpo", "tspmo", "reinforce", "dr_grpo", "rloo"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "grpo",
+        "rgra",
+        "sgrpo",
+        "tspmo",
+        *(pytest.param(one, marks=pytest.mark.full) for one in ("reinforce", "dr_grpo", "rloo")),
+    ],
+)
 def test_algorithm_on_tiny_learns(algorithm, tmp_path):
     steps = ("train.steps=30", "eval.every=30")
     summary = run(composed(f"algorithm={algorithm}", "tracker=none", *steps, f"runs_dir={tmp_path}"))

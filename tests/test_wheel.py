@@ -70,7 +70,7 @@ def test_sweep_from_the_wheel_finishes(unpacked, tmp_path):
     assert len(list(tmp_path.glob("runs/default/*/summary.json"))) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_own_component_with_the_wheel_finishes(unpacked, tmp_path):
     write_page(tmp_path)
     done = subprocess.run(

@@ -120,11 +120,18 @@ def test_row_without_room_is_not_written_in_part(tmp_path):
     assert not begins_with(tmp_path / "nothing.jsonl", written)
 
 
+@pytest.fixture(scope="module")
+def undamaged(fork_server, tmp_path_factory):
+    """The results of the run that is damaged below."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert fork_server.run(["algorithm=sgrpo", *SETTING, f"runs_dir={folder}"]) == 0
+    return outcome(only_run(folder))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["checkpoint", "both checkpoints", "metrics cut", "metrics garbled", "provenance"])
-def test_run_with_damaged_files_ends_with_the_same_results(damaged, fork_server, tmp_path):
+def test_run_with_damaged_files_ends_with_the_same_results(damaged, undamaged, fork_server, tmp_path):
     overrides = ["algorithm=sgrpo", *SETTING]
-    assert fork_server.run([*overrides, f"runs_dir={tmp_path / 'whole'}"]) == 0
     cut = tmp_path / "cut"
     fork_server.run([*overrides, f"runs_dir={cut}"], partial(until_steps, cut, 9))
     folder = only_run(cut)
@@ -141,8 +148,7 @@ def test_run_with_damaged_files_ends_with_the_same_results(damaged, fork_server,
     else:
         (folder / "provenance.json").write_text("{")
     assert fork_server.run([*overrides, f"runs_dir={cut}"]) == 0
-    again, whole = outcome(folder), outcome(only_run(tmp_path / "whole"))
-    assert again == whole
+    assert outcome(folder) == undamaged
     started_again = (folder / "attempts").is_dir()
     assert started_again == (damaged in ("both checkpoints", "metrics garbled"))
 

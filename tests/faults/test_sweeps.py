@@ -124,7 +124,7 @@ def test_last_lines_of_a_sweep_name_every_failure(tmp_path):
     assert "3 runs: 2 failed, 1 finished" in shown
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_copies_of_a_sweep_do_each_run_once(tmp_path):
     axes = ["algorithm=sgrpo", "seed=0,1,2,3", "train.steps=30"]
     one, two = sweep(tmp_path, *axes), sweep(tmp_path, *axes)
@@ -159,7 +159,7 @@ def test_run_of_a_killed_copy_is_resumed_by_the_other_copy(tmp_path, full):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_sweep_with_a_signal_to_all_processes_ends_with_a_checkpoint(number, tmp_path):
     """Like Ctrl-C in a terminal: to the program, the process of the verifier, and all others that it has started."""
     one = sweep(tmp_path, "algorithm=sgrpo", "seed=0,1", "train.steps=5000", "task.answer_format=boxed", group=0)
