@@ -154,6 +154,7 @@ class Samples:
     runs: pd.DataFrame
     answers: Answers = field(default_factory=Answers.none)
     _scores: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[str, str], Sample] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, method: str, column: str) -> Sample:
         """Return a measure of a method; the mean if a seed was run twice.
@@ -161,6 +162,11 @@ class Samples:
         Args:
             column: a column of the tidy table.
         """
+        if (method, column) not in self._known:
+            self._known[method, column] = self._of(method, column)
+        return self._known[method, column]
+
+    def _of(self, method: str, column: str) -> Sample:
         values = by_seed(self.runs, method, column).dropna()
         if column not in MEASURES or self.answers.empty:
             return Sample(values, is_rate=column in RATES)
