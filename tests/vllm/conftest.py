@@ -14,13 +14,16 @@ from rlsparse.model.policy import Policy
 from rlsparse.runtime.devices import resolve_device
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip before any fixture loads a model."""
+    if item.config.getoption("--vllm") is None:
+        pytest.skip("make test-vllm")
+
+
 @pytest.fixture(scope="session")
 def python(request: pytest.FixtureRequest) -> Path:
     """The Python of an environment with vLLM."""
-    given = request.config.getoption("--vllm")
-    if given is None:
-        pytest.skip("make test-vllm")
-    return Path(given).absolute()
+    return Path(request.config.getoption("--vllm")).absolute()
 
 
 @pytest.fixture(scope="session")
