@@ -22,6 +22,7 @@ from rlsparse.storage.run_folder import RunFolder
 TIDY = ["method", "seed", "id", "benchmark", "when", "step", "questions"]  # and the metrics of an evaluation
 BASE, FINAL = "base", "final"  # values of the column when: the first and the last evaluation of a run
 MEAN, DIFFERENCE = "mean", "difference, points"  # headings
+BY_QUESTION = {"accuracy_greedy": "greedy", "accuracy_sampled": "right"}  # measures -> their answers, by question
 AT_K = re.compile(r"(pass|maj)_at_(\d+)")
 LARGEST = 1e9  # no metric of an evaluation is as large; NaN and infinity are excluded, too
 
@@ -80,7 +81,7 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers 
         compared = _differences(of_methods, baseline) if has_differences and factor == 100 else {}
         for method, group in groups:
             estimates = {name: estimate(one) for name, one in samples[method].items()}
-            asked_sets |= {one.questions for one in estimates.values() if factor == 100 and one.n > 1}
+            asked_sets |= {one.questions for one in estimates.values() if measure in BY_QUESTION and one.n > 1}
             if factor == 100:
                 estimates = {name: one.within(0, 100) for name, one in estimates.items()}
             seeds = str(group["seed"].nunique())
@@ -100,6 +101,8 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers 
         notes.append(f"{DIFFERENCE}: to {baseline}, in {of}. {P_HOLM} is corrected for the methods of each measure.")
     notes.append(f"Questions: {asked}. Accuracies are shares of the questions, in %; lengths are in tokens.")
     notes.append("greedy: one completion without sampling. avg@n: mean over n sampled completions of each question.")
+    if max(asked_sets, default=0) > 0:
+        notes.append("pass@k, maj@k, length: intervals and p are to new seeds on the same questions.")
     if 1 < len(common) < len(names):
         notes.append(f"mean: over the benchmarks that every row has: {', '.join(common)}.")
     return Table(pd.DataFrame(rows), pd.DataFrame(numbers), notes, left=2)
@@ -112,7 +115,7 @@ def _sample(group: pd.DataFrame, measure: str, answers: Answers) -> Sample:
         group: the rows of its runs on this benchmark.
     """
     values = group.groupby("seed")[measure].mean().dropna()
-    kind = {"accuracy_greedy": "greedy", "accuracy_sampled": "right"}.get(measure)
+    kind = BY_QUESTION.get(measure)
     if kind is None or group.empty:
         return Sample(values)
     (when,), (benchmark,) = set(group["when"]), set(group["benchmark"])
