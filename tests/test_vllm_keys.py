@@ -4,6 +4,7 @@ import http.server
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -46,9 +47,13 @@ def test_an_address_without_a_server_is_refused(tmp_path):
         preflight([given("http://127.0.0.1:9", tmp_path)])
 
 
-@pytest.mark.parametrize(("status", "needs_server"), [("finished", False), ("diverged", False), ("failed", True)])
-def test_a_run_that_is_done_needs_no_server_any_more(status, needs_server, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "retry_failed", "needs_server"),
+    [("finished", True, False), ("diverged", True, False), ("failed", True, True), ("failed", False, False)],
+)
+def test_a_run_that_is_done_needs_no_server_any_more(status, retry_failed, needs_server, tmp_path):
     config = given("http://127.0.0.1:9", tmp_path)
+    config = replace(config, sweep=replace(config.sweep, retry_failed=retry_failed))
     run_id = identity_of(config, Algorithm.build(config), "cpu").id
     folder = tmp_path / config.experiment.name / run_id
     folder.mkdir(parents=True)

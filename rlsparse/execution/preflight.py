@@ -96,7 +96,7 @@ class _Check:
             self._look(config, algorithm)
             self._check_benchmarks(config, algorithm, benchmarks)
             identity = identity_of(config, algorithm, self._device(config), self._digest)
-            if not _is_done(config, identity):
+            if not _is_only_read(config, identity):
                 self._check_rollout(config, algorithm)
             self.identities.append(identity)
             self.done.append((config, algorithm))
@@ -187,10 +187,10 @@ def identity_of(config: Config, algorithm: Algorithm, device: str, digest: Any =
     return identify(config, Inputs(components, model_source(config.model).digest(digest), device, unused))
 
 
-def _is_done(config: Config, identity: Identity) -> bool:
-    """Return whether the run has ended, so that it will only be read."""
+def _is_only_read(config: Config, identity: Identity) -> bool:
+    """Return whether the run has ended and is not tried again."""
     summary = read_summary(Path(config.runs_dir) / config.experiment.name / identity.id)
-    return summary is not None and summary["status"] in DONE
+    return summary is not None and (summary["status"] in DONE or not config.sweep.retry_failed)
 
 
 def refuse_scratch(model: ModelConfig) -> None:

@@ -33,7 +33,7 @@ from rlsparse.results.claims_file import ClaimError, read_claims
 from rlsparse.results.collect import collect
 from rlsparse.results.planning import plan_text, study_of_runs
 from rlsparse.results.ranks import collect_ranks
-from rlsparse.results.rounds import ROUNDS, RoundsError, rounds_text
+from rlsparse.results.rounds import ROUNDS, STUDIES, RoundsError, rounds_text
 from rlsparse.results.study import (
     FORMATS,
     RESULTS,
@@ -52,8 +52,6 @@ from rlsparse.results.table import markdown
 from rlsparse.storage.atomic import read_yaml
 from rlsparse.storage.run_folder import RunFolder, path_argument
 from rlsparse.storage.streams import command
-
-STUDIES = Path("experiments")
 
 
 @command()

@@ -1,20 +1,19 @@
 """Benchmarks: a tidy table of the evaluations of the runs on them, and the table that a paper shows."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from rlsparse.results.answers import Answers
-from rlsparse.results.correction import holm
+from rlsparse.results.comparisons import corrected_tests
 from rlsparse.results.formatting import interval, p_value
 from rlsparse.results.measures import finished
 from rlsparse.results.names import sorted_methods
 from rlsparse.results.notes import P_HOLM, P_SEEDS, P, meaning
 from rlsparse.results.sample import Sample, mean_over_benchmarks, with_answers
-from rlsparse.results.statistics import Estimate, MeanTest, estimate, mean_test
+from rlsparse.results.statistics import Estimate, MeanTest, estimate
 from rlsparse.results.table import Table
 from rlsparse.storage.atomic import read_object
 from rlsparse.storage.run_folder import RunFolder
@@ -50,7 +49,7 @@ def collect_benchmarks(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     return frame[[*TIDY, *(name for name in frame if name not in TIDY)]] if rows else pd.DataFrame()
 
 
-def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers | None = None) -> Table:
+def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers | None = None, looks: int = 1) -> Table:
     """Return accuracies by benchmark, one row for each measure and method, and one for the models before training.
 
     Accuracies have the difference from the baseline, of the mean over benchmarks; p-values are corrected for the number
@@ -60,6 +59,7 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers 
         found: as ``collect_benchmarks`` returns it.
         baseline: the method that comes first.
         answers: of the runs to each question; None where they are not known.
+        looks: the number of planned looks at the results, by which corrected p-values are multiplied.
     """
     answers = answers or Answers.none()
     names = list(dict.fromkeys(found["benchmark"]))
@@ -78,7 +78,12 @@ def benchmark_table(found: pd.DataFrame, baseline: str | None, answers: Answers 
                 of_each[MEAN] = mean_over_benchmarks({name: of_each[name] for name in common})
             samples[method] = of_each
         of_methods = {name: samples[name][MEAN if len(common) > 1 else common[0]] for name in methods if common}
-        compared = _differences(of_methods, baseline) if has_differences and factor == 100 else {}
+        differences = {}
+        if has_differences and factor == 100:
+            differences = {
+                name: one - of_methods[str(baseline)] for name, one in of_methods.items() if name != baseline
+            }
+        compared = corrected_tests({name: one for name, one in differences.items() if len(one.values)}, looks)
         for method, group in groups:
             estimates = {name: estimate(one) for name, one in samples[method].items()}
             asked_sets |= {one.questions for one in estimates.values() if measure in BY_QUESTION and one.n > 1}
@@ -121,15 +126,6 @@ def _sample(group: pd.DataFrame, measure: str, answers: Answers) -> Sample:
     (when,), (benchmark,) = set(group["when"]), set(group["benchmark"])
     scores = answers.of(list(group["id"]), when, kind, benchmark)  # (Q, R)
     return with_answers(values, scores, dict(zip(group["id"], group["seed"], strict=True)))
-
-
-def _differences(samples: Mapping[str, Sample], baseline: str | None) -> dict[str, tuple[MeanTest, float]]:
-    """Return the test of the difference of each method from the baseline, with its p after Holm's correction."""
-    assert baseline is not None
-    differences = {name: one - samples[baseline] for name, one in samples.items() if name != baseline}
-    tests = {name: mean_test(one, 0.0) for name, one in differences.items() if len(one.values)}
-    corrected = holm([test.p for test in tests.values()])
-    return {name: (test, p) for (name, test), p in zip(tests.items(), corrected, strict=True)}
 
 
 def _difference_cells(found: tuple[MeanTest, float] | None) -> tuple[dict[str, str], dict[str, Any]]:

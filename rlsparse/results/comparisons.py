@@ -1,11 +1,12 @@
 """Compare each method of a study with its baseline, corrected for the number of comparisons."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlsparse.results.correction import at_looks, holm
 from rlsparse.results.measures import Measure
 from rlsparse.results.names import sorted_methods
-from rlsparse.results.sample import Samples
+from rlsparse.results.sample import Sample, Samples
 from rlsparse.results.statistics import LEVEL, MeanTest, mean_test
 
 BETTER, WORSE, EQUIVALENT, INCONCLUSIVE = "better", "worse", "equivalent", "inconclusive"
@@ -46,8 +47,7 @@ def compare_all(
         if method != baseline
     }
     differences = {method: one for method, one in differences.items() if len(one.values)}
-    tests = {method: mean_test(one, 0.0) for method, one in differences.items()}
-    corrected = at_looks(holm([test.p for test in tests.values()]), looks)
+    tests = corrected_tests(differences, looks)
     equivalent = [float("nan")] * len(tests)
     if margin is not None:
         width = margin * measure.factor
@@ -55,8 +55,20 @@ def compare_all(
         equivalent = at_looks(holm(within), looks)
     return {
         method: Comparison(test, p, same, _verdict(test, p, same, measure))
-        for (method, test), p, same in zip(tests.items(), corrected, equivalent, strict=True)
+        for (method, (test, p)), same in zip(tests.items(), equivalent, strict=True)
     }
+
+
+def corrected_tests(differences: Mapping[str, Sample], looks: int = 1) -> dict[str, tuple[MeanTest, float]]:
+    """Return the test of each method's difference against 0, with its p after Holm's correction.
+
+    Args:
+        differences: by method; none is empty.
+        looks: as in ``compare_all``.
+    """
+    tests = {method: mean_test(one, 0.0) for method, one in differences.items()}
+    corrected = at_looks(holm([test.p for test in tests.values()]), looks)
+    return {method: (test, p) for (method, test), p in zip(tests.items(), corrected, strict=True)}
 
 
 def equivalence_p(lower: MeanTest, upper: MeanTest) -> float:

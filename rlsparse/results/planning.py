@@ -217,8 +217,8 @@ def claims_plan(plans: Sequence[ClaimPlan]) -> Table | None:
     notes = [
         f"Inconclusive claims. {MORE_SEEDS}: on the same questions. {MORE_QUESTIONS}: with the same seeds. Each is the "
         f"smallest number that settles the claim with a probability of {100 * POWER:g} % if the true value is the "
-        f"observed one. {NONE}: not even {MOST_SEEDS:,} seeds or {MOST_QUESTIONS:,} questions in all, since more seeds "
-        "do not reduce the part of the questions in the error, nor more questions the part of the seeds.",
+        f"observed one. {NONE}: even {MOST_SEEDS:,} seeds or {MOST_QUESTIONS:,} questions in all are too few, since "
+        "more seeds do not make the error from the questions smaller, nor more questions the error from the seeds.",
         "distance: from the value to the bound; of two bounds, to the nearer one. A value between two bounds is "
         "settled by two one-sided tests, and the number is enough for both together. Any other value is settled by "
         "the two-sided test against the nearer bound.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from rlsparse.storage.atomic import UTF8, read_object
 
 ROUNDS = "rounds.json"
+STUDIES = Path("experiments")  # where the claims of an experiment are, unless another folder is given
 UNDECIDED = ("inconclusive", "not run")
 
 

@@ -78,11 +78,12 @@ class Study:
         extra = sorted(set(self.runs["seed"].astype(str)) - planned, key=natural_key)
         if not extra:
             return self
-        kept = [
-            frame[~frame["seed"].astype(str).isin(extra)] if len(frame) else frame for frame in (self.runs, self.curves)
-        ]
+        runs, curves, benchmarks = (
+            frame[~frame["seed"].astype(str).isin(extra)] if len(frame) else frame
+            for frame in (self.runs, self.curves, self.benchmarks)
+        )
         why = f"seeds {', '.join(extra)}: every planned look was made without them ({ROUNDS})"
-        return replace(self, runs=kept[0], curves=kept[1], not_counted=[*self.not_counted, why])
+        return replace(self, runs=runs, curves=curves, benchmarks=benchmarks, not_counted=[*self.not_counted, why])
 
     @property
     def methods(self) -> list[str]:
@@ -292,7 +293,9 @@ def _tables(study: Study) -> dict[str, Table]:
 
 
 def _benchmarks(study: Study) -> Table | None:
-    return None if study.benchmarks.empty else benchmark_table(study.benchmarks, study.baseline, study.answers)
+    if study.benchmarks.empty:
+        return None
+    return benchmark_table(study.benchmarks, study.baseline, study.answers, study.looks)
 
 
 def _saturation(study: Study) -> Table | None:

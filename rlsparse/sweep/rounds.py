@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsparse.config.schema import Config, ConfigError
-from rlsparse.results.rounds import ROUNDS, Look, Rounds, RoundsError, read_rounds
+from rlsparse.results.rounds import ROUNDS, STUDIES, Look, Rounds, RoundsError, read_rounds
 from rlsparse.results.sorting import natural_key
 from rlsparse.storage.atomic import write_whole
 from rlsparse.storage.run_folder import RunFolder
@@ -183,7 +183,7 @@ class SeedRounds:
 def claims_folder(config: Config) -> Path:
     """Return the folder with the claims of an experiment: ``sweep.claims``, or that of the study of its name."""
     given = config.sweep.claims
-    return Path(given) if given is not None else Path("experiments") / config.experiment.name
+    return Path(given) if given is not None else STUDIES / config.experiment.name
 
 
 def check_claims(folder: Path, given: str | None) -> None:
