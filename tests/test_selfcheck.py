@@ -17,6 +17,7 @@ import torch
 
 from rlsparse.execution.self_check import child, children, memory, parts, paths, resume, speed
 from rlsparse.execution.self_check.command import NAMES, check, main
+from rlsparse.execution.self_check.environment import name_in_cpuinfo
 from rlsparse.execution.self_check.findings import (
     EMBEDDED,
     FAILED,
@@ -327,6 +328,17 @@ def test_report_names_a_local_model_by_its_last_folder(setting, tmp_path):
     assert json.loads(report.text())["model"] == "llama (a local folder)"
     assert replace(setting, model=str(folder)).words()[-1] == f"model.path={folder}"
     assert replace(setting, model="org/name").words()[-1] == "model.name=org/name"
+
+
+def test_processor_has_its_family_and_model_since_a_virtual_machine_may_hide_its_name():
+    x86 = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n"
+    assert name_in_cpuinfo(x86.format(0, 25) + x86.format(1, 26)) == "AMD EPYC (family 25, model 17)"
+    arm = "processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\n"
+    assert name_in_cpuinfo(arm) is None
+    assert (
+        name_in_cpuinfo("processor\t: 0\nmodel name\t: ARMv7 Processor rev 4 (v7l)\n\n")
+        == "ARMv7 Processor rev 4 (v7l)"
+    )
 
 
 def test_figures_of_the_benchmark_are_those_of_its_report():

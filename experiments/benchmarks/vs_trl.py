@@ -22,6 +22,7 @@ from workload import Work, questions
 
 from rlsparse.batch import Problem
 from rlsparse.config.compose import compose
+from rlsparse.execution.self_check.environment import cpu_model
 from rlsparse.model.loading import load_policy
 from rlsparse.model.policy import encode_prompt
 
@@ -85,6 +86,7 @@ def main() -> None:
     report["floor"] = _floor(works["grpo"], peak, ours)
     report["rollout"] = rollout_speed(works["grpo"])
     report["work"] = {k: v for k, v in vars(works["grpo"]).items() if k not in ("model", "algorithm", "layers")}
+    report["processor"] = cpu_model()
     packages = ("torch", "transformers", "peft", "trl")
     report["versions"] = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,6 +16,7 @@ from rlsparse.runtime.machine import usable_cpus
 
 OPTIONAL = ("trl", "vllm", "bitsandbytes", "triton")
 GIB = 2**30
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(setting: Setting) -> Iterator[Finding]:
@@ -41,7 +42,7 @@ def _software() -> Iterator[Figure]:
 
 
 def _cpu() -> Iterator[Figure]:
-    yield Figure("model", _cpu_model())
+    yield Figure("model", cpu_model())
     yield Figure("CPUs that this process may use", usable_cpus())
     yield Figure("threads of torch", torch.get_num_threads())
     with suppress(ValueError, OSError, AttributeError):
@@ -70,12 +71,19 @@ def _driver() -> str | None:
     return next(iter(told.split()), None)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor, on x86 with its family and model (a virtual machine may shorten the name)."""
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1]
+        if name := name_in_cpuinfo(CPUINFO.read_text()):
+            return name
     return platform.processor() or platform.machine()
+
+
+def name_in_cpuinfo(text: str) -> str | None:
+    """Return the name of the first processor in this text of /proc/cpuinfo; None where it has none (64-bit ARM)."""
+    about = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    name = about.get("model name")
+    return f"{name} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else name
 
 
 def _version(package: str) -> str | None:
