@@ -26,6 +26,8 @@ from rlsparse.storage.summary import write_summary
         (["rollout.server=localhost:8000"], "rollout.server=localhost:8000: must be auto or an address"),
         (["rollout.server=http://localhost:1"], "rollout.exchange=null: the server gets adapters through a folder"),
         (["rollout.api_key=KEY"], "rollout.api_key=KEY: is for a server with an address"),
+        (["rollout.server=[]"], r"rollout.server=\[\]: must be text or a list of names"),
+        (["rollout.arguments=['--port=80']"], "rollout.arguments: --port is set by rlsparse"),
         (["rollout.max_lora_rank=600"], "rollout.max_lora_rank=600: must be"),
         (["rollout.arguments=[1]"], "rollout.arguments=\\[1\\]: must be a list of texts"),
         (["rollout.python=/nowhere/python"], "rollout.python=/nowhere/python: there is no such program; make vllm"),
@@ -35,6 +37,22 @@ from rlsparse.storage.summary import write_summary
 def test_bad_values_are_refused_in_one_message(overrides, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         preflight([compose(["rollout=vllm", f"runs_dir={tmp_path}", "tracker=none", *overrides])])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.api_key=sk-SeCrEt", "rollout.api_key: must be the name of the environment variable"),
+        ("rollout.server=http://me:SeCrEt@host:80", "rollout.server: an address must have no user name or password"),
+        ("rollout.arguments=['--api-key=SeCrEt']", "rollout.arguments: --api-key would be stored"),
+        ("rollout.arguments=[--hf-token,SeCrEt]", "rollout.arguments: --hf-token would be stored"),
+    ],
+)
+def test_secret_in_the_wrong_key_is_refused_and_not_shown(override, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as refused:
+        preflight([compose(["rollout=vllm", f"runs_dir={tmp_path}", "tracker=none", override])])
+    assert "SeCrEt" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
 
 
 def given(url, tmp_path):
@@ -68,6 +86,21 @@ def test_an_unset_variable_of_the_key_is_refused(tmp_path, monkeypatch):
     config.rollout["api_key"] = "RLSPARSE_TEST_KEY"
     with pytest.raises(ConfigError, match=r"rollout\.api_key=RLSPARSE_TEST_KEY: no environment variable"):
         preflight([config])
+
+
+def test_key_with_the_line_end_of_a_file_works_and_one_that_cannot_be_sent_is_not_shown(tmp_path, monkeypatch):
+    config = given("http://127.0.0.1:9", tmp_path)
+    config.rollout["api_key"] = "RLSPARSE_TEST_KEY"
+    monkeypatch.setenv("RLSPARSE_TEST_KEY", "SeCrEt\r")
+    with pytest.raises(ConfigError, match="cannot be reached") as refused:
+        preflight([config])
+    assert "SeCrEt" not in str(refused.value)
+    monkeypatch.setenv("RLSPARSE_TEST_KEY", "SeCr\u00eat")
+    with pytest.raises(
+        ConfigError, match="RLSPARSE_TEST_KEY: the key in this variable must be of printable ASCII"
+    ) as refused:
+        preflight([config])
+    assert "SeCr" not in str(refused.value)
 
 
 def test_a_server_that_is_no_vllm_is_refused(tmp_path):

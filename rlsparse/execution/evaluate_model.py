@@ -102,6 +102,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str] = ()) -> Summary:
             log.info("%s: finished before, skipped", folder.path)
         else:
             about = provenance(identity, EXPERIMENT, LABELS[EvaluateConfig], config.seed, list(overrides))
+            about["versions"] |= checked.engine.versions()
             write_whole(folder.config, as_yaml(config))
             write_whole(folder.provenance, json.dumps(about, indent=1))
             summary = {**about, **_Evaluation(config, checked, folder)()}
@@ -391,11 +392,12 @@ def _main(config: DictConfig) -> None:
     from rlsparse.batch import NonFiniteError
     from rlsparse.components.component import ComponentError
     from rlsparse.components.reward import VerifierError
+    from rlsparse.rollout.vllm.client import ServerError
 
     context = HydraConfig.get()
     try:
         evaluate(run_config(config), list(context.overrides.task))
-    except (ConfigError, NonFiniteError, ComponentError, VerifierError) as error:
+    except (ConfigError, NonFiniteError, ComponentError, VerifierError, ServerError) as error:
         if context.mode == RunMode.MULTIRUN:
             raise ConfigError(str(error)) from error  # the other points are evaluated all the same
         sys.exit(f"error: {error}")

@@ -36,6 +36,7 @@ from rlsparse.model.packing import can_pack
 from rlsparse.model.policy import Policy, encode_prompt
 from rlsparse.model.prompts import appended, render
 from rlsparse.model.source import ModelSource, model_source
+from rlsparse.rollout.vllm.client import ServerError
 from rlsparse.runtime.devices import cpu_threads, resolve_device
 from rlsparse.runtime.logs import log_to_terminal
 from rlsparse.runtime.preload import quieten
@@ -328,5 +329,5 @@ def main() -> None:
     ]
     try:
         print(check(compose(words, folders)))
-    except (HydraException, VerifierError, ComponentError) as error:
+    except (HydraException, VerifierError, ComponentError, ServerError) as error:
         sys.exit(f"error: {error}")

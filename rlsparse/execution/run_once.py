@@ -110,6 +110,7 @@ def run(config: Config, job: Job | None = None, process: Process | None = None) 
 
 def _run(config: Config, job: Job, process: Process, stop: StopRequest) -> Summary:
     import_all()
+    from rlsparse.algorithm import Algorithm
     from rlsparse.execution.preflight import preflight
 
     quieten()
@@ -126,6 +127,7 @@ def _run(config: Config, job: Job, process: Process, stop: StopRequest) -> Summa
             _skip(folder, earlier, label)
             return earlier
         about = provenance(identity, config.experiment.name, config.algorithm, config.seed, list(job.overrides))
+        about["versions"] |= Algorithm.build(config).rollout.versions()
         with closing(Viewer()) as own:
             attempt = _Attempt(config, folder, about, label, process, process.viewer or own, stop)
             return attempt()

@@ -136,6 +136,14 @@ class RolloutEngine(Component, ABC):
         """
         return
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of sampling programs outside of this environment, by name; a run records them.
+
+        Raises:
+            ConfigError: such a program cannot be asked.
+        """
+        return {}
+
     def fitting(self, policy: Policy) -> "RolloutEngine":
         """Return this engine, or another one where it cannot serve the model of this policy. Call its ``close`` later.
 

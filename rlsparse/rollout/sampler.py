@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from rlsparse.batch import Rollout
+from rlsparse.batch import NonFiniteError, Rollout
 from rlsparse.model.policy import Policy
 from rlsparse.rollout.engine import Request, RolloutEngine
 from rlsparse.rollout.replay import joined
@@ -86,9 +86,18 @@ class RolloutSampler:
         own = replace(request, prompts=prompts[start:end], keep_states=False)
 
         self.engine.pass_over(request, start, generator)
-        rollouts = [self._sample(own, generator)] if own.prompts else []
+        found: list[Rollout | NonFiniteError] = []
+        if own.prompts:
+            try:
+                found = [moved(self._sample(own, generator), torch.device("cpu"))]
+            except NonFiniteError as error:  # raised by every rank below: one alone would leave the others waiting
+                found = [error]
         self.engine.pass_over(request, len(prompts) - end, generator)
-        parts = self.world.gathered([moved(one, torch.device("cpu")) for one in rollouts])
+        parts = []
+        for one in self.world.gathered(found):
+            if isinstance(one, NonFiniteError):
+                raise one
+            parts.append(one)
         return moved(joined(parts), self.policy.device)
 
 

@@ -84,7 +84,7 @@ def changed_versions(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     lines = [
         f"{name} is {now['versions'][name]}, was {version}"
         for name, version in (begun.get("versions") or {}).items()
-        if now["versions"].get(name) != version
+        if name in now["versions"] and now["versions"][name] != version
     ]
     then, here = (one.get("git") or {} for one in (begun, now))
     if then.get("commit") != here.get("commit"):

@@ -51,10 +51,12 @@ def _measured(one: Scene, policy: Policy, name: str, rounds: int) -> Finding:
         if fitting.label != name:
             return Finding.skipped(title, f"this model needs rollout={fitting.label}")
         times, rollout = _times(fitting, policy, Request(one.prompts, GROUP), rounds)
+    versions = [Figure(f"version of {program}", version) for program, version in engine.versions().items()]
     tokens = int(rollout.lengths.sum())
     dtype = policy.causal_lm.dtype
     return Finding.of(
         title,
+        *versions,
         Figure("speed", tokens / median(times), "tokens/s"),
         Figure("slowest round", tokens / max(times), "tokens/s"),
         Figure("rounds", len(times)),

@@ -8,6 +8,9 @@ import httpx2
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for each request
 CONNECT = 10.0  # seconds until a server must have taken a connection
+UNLOAD = 10.0  # seconds until a server must have forgotten an adapter; that it has not changes no result
+STOPPING = "shutting down"  # in the message of a server that is still healthy
+ENDS = ("stop", "length")  # of a whole completion
 WANTS_UPDATES = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
 
 
@@ -30,11 +33,11 @@ class Client:
         """Prepare requests; nothing is sent yet.
 
         Args:
-            url: ``http://host:port``.
+            url: ``http://host:port``; with ``/v1``, as other clients want it, it means the same.
             key: the API key; None where the server asks for none.
             timeout: seconds until an answer must be there.
         """
-        self.url = url.rstrip("/")
+        self.url, self._timeout, self._has_key = url.rstrip("/").removesuffix("/v1"), timeout, key is not None
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # vLLM closes a connection that was idle for 5 s; one that is closed while it is used would look like a failure
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=2.0)
@@ -42,7 +45,6 @@ class Client:
             base_url=self.url,
             headers=headers,
             limits=limits,
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT), pool=None),
             trust_env=False,  # a proxy of the environment is not for a server of one's own
         )
 
@@ -79,7 +81,7 @@ class Client:
 
     def unload_adapter(self, name: str) -> None:
         """Make the server forget an adapter; one that it does not know is no error."""
-        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": name}, min(self._timeout, UNLOAD))
         if reply.status_code not in (200, 400, 404):
             raise self._error(reply)
 
@@ -89,7 +91,15 @@ class Client:
         Of each, this package reads ``token_ids``, ``finish_reason`` and ``logprobs.token_logprobs`` (nats).
         """
         choices = self._send("POST", "/v1/completions", body)["choices"]
+        for one in choices:
+            if one["finish_reason"] not in ENDS:  # "abort": the server is stopping, and has cut this completion off
+                reason = f"finish_reason={one['finish_reason']}"
+                raise ServerError(f"{self.url}/v1/completions: a completion is incomplete ({reason})", lost=True)
         return sorted(choices, key=lambda one: int(one["index"]))
+
+    def version(self) -> str:
+        """Return the version of vLLM."""
+        return str(self._send("GET", "/version").get("version", "unknown"))
 
     def close(self) -> None:
         """Close the connections; requests that wait fail."""
@@ -105,11 +115,18 @@ class Client:
             found = {}  # /health has no body, and the routes of adapters answer with plain text
         return found
 
-    def _reply(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
+    def _reply(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout: float | None = None
+    ) -> httpx2.Response:
+        timeout = timeout or self._timeout
+        limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT), pool=None)
         try:
-            return self._http.request(method, path, json=body)
+            return self._http.request(method, path, json=body, timeout=limits)
+        except httpx2.ConnectTimeout as error:
+            raise ServerError(f"{self.url}: cannot be reached (no connection in time)", lost=True) from error
         except httpx2.TimeoutException as error:
-            raise ServerError(f"{self.url}{path}: no answer in time ({type(error).__name__})", lost=True) from error
+            limit = f"no answer within {timeout:g} seconds (rollout.timeout)"
+            raise ServerError(f"{self.url}{path}: {limit}", lost=True) from error
         except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: the client is closed
             raise ServerError(f"{self.url}: cannot be reached ({error})", lost=True) from error
 
@@ -128,7 +145,8 @@ class Client:
             text = reply.text
         text = " ".join(text.split())[:500]
         if reply.status_code in (401, 403):
-            return ServerError(f"{self.url}: refuses the key; rollout.api_key must name the variable that holds it")
+            fault = "refuses the key" if self._has_key else "asks for a key"
+            return ServerError(f"{self.url}: {fault}; rollout.api_key must name the variable that holds it")
         # a server that is healthy refuses this request alone, such as an adapter that it cannot use
-        lost = reply.status_code >= 500 and not self._is_healthy()
+        lost = reply.status_code >= 500 and (STOPPING in text or not self._is_healthy())
         return ServerError(f"{self.url}{reply.url.path}: {reply.status_code}: {text}", lost=lost)

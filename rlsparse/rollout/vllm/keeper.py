@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -107,6 +108,8 @@ class Keeper:
             else:
                 unused_since = unused_since or time.monotonic()
                 if time.monotonic() - unused_since > LINGER and self._close_to_users():
+                    # of runs that were killed; nobody else has a folder there now
+                    shutil.rmtree(self.folder / "adapters", ignore_errors=True)
                     return
             time.sleep(PERIOD)
 

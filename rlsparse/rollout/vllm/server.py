@@ -53,6 +53,15 @@ class Servers(ABC):
     def exchange(self) -> Path | None:
         """A folder that they can read; None where the user must name one."""
 
+    @property
+    @abstractmethod
+    def adapter_hint(self) -> str:
+        """What may help where they refuse an adapter."""
+
+    def show(self, folder: Path) -> None:
+        """Let them read a folder of ``exchange``."""
+        return
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +98,10 @@ class OwnServer(Servers):
     @property
     def exchange(self) -> Path:
         return self.folder / "adapters"
+
+    @property
+    def adapter_hint(self) -> str:
+        return "where the rank is too large, give a larger rollout.max_lora_rank"
 
     def clients(self) -> list[Client]:
         """Return the connection to the server once it is ready; start it if nobody has."""
@@ -163,6 +176,19 @@ class GivenServers(Servers):
     @property
     def exchange(self) -> Path | None:
         return self._exchange
+
+    @property
+    def adapter_hint(self) -> str:
+        return (
+            f"rollout.exchange={self._exchange}: the server must see this folder at the same path; where the rank is "
+            "too large, start it with a larger --max-lora-rank"
+        )
+
+    def show(self, folder: Path) -> None:
+        # the server may be of another user, and the umask of this one may forbid all others to read
+        folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
 
     def clients(self) -> list[Client]:
         if not self._clients:
