@@ -79,7 +79,7 @@ notebooks: setup ## run every notebook again and write its outputs into it
 tiny: setup ## train the embedded model again, from nothing (the recipe is rlsparse/model/embedded/make_tiny.sh)
 	sh rlsparse/model/embedded/make_tiny.sh $(BIN)/python
 
-gpu: setup ## check a GPU against the references, time it, write selfcheck.json; MODEL=DIR or a hub id, ARGS="--quick"
+gpu: setup vllm ## check a GPU against the references, time it, write selfcheck.json; MODEL=DIR or a hub id, ARGS="--quick"
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m rlsparse.selfcheck --device cuda --model $(MODEL) $(ARGS)
 

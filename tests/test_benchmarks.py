@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import sys
 
 import pytest
@@ -56,6 +57,19 @@ def test_page_on_performance_and_readme_hold_the_headline_of_the_json(scripts):
     assert vs_trl.headline(report) in (ROOT / "docs" / "performance.md").read_text()
     times = report["time"]["grpo"].values()
     assert f"{min(times):.1f} to {max(times):.1f} times" in (ROOT / "README.md").read_text()
+
+
+def test_plain_path_ends_the_benchmark_and_waiting_for_a_server_does_not(scripts, monkeypatch):
+    import contenders
+
+    logger = logging.getLogger("rlsparse")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    contenders.refuse_plain_paths()
+    logging.getLogger("rlsparse.rollout.vllm.server").info("rollout=vllm: waits for a server")
+    with pytest.raises(SystemExit, match="rollout: plain for this model"):
+        logging.getLogger("rlsparse.rollout.fast").info("rollout: plain for this model")
+    logger.setLevel(logging.NOTSET)  # the level is cached in the loggers below
 
 
 @pytest.mark.full

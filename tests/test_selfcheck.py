@@ -343,12 +343,12 @@ def test_processor_has_its_family_and_model_since_a_virtual_machine_may_hide_its
 
 def test_figures_of_the_benchmark_are_those_of_its_report():
     committed = json.loads((ROOT / "experiments" / "benchmarks" / "vs_trl.json").read_text())
-    found = {finding.name: finding for finding in speed._findings(committed)}
-    assert len(found) == 3 * 3 + 1
+    found = {finding.name: finding for finding in speed._steps(committed)}
+    assert len(found) == 3 * 3
     figures = {figure.name: figure for figure in found["tspmo against trl"].figures}
     assert figures["times faster than TRL"].value == committed["time"]["tspmo"]["trl"]
     assert figures["peak memory of TRL"].value == pytest.approx(7.17, abs=0.005)  # GiB; README of the benchmarks
-    assert found["rollout against generate of transformers"].figures[0].value == committed["rollout"]["ours"]
+    assert speed._rollout(committed).figures[0].value == committed["rollout"]["ours"]
 
 
 def test_speed_without_trl_checkout_or_chat_template_is_skipped_with_the_reason(setting, monkeypatch, tmp_path):
@@ -380,6 +380,29 @@ def test_benchmark_gets_the_arguments_of_the_setting_and_its_failure_is_an_error
     assert told[1] == str(ROOT / "experiments" / "benchmarks" / "vs_trl.py")
     for pair in (["--model", "org/name"], ["--device", "cuda"], ["--steps", "2"], ["--settings", "trl_tuned"]):
         assert told[told.index(pair[0]) + 1] == pair[1]
+
+
+def test_step_with_vllm_is_timed_where_it_is_installed_and_skipped_with_the_reason_where_not(
+    setting, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # a checkout may have .venv-vllm
+    report, told = json.loads((ROOT / "experiments" / "benchmarks" / "vs_trl.json").read_text()), []
+
+    def run(command, **more):
+        told.append(command)
+        Path(command[command.index("--out") + 1]).write_text(json.dumps(report))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(speed.subprocess, "run", run)
+    reasons = {one.name: one.reason for one in speed.speed(replace(setting, model="org/name"))}
+    assert "there is no such program; make vllm" in reasons["W1 with rollout=vllm against TRL"]
+    assert len(told) == 1
+    monkeypatch.setattr("rlsparse.rollout.vllm.engine.Vllm.check", lambda self, quantized: None)
+    names = [one.name for one in speed.speed(replace(setting, model="org/name"))]
+    assert "grpo against trl_tuned, rollout=vllm" in names
+    ours = told[2]  # the race without vLLM comes first again
+    for pair in (["--cases", "grpo"], ["--overrides", "rollout=vllm"], ["--settings", "trl_tuned"]):
+        assert ours[ours.index(pair[0]) + 1] == pair[1]
 
 
 def test_names_on_the_command_line_are_those_of_the_parts():

@@ -34,7 +34,7 @@ def ours(pipe: Connection, work: Work, overrides: list[str]) -> None:
 
     torch.set_num_threads(work.threads)
     reuse_freed_memory()  # as in a run
-    logging.getLogger("rlsparse").addHandler(_Refuse())
+    refuse_plain_paths()
     config = compose(our_overrides(work) + overrides)
     device = resolve_device(work.device)
     drawn: Any = _DrawnRewards(rewards(work))
@@ -123,11 +123,19 @@ class _StepTracker(NullTracker):
         self._drawn.next_step()
 
 
+def refuse_plain_paths() -> None:
+    """From now on, end the process on a message that the model uses a plain path, whose figures would not be ours."""
+    logger = logging.getLogger("rlsparse")
+    logger.setLevel(logging.INFO)  # of these messages
+    logger.addHandler(_Refuse())
+
+
 class _Refuse(logging.Handler):
-    """Ends the process on any message: it says that the model uses a plain path, whose figures would not be ours."""
+    """Ends the process on any message, except those about a server that is waited for."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.exit(record.getMessage())
+        if not record.name.startswith("rlsparse.rollout.vllm"):
+            sys.exit(record.getMessage())
 
 
 def trl(pipe: Connection, work: Work, options: dict[str, Any]) -> None:

@@ -66,16 +66,19 @@ def main() -> None:
     arguments.add_argument("--group-size", type=int, default=8)
     arguments.add_argument("--new-tokens", type=int, default=128)
     arguments.add_argument("--settings", default="trl,trl_tuned,trl_tuned_no_checkpointing", help="settings of TRL")
+    arguments.add_argument("--cases", default=",".join(CASES), help="our cases; grpo must be one of them")
     arguments.add_argument("--overrides", default="", help="overrides of ours, separated by commas")
     arguments.add_argument("--out", type=Path, default=Path(__file__).with_name("vs_trl.json"))
     options = arguments.parse_args()
-    works = {name: _work(options, name) for name in CASES}
+    works = {name: _work(options, name) for name in options.cases.split(",")}
     extra = [one for one in options.overrides.split(",") if one]
     report: dict[str, Any] = {}
     # one race for each setting, since all at once need more memory than a small machine has
     for setting in options.settings.split(","):
         for layers in ("all", "last_third"):
-            cases = [name for name in CASES if CASES[name][1] == layers]
+            cases = [name for name in works if CASES[name][1] == layers]
+            if not cases:
+                continue
             runners = {n: Contender(contenders.ours, works[n], CASES[n][2] + extra) for n in cases}
             runners[setting] = Contender(contenders.trl, works[cases[0]], TRL[setting](works[cases[0]]))
             measured = race(runners, warmup=1)

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlsparse.algorithm import Algorithm
+from rlsparse.config.compose import compose
+from rlsparse.config.schema import ConfigError
 from rlsparse.execution.self_check.findings import EMBEDDED, Figure, Finding, Setting
 from rlsparse.runtime.machine import usable_cpus
 from rlsparse.storage.atomic import read_object
@@ -35,7 +39,7 @@ vs_trl.main()
 
 
 def speed(setting: Setting) -> Iterator[Finding]:
-    """Yield the times and the peak memory of both sides, for each setting of TRL.
+    """Yield the times and the peak memory of both sides, for each setting of TRL, and with vLLM on either side.
 
     Raises:
         RuntimeError: the benchmark has failed.
@@ -44,12 +48,51 @@ def speed(setting: Setting) -> Iterator[Finding]:
     if reason is not None:
         yield Finding.skipped("W1 against TRL", reason)
         return
-    yield from _findings(_measured(setting, QUICK_SETTINGS if setting.quick else SETTINGS, []))
+    report = _measured(setting, _Race(QUICK_SETTINGS if setting.quick else SETTINGS))
+    yield from _steps(report)
+    yield _rollout(report)
+    try:
+        Algorithm.build(compose(["rollout=vllm"])).rollout.check(quantized=False)
+    except ConfigError as error:
+        yield Finding.skipped("W1 with rollout=vllm against TRL", str(error))
+    else:
+        report = _measured(setting, _Race(QUICK_SETTINGS, cases=("grpo",), overrides=("rollout=vllm",)))
+        yield from (replace(one, name=f"{one.name}, rollout=vllm") for one in _steps(report))
     if find_spec("vllm") is None:
         reason = "vLLM is not installed in this environment, where TRL would import it"
         yield Finding.skipped("W1 against TRL with vLLM", reason)
     else:
-        yield from _findings(_measured(setting, ("trl_tuned_vllm",), ["-c", WITH_VLLM, str(SCRIPT.parent)]))
+        program = ("-c", WITH_VLLM, str(SCRIPT.parent))
+        yield from _steps(_measured(setting, _Race(("trl_tuned_vllm",), program)))
+
+
+@dataclass(frozen=True)
+class _Race:
+    """What the benchmark measures.
+
+    Attributes:
+        settings: of TRL.
+        program: arguments of Python that start the benchmark.
+        cases: ours; empty for all.
+        overrides: of ours.
+    """
+
+    settings: Sequence[str]
+    program: Sequence[str] = ()
+    cases: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+
+    def words(self, setting: Setting, out: Path) -> list[str]:
+        """Return the command."""
+        words = [sys.executable, *(self.program or [str(SCRIPT)]), "--model", setting.model]
+        words += ["--device", setting.device, "--settings", ",".join(self.settings), "--out", str(out)]
+        words += ["--cases", ",".join(self.cases)] if self.cases else []
+        words += ["--steps", "2", "--new-tokens", "32"] if setting.quick else []
+        words += ["--threads", str(usable_cpus())] if setting.device == "cpu" else []
+        large = ["train.max_tokens_per_microbatch=8192"] if setting.device == "cuda" else []
+        if overrides := [*self.overrides, *large]:
+            words += ["--overrides", ",".join(overrides)]
+        return words
 
 
 def _obstacle(setting: Setting) -> str | None:
@@ -63,25 +106,15 @@ def _obstacle(setting: Setting) -> str | None:
     return None
 
 
-def _measured(setting: Setting, settings: tuple[str, ...], program: list[str]) -> Mapping[str, Any]:
+def _measured(setting: Setting, race: _Race) -> Mapping[str, Any]:
     """Run the benchmark in a process of its own and return its report.
-
-    Args:
-        settings: of TRL.
-        program: arguments of Python that start the benchmark; empty for its script.
 
     Raises:
         RuntimeError: it has failed, or has not ended in time.
     """
-    out = setting.scratch / f"{settings[0]}.json"
-    command = [sys.executable, *(program or [str(SCRIPT)]), "--model", setting.model, "--device", setting.device]
-    command += ["--settings", ",".join(settings), "--out", str(out)]
-    if setting.quick:
-        command += ["--steps", "2", "--new-tokens", "32"]
-    if setting.device == "cuda":
-        command += ["--overrides", "train.max_tokens_per_microbatch=8192"]
-    else:
-        command += ["--threads", str(usable_cpus())]
+    out = setting.scratch / "vs_trl.json"
+    out.unlink(missing_ok=True)
+    command = race.words(setting, out)
     # with several GPUs, the Trainer of transformers would use all of them for one process
     first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": first_gpu}
@@ -96,7 +129,7 @@ def _measured(setting: Setting, settings: tuple[str, ...], program: list[str]) -
     return report
 
 
-def _findings(report: Mapping[str, Any]) -> Iterator[Finding]:
+def _steps(report: Mapping[str, Any]) -> Iterator[Finding]:
     for case, settings in report["time"].items():
         for name, times in settings.items():
             spread, detail = report["spread"][case][name], report["detail"][case][name]
@@ -110,8 +143,11 @@ def _findings(report: Mapping[str, Any]) -> Iterator[Finding]:
                 Figure("peak memory", detail["ours_peak_bytes"] / 2**30, "GiB"),
                 Figure("peak memory of TRL", detail["trl_peak_bytes"] / 2**30, "GiB"),
             )
+
+
+def _rollout(report: Mapping[str, Any]) -> Finding:
     rollout, work = report["rollout"], report["work"]
-    yield Finding.of(
+    return Finding.of(
         "rollout against generate of transformers",
         Figure("speed", rollout["ours"], "tokens/s"),
         Figure("speed of generate", rollout["generate"], "tokens/s"),

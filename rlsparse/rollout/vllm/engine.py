@@ -72,6 +72,7 @@ class Vllm(RolloutEngine):
         devices: ``auto``: the GPUs of the server, as for CUDA_VISIBLE_DEVICES; None for that of the run that starts it.
         gpu_memory: ``auto``: share of the memory of its GPU that the server takes.
         max_lora_rank: ``auto``: the largest rank that it can serve, rounded up to one of ``RANKS``.
+        lora_modules: ``auto``: names of the modules whose adapters the server can apply; None for all.
         max_loras: ``auto``: adapters that it can use at the same time; others wait.
         arguments: ``auto``: further arguments of the server.
         api_key: an address: name of the environment variable that holds its key.
@@ -89,6 +90,7 @@ class Vllm(RolloutEngine):
     devices: str | int | None
     gpu_memory: Annotated[float, Range(0, 1, above=True)]
     max_lora_rank: Annotated[int, Range(1, RANKS[-1])]
+    lora_modules: list[str] | None
     max_loras: Annotated[int, Range(1, 1000)]
     arguments: Any  # a list of texts, which may be empty
     api_key: str | None
@@ -261,6 +263,7 @@ class Vllm(RolloutEngine):
         if policy.export_adapter is not None:
             command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(self.max_loras)]
             command += ["--max-cpu-loras", str(4 * self.max_loras)]
+            command += ["--lora-target-modules", *self.lora_modules] if self.lora_modules else []
         environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
         if policy.device.type == "cuda":
             command += ["--gpu-memory-utilization", f"{self.gpu_memory:g}"]
