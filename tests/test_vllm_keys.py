@@ -1,6 +1,7 @@
 """What is wrong with the keys of rollout=vllm is said before anything starts; no server is needed here."""
 
 import http.server
+import re
 import sys
 import threading
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import identity_of, preflight
 from rlsparse.storage.summary import write_summary
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,14 @@ def test_secret_in_the_wrong_key_is_refused_and_not_shown(override, message, tmp
         preflight([compose(["rollout=vllm", f"runs_dir={tmp_path}", "tracker=none", override])])
     assert "SeCrEt" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_the_docs_can_be_read():
+    page = (ROOT / "docs" / "engines.md").read_text()
+    found = set(re.findall(r"'(rollout\.arguments=[^']*)'", page))
+    assert found == {'rollout.arguments=["--tensor-parallel-size=2"]', 'rollout.arguments=["--max-model-len=4096"]'}
+    for override in found:
+        Algorithm.build(compose(["rollout=vllm", override]))
 
 
 def given(url, tmp_path):

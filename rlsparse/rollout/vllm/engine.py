@@ -130,7 +130,7 @@ class Vllm(RolloutEngine):
 
     def _problems_of_arguments(self) -> Iterator[str]:
         if not isinstance(self.arguments, list) or not all(isinstance(one, str) for one in self.arguments):
-            yield f"arguments={self.arguments}: must be a list of texts, such as [--max-model-len=4096]"
+            yield f"arguments={self.arguments}: must be a list of texts in quotes, such as ['--max-model-len=4096']"
             return
         for name in (one.split("=")[0] for one in self.arguments):
             if name in SECRET:

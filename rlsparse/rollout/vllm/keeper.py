@@ -75,7 +75,10 @@ class Keeper:
         command = [*plan["command"], "--host", "127.0.0.1", "--port", str(self.port)]
         # the key is in the environment, since every user of the machine can read the arguments of a process
         environment = {**os.environ, **plan["environment"], "VLLM_API_KEY": self.key}
-        with (self.folder / "server.log").open("wb") as log:
+        file = self.folder / "server.log"
+        if file.exists():
+            file.replace(self.folder / "server.log.1")  # why an earlier server ended
+        with file.open("wb") as log:
             self.server = subprocess.Popen(
                 command,
                 env=environment,
