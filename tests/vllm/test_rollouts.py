@@ -93,6 +93,13 @@ def test_what_a_replayed_prompt_holds_counts_towards_its_limit(tiny_server):
     assert rollout.lengths.tolist() == [5, 5, 8, 8]
 
 
+def test_more_prompts_than_the_server_reads_together(tiny_server):
+    """90 prompts of 40 tokens: vLLM reads 2048 tokens together by default, and on a CPU it must not divide a prompt."""
+    prompts = [Prompt(Problem("", "", ""), tuple(3 + (i + j) % 90 for j in range(40))) for i in range(90)]
+    rollout = tiny_server.engine.generate(tiny_server.policy, Request(prompts, 1), Generator().manual_seed(0))
+    assert rollout.lengths.min() > 0
+
+
 def test_another_adapter_is_sent_when_the_weights_change(tiny_server):
     request = Request(PROMPTS, group_size=4)
     rows = torch.arange(12)

@@ -268,6 +268,8 @@ class Vllm(RolloutEngine):
         if policy.device.type == "cuda":
             command += ["--gpu-memory-utilization", f"{self.gpu_memory:g}"]
         else:
+            # vLLM 0.32 sets a seeded generator back where a prompt is read in parts, and a generator on a CPU cannot be
+            command += ["--no-enable-chunked-prefill"]
             environment |= {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)}
         if self.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.devices)
