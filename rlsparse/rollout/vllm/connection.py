@@ -150,7 +150,9 @@ class Connection:
             try:
                 client.load_adapter(name, str(folder))
             except ServerError as error:
-                raise ServerError(f"{error}; {self.servers.adapter_hint}", error.lost) from error
+                if error.lost:
+                    raise
+                raise ServerError(f"{error}; {self.servers.adapter_hint}") from error
         self._name, self._digest = name, digest
         self._forget(before)
 
