@@ -270,6 +270,8 @@ class Vllm(RolloutEngine):
         else:
             # vLLM 0.32 sets a seeded generator back where a prompt is read in parts, and a generator on a CPU cannot be
             command += ["--no-enable-chunked-prefill"]
+            # only whole blocks of a prompt are shared by its group; by default a block is 128 tokens on a CPU
+            command += ["--block-size", "32"]
             environment |= {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)}
         if self.devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.devices)
