@@ -13,6 +13,7 @@ from rlsparse.algorithm import Algorithm
 from rlsparse.config.compose import compose
 from rlsparse.config.schema import ConfigError
 from rlsparse.execution.preflight import identity_of, preflight
+from rlsparse.results.names import method_overrides
 from rlsparse.storage.summary import write_summary
 from tests.conftest import ROOT
 
@@ -130,5 +131,8 @@ def test_where_the_server_is_does_not_count_in_the_run_id():
 
     elsewhere = ["rollout.server=http://gpu:8000", "rollout.exchange=/shared", "rollout.timeout=5", "rollout.retries=3"]
     assert run_id() == run_id(*elsewhere)
-    assert run_id() != run_id("rollout.temperature=0.9")
+    assert method_overrides(["rollout=vllm", *elsewhere, "rollout.lora_modules=[q_proj]"]) == ("rollout=vllm",)
+    for override in ("rollout.temperature=0.9", "rollout.arguments=['--seed=1']"):
+        assert run_id() != run_id(override)
+        assert method_overrides([override]) == (override,)
     assert run_id() != run_id("rollout=fast")

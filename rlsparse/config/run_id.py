@@ -14,6 +14,21 @@ from rlsparse.config.schema import Config, EvaluateConfig, WarmStartConfig
 
 # keys and groups that change no number of a run
 NO_EFFECT = ("runs_dir", "out", "threads", "import_path", "tracker", "experiment", "sweep")
+# keys of rollout=vllm that say where and how a server runs; they change no number, and are in no name of a method
+SERVER_KEYS = (
+    "server",
+    "python",
+    "devices",
+    "gpu_memory",
+    "max_lora_rank",
+    "lora_modules",
+    "max_loras",
+    "api_key",
+    "exchange",
+    "timeout",
+    "start_timeout",
+    "retries",
+)
 LABELS = {WarmStartConfig: "supervised", EvaluateConfig: "evaluate"}  # in the place of an algorithm
 # values of keys that a later version added, at which they change nothing: such keys change no id
 NEUTRAL_IN_MODEL: Mapping[str, Any] = {"template_arguments": {}, "quantization": "off"}

@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
+from rlsparse.config.run_id import NO_EFFECT, SERVER_KEYS
 from rlsparse.results.sorting import natural_key
-from rlsparse.storage.summary import NO_EFFECT
 
 NOT_A_METHOD = (*NO_EFFECT, "algorithm", "seed", "device", "hydra")
+NOT_IN_A_NAME = tuple(f"rollout.{key}" for key in SERVER_KEYS)
 
 TERM = re.compile(r"^\+*(?:reward@)?reward\.terms\.")  # where a term of the reward is named
 GROUP = re.compile(r"^\w+\.(?=\w+=)")  # the config group at the start of a key
@@ -21,7 +22,8 @@ def method_overrides(overrides: Sequence[str], tuned: Sequence[str] = ()) -> tup
     Args:
         tuned: keys whose values were chosen for each method by tuning; they are not part of its name.
     """
-    return tuple(one for one in overrides if _group(one) not in NOT_A_METHOD and _key(one) not in tuned)
+    left_out = (*NOT_IN_A_NAME, *tuned)
+    return tuple(one for one in overrides if _group(one) not in NOT_A_METHOD and _key(one) not in left_out)
 
 
 def method_names(runs: pd.DataFrame, planned: Sequence[set[str]], axes: Collection[str] = ()) -> list[str]:

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlsparse.config.run_id import NO_EFFECT as NO_EFFECT
 from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config, ModelConfig
 from rlsparse.storage.atomic import read_object, write_whole

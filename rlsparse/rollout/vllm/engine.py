@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from rlsparse.batch import NonFiniteError, Prompt, Rollout
 from rlsparse.components.component import Digest, Range
+from rlsparse.config.run_id import SERVER_KEYS
 from rlsparse.config.schema import ConfigError
 from rlsparse.model.policy import Policy, token_log_probs_and_entropy
 from rlsparse.rollout.columns import Columns, completion_limits, left_pad
@@ -139,9 +140,8 @@ class Vllm(RolloutEngine):
                 yield f"arguments: {name} is set by rlsparse; {OWN[name]}"
 
     def identity(self, digest: Digest) -> dict[str, Any]:
-        """Return the keys of sampling and further arguments; where the server is changes no number."""
-        sampling = {"arguments", *(field.name for field in fields(RolloutEngine))}
-        return {key: value for key, value in super().identity(digest).items() if key in sampling}
+        """Return the keys of sampling and further arguments; where and how the server runs changes no number."""
+        return {key: value for key, value in super().identity(digest).items() if key not in SERVER_KEYS}
 
     def check(self, quantized: bool) -> None:
         if quantized:
