@@ -48,7 +48,7 @@ def test_bad_values_are_refused_in_one_message(overrides, message, tmp_path):
         ("rollout.api_key=sk-SeCrEt", "rollout.api_key: must be the name of the environment variable"),
         ("rollout.server=http://me:SeCrEt@host:80", "rollout.server: an address must have no user name or password"),
         ("rollout.arguments=['--api-key=SeCrEt']", "rollout.arguments: --api-key would be stored"),
-        ("rollout.arguments=[--hf-token,SeCrEt]", "rollout.arguments: --hf-token would be stored"),
+        ("rollout.arguments=[--hf_token,SeCrEt]", "rollout.arguments: --hf-token would be stored"),
     ],
 )
 def test_secret_in_the_wrong_key_is_refused_and_not_shown(override, message, tmp_path):

@@ -1,12 +1,15 @@
 """What a run makes of the answers of a vLLM server. A small HTTP server gives them; tests/vllm has the real one."""
 
+import copy
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,14 +17,15 @@ import torch
 from torch import Generator
 
 from rlsparse.batch import NonFiniteError, Problem, Prompt
-from rlsparse.rollout import Request, RolloutSampler
+from rlsparse.config.schema import ConfigError
+from rlsparse.rollout import Request, RolloutEngine, RolloutSampler
 from rlsparse.rollout.vllm import engine as vllm
 from rlsparse.rollout.vllm.client import Client, ServerError
 from rlsparse.rollout.vllm.connection import Connection, Order, in_threads
 from rlsparse.rollout.vllm.server import GivenServers
 from rlsparse.runtime.distributed import World
 from rlsparse.runtime.oom import MemoryLimits
-from tests.conftest import built
+from tests.conftest import ROOT, built
 
 WHOLE = {"index": 0, "finish_reason": "stop", "token_ids": [7]}
 
@@ -70,9 +74,16 @@ def test_completion_that_a_stopping_server_cut_off_is_asked_for_again(serve):
     assert "a completion is incomplete (finish_reason=abort)" in str(error)
 
 
-@pytest.mark.parametrize(("message", "lost"), [("Server shutting down", True), ("rank 32 is too large", False)])
-def test_healthy_server_that_refuses_an_adapter_is_lost_only_if_it_is_stopping(serve, message, lost):
-    url = serve({"/v1/load_lora_adapter": (500, {"error": {"message": message}}), "/health": (200, {})})
+@pytest.mark.parametrize(
+    ("status", "message", "lost"),
+    [
+        (500, "Server shutting down", True),
+        (400, "Out of range float values are not JSON compliant", True),
+        (500, "rank 32 is too large", False),
+    ],
+)
+def test_healthy_server_that_refuses_is_lost_only_if_it_stops_or_has_a_nan(serve, status, message, lost):
+    url = serve({"/v1/load_lora_adapter": (status, {"error": {"message": message}}), "/health": (200, {})})
     assert error_of(lambda: Client(url, None, 5).load_adapter("a", "/a")).lost == lost
 
 
@@ -121,18 +132,35 @@ def test_calls_in_threads_keep_their_order_and_run_at_the_same_time():
     assert in_threads([lambda n=n: call(n) for n in range(6)], 3) == list(range(6))
 
 
-def test_first_error_ends_the_calls_without_waiting_for_one_that_hangs():
-    hangs, begun = threading.Event(), []
+def test_after_an_error_no_call_begins_and_those_that_have_begun_end_first():
+    began, failed = [], threading.Event()
+
+    def slow():
+        failed.wait(10)
+        time.sleep(0.2)
+        began.append("slow has ended")
 
     def fail():
-        begun.append("fail")
+        failed.set()
         raise ServerError("lost")
 
-    start = time.monotonic()
     with pytest.raises(ServerError, match="lost"):
-        in_threads([lambda: hangs.wait(60), fail, lambda: begun.append("late"), lambda: begun.append("later")], 2)
-    assert time.monotonic() - start < 30
-    hangs.set()
+        in_threads([slow, fail, lambda: began.append("late"), lambda: began.append("later")], 2)
+    assert began == ["slow has ended"]
+
+
+HANGING = """
+import os, signal, threading, time
+from rlsparse.rollout.vllm.connection import in_threads
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+in_threads([lambda: time.sleep(600)], 1)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs():
+    done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode != 0
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_other_users_can_read_an_adapter_whatever_the_umask(tmp_path):
@@ -204,6 +232,24 @@ def test_policy_that_overflows_on_one_rank_ends_the_step_on_all(tiny):
     for one in ranks:
         one.join(60)
     assert sorted(ended) == [0, 1]
+
+
+def test_module_with_an_adapter_that_the_server_would_leave_out_is_refused_before_a_server_starts(tiny, tmp_path):
+    algorithm = built("rollout=vllm", "rollout.lora_modules=[q_proj]", "adapter.target_modules=[q_proj,v_proj,o_proj]")
+    policy = replace(tiny, model=copy.deepcopy(tiny.model))
+    algorithm.adapter.attach(policy, 2, 0)
+    with pytest.raises(ConfigError, match=r"rollout\.lora_modules=\['q_proj'\]: the adapter is on o_proj, v_proj too"):
+        algorithm.rollout.fitting(policy)
+
+
+def test_policy_that_has_diverged_is_not_sent_to_a_server_that_others_use(tiny):
+    own = {one.name: getattr(built("rollout=vllm").rollout, one.name) for one in fields(RolloutEngine)}
+    engine = vllm.ConnectedVllm(**own, connection=None)  # a request would be an AttributeError
+    policy = replace(tiny, model=copy.deepcopy(tiny.model))
+    with torch.no_grad():
+        next(policy.model.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="not finite"):
+        engine.generate(policy, Request([Prompt(Problem("", "", ""), (1, 2))], 2), Generator().manual_seed(0))
 
 
 def test_version_of_each_server_is_recorded(serve, tmp_path):

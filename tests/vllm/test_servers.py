@@ -122,8 +122,8 @@ def test_four_runs_of_a_sweep_share_one_server_which_ends_after_them(keys, tmp_p
     assert max(mismatch) < 1e-6  # float32 on both sides
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_step_is_tried_again_on_a_fresh_server_after_one_died_or_hung(keys, tmp_path, way):
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_step_is_tried_again_on_a_fresh_server_after_one_died_or_hung_or_was_stopped(keys, tmp_path, way):
     variables, all_of = environment(tmp_path), Processes(tmp_path)
     more = ["train.steps=40", "rollout.timeout=15", "eval.every=40"]
     run = subprocess.Popen(command(keys, tmp_path / "runs", *more), env=variables, stderr=subprocess.PIPE, text=True)

@@ -16,7 +16,6 @@ from rlsparse.runtime.machine import usable_cpus
 
 OPTIONAL = ("trl", "vllm", "bitsandbytes", "triton")
 GIB = 2**30
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(setting: Setting) -> Iterator[Finding]:
@@ -74,7 +73,7 @@ def _driver() -> str | None:
 def cpu_model() -> str:
     """Return the name of the processor, on x86 with its family and model (a virtual machine may shorten the name)."""
     with suppress(OSError):
-        if name := name_in_cpuinfo(CPUINFO.read_text()):
+        if name := name_in_cpuinfo(Path("/proc/cpuinfo").read_text()):
             return name
     return platform.processor() or platform.machine()
 

@@ -9,7 +9,8 @@ import httpx2
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for each request
 CONNECT = 10.0  # seconds until a server must have taken a connection
 UNLOAD = 10.0  # seconds until a server must have forgotten an adapter; that it has not changes no result
-STOPPING = "shutting down"  # in the message of a server that is still healthy
+# in messages of a server that is still healthy: it is stopping, or has a NaN, which may be left from another run
+BROKEN = ("shutting down", "not JSON compliant")
 ENDS = ("stop", "length")  # of a whole completion
 WANTS_UPDATES = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
 
@@ -148,5 +149,6 @@ class Client:
             fault = "refuses the key" if self._has_key else "asks for a key"
             return ServerError(f"{self.url}: {fault}; rollout.api_key must name the variable that holds it")
         # a server that is healthy refuses this request alone, such as an adapter that it cannot use
-        lost = reply.status_code >= 500 and (STOPPING in text or not self._is_healthy())
+        lost = reply.status_code >= 500 and not self._is_healthy()
+        lost |= any(message in text for message in BROKEN)
         return ServerError(f"{self.url}{reply.url.path}: {reply.status_code}: {text}", lost=lost)

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -166,35 +166,34 @@ class Connection:
 def in_threads(calls: Sequence[Callable[[], Item]], count: int) -> list[Item]:
     """Return the results of some calls, of which at most ``count`` are made at the same time.
 
-    The first error ends the calls that have not begun. Those that wait for a server are not waited for, and do not keep
-    this process from ending, as the threads of ``ThreadPoolExecutor`` would.
+    After the first error no call begins, and it is raised once the calls that have begun have ended: a server must not
+    compute for an adapter that is unloaded next. Ctrl-C waits for none of them, and they do not keep this process from
+    ending, as the threads of ``ThreadPoolExecutor`` would.
     """
     waiting: SimpleQueue[int] = SimpleQueue()
-    done: SimpleQueue[tuple[int, Item | BaseException]] = SimpleQueue()
-    ended = Event()
+    ended: SimpleQueue[None] = SimpleQueue()  # an item for each thread that has ended
+    results: dict[int, Item] = {}
+    errors: list[Exception] = []
 
     def work() -> None:
         with suppress(Empty):
-            while not ended.is_set():
+            while not errors:
                 number = waiting.get_nowait()
                 try:
-                    done.put((number, calls[number]()))
-                except BaseException as error:
-                    done.put((number, error))
+                    results[number] = calls[number]()
+                except Exception as error:
+                    errors.append(error)
+        ended.put(None)
 
     for number in range(len(calls)):
         waiting.put(number)
-    for _ in range(min(count, len(calls))):
+    threads = min(count, len(calls))
+    for _ in range(threads):
         Thread(target=work, daemon=True).start()
-    results: dict[int, Item] = {}
-    try:
-        while len(results) < len(calls):
-            number, result = done.get()
-            if isinstance(result, BaseException):
-                raise result
-            results[number] = result
-    finally:
-        ended.set()
+    for _ in range(threads):
+        ended.get()
+    if errors:
+        raise errors[0]
     return [results[number] for number in range(len(calls))]
 
 

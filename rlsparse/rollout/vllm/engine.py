@@ -54,6 +54,7 @@ OWN = {
     "--max-lora-rank": "give rollout.max_lora_rank",
     "--max-loras": "give rollout.max_loras",
 }
+DIVERGED = "the policy's log-probabilities are not finite"
 SCORED = 2048  # tokens of a forward pass for entropies
 CPU_CACHE = "1"  # GiB for keys and values on a CPU
 
@@ -133,7 +134,7 @@ class Vllm(RolloutEngine):
         if not isinstance(self.arguments, list) or not all(isinstance(one, str) for one in self.arguments):
             yield f"arguments={self.arguments}: must be a list of texts in quotes, such as ['--max-model-len=4096']"
             return
-        for name in (one.split("=")[0] for one in self.arguments):
+        for name in (one.split("=")[0].replace("_", "-") for one in self.arguments):  # vLLM takes both
             if name in SECRET:
                 yield f"arguments: {name} would be stored with the config of the run; {SECRET[name]}"
             elif name in OWN:
@@ -183,6 +184,13 @@ class Vllm(RolloutEngine):
             )
         if hasattr(policy.model, "get_base_model") and policy.export_adapter is None:
             raise ConfigError("rollout=vllm: vLLM applies plain LoRA alone; take rollout=fast")
+        left_out = _adapted_modules(policy) - set(self.lora_modules or _adapted_modules(policy))
+        if left_out and not self._urls:
+            # vLLM would ignore their part of the adapter, which may change too little to be noticed in bfloat16
+            raise ConfigError(
+                f"rollout.lora_modules={self.lora_modules}: the adapter is on {', '.join(sorted(left_out))} too; add "
+                "them, or take rollout.lora_modules=null"
+            )
         try:
             servers = self._servers(policy)
             servers.clients()  # also makes the folder for adapters
@@ -308,6 +316,8 @@ class ConnectedVllm(RolloutEngine):
             for first in range(0, copies, self.max_rows)
         ]
         at_once = max(1, self.max_rows // min(self.max_rows, copies))
+        if not _is_finite(policy, request.prompts[:1]):  # the server would give NaN to other runs too
+            raise NonFiniteError(DIVERGED)
         completions: list[list[dict[str, Any]]] = [[] for _ in request.prompts]
         try:
             answers = self.connection.complete(policy, orders, at_once)
@@ -315,7 +325,7 @@ class ConnectedVllm(RolloutEngine):
             if _is_finite(policy, request.prompts):
                 raise
             # a policy that has diverged is a result, not a fault of the server, which cannot send NaN
-            raise NonFiniteError("the policy's log-probabilities are not finite") from error
+            raise NonFiniteError(DIVERGED) from error
         for order, found in zip(orders, answers, strict=True):
             completions[order.prompt] += found * (request.group_size if request.greedy else 1)
         rollout = self._rollout(policy, request.prompts, [one for group in completions for one in group])
@@ -383,6 +393,12 @@ class ConnectedVllm(RolloutEngine):
         inside = torch.arange(out.ids.shape[1], device=policy.device) < out.lengths[:, None]  # (B, T)
         out.ids.masked_fill_(~inside, policy.pad_id)
         out.log_probs.masked_fill_(~inside, 0.0)
+
+
+def _adapted_modules(policy: Policy) -> set[str]:
+    """Return the names of the modules that have an adapter, such as q_proj."""
+    trained = (name for name, one in policy.model.named_parameters() if one.requires_grad and ".lora_" in name)
+    return {name.partition(".lora_")[0].rpartition(".")[2] for name in trained}
 
 
 def _has_host(url: str) -> bool:
