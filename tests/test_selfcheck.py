@@ -401,7 +401,8 @@ def test_step_with_vllm_is_timed_where_it_is_installed_and_skipped_with_the_reas
     names = [one.name for one in speed.speed(replace(setting, model="org/name"))]
     assert "grpo against trl_tuned, rollout=vllm" in names
     ours = told[2]  # the race without vLLM comes first again
-    for pair in (["--cases", "grpo"], ["--overrides", "rollout=vllm"], ["--settings", "trl_tuned"]):
+    assert "--full-only" in ours
+    for pair in (["--overrides", "rollout=vllm"], ["--settings", "trl_tuned"]):
         assert ours[ours.index(pair[0]) + 1] == pair[1]
 
 

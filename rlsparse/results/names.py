@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from rlsparse.config.run_id import NO_EFFECT, SERVER_KEYS
 from rlsparse.results.sorting import natural_key
+from rlsparse.storage.summary import NO_EFFECT, SERVER_KEYS
 
 NOT_A_METHOD = (*NO_EFFECT, "algorithm", "seed", "device", "hydra")
 NOT_IN_A_NAME = tuple(f"rollout.{key}" for key in SERVER_KEYS)

@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+# rlsparse.results, which imports nothing below this package, takes these two from here
+from rlsparse.config.run_id import NO_EFFECT as NO_EFFECT
+from rlsparse.config.run_id import SERVER_KEYS as SERVER_KEYS
 from rlsparse.config.run_id import Identity
 from rlsparse.config.schema import Config, ModelConfig
 from rlsparse.storage.atomic import read_object, write_whole
