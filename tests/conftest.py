@@ -1,6 +1,7 @@
 """What tests share: the embedded policy, composed configs, hand-made rollouts."""
 
 import copy
+import gc
 import logging
 import os
 import subprocess
@@ -24,8 +25,6 @@ from rlsparse.model.policy import Policy
 from rlsparse.training.checkpointing import Checkpointer
 from rlsparse.training.state import TrainState
 
-os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # the embedded model is too small for more
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -42,6 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in [] if config.getoption("--full") else items:
         if item.get_closest_marker("full"):
             item.add_marker(pytest.mark.skip(reason="with --full only"))
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what is imported by now from later collections of garbage: each run in this process makes some."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

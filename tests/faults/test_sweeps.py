@@ -182,13 +182,18 @@ def test_sweep_with_a_signal_to_all_processes_ends_with_a_checkpoint(number, tmp
 def test_run_whose_terminal_is_closed_ends_with_a_checkpoint(tmp_path):
     """Like an ssh session that is lost: SIGHUP, and the display cannot be written any more."""
     terminal, theirs = pty.openpty()
+
+    def attach() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
     one = subprocess.Popen(
         [sys.executable, "-m", "rlsparse.run", *SETTING, "train.steps=5000", f"runs_dir={tmp_path}"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        preexec_fn=attach,
     )
     os.close(theirs)
     until_steps(tmp_path, 3)
