@@ -118,7 +118,7 @@ def test_own_reward_in_a_sweep_is_named_by_the_tables(mine, launcher):
     assert "grpo reward=brief" in shown.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_own_reward_with_two_ranks_gives_the_results_of_one(mine):
     run(mine, "reward=brief")
     (alone,) = summaries(mine).values()
