@@ -1,5 +1,6 @@
 """What tests share: the embedded policy, composed configs, hand-made rollouts."""
 
+import atexit
 import copy
 import gc
 import logging
@@ -47,6 +48,7 @@ def pytest_collection_finish() -> None:
     """Exclude what is imported by now from later collections of garbage: each run in this process makes some."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # otherwise triton prints warnings at exit
 
 
 @pytest.fixture(scope="session")
