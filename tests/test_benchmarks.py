@@ -34,10 +34,10 @@ SCRIPTS = [
 ]
 
 
-VS_TRL = ("vs_trl", "vs_trl_zen4")  # the same benchmark on two processors
+VS_TRL = ("vs_trl", "vs_trl_zen4")  # a script, and its report from a second processor
 
 
-@pytest.mark.parametrize(("script", "name"), [*((one, one) for one in SCRIPTS), ("vs_trl", "vs_trl_zen4")])
+@pytest.mark.parametrize(("script", "name"), [*((one, one) for one in SCRIPTS), VS_TRL])
 def test_page_of_the_benchmarks_holds_the_table_of_the_json(scripts, script, name):
     report = json.loads((FOLDER / f"{name}.json").read_text())
     assert importlib.import_module(script).table(report) in (FOLDER / "README.md").read_text()

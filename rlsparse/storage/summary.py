@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-# rlsparse.results, which imports nothing below this package, takes these two from here
+# rlsparse.results imports no other package than storage, so it takes these two from here
 from rlsparse.config.run_id import NO_EFFECT as NO_EFFECT
 from rlsparse.config.run_id import SERVER_KEYS as SERVER_KEYS
 from rlsparse.config.run_id import Identity
